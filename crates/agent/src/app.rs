@@ -37,7 +37,7 @@ pub(crate) struct AppTask {
 impl AppTask {
     pub(crate) async fn run(mut self) -> Result<(), HostError> {
         let mut app = self.boot().await?;
-        let mut checks = None;
+        let mut checks = Checks::default();
         while !self.changes.stopped() {
             self.turn(&mut app, &mut checks).await?;
         }
@@ -51,19 +51,17 @@ impl AppTask {
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.
-    async fn turn(
-        &mut self,
-        app: &mut App,
-        checks: &mut Option<RunningChecks>,
-    ) -> Result<(), HostError> {
+    async fn turn(&mut self, app: &mut App, checks: &mut Checks) -> Result<(), HostError> {
         let seen = self.changes.seen();
         let received = seen.received.as_deref();
         if let Some(received) = received {
             self.host.heard(received.asked_ms);
         }
         let orders = received.and_then(|received| received.of(&self.app));
-        let health = checks.as_mut().map(RunningChecks::health);
-        let (effects, next) = self.look(app, &seen, orders, health.as_ref());
+        let health = checks.running.as_mut().map(RunningChecks::health);
+        let trial = checks.trial.as_mut().and_then(RunningChecks::result);
+        let health = (health.as_ref(), trial.as_ref());
+        let (effects, next) = self.look(app, &seen, orders, health);
         let mut acted = false;
         for effect in effects {
             acted |= matches!(effect, Effect::Act { .. });
@@ -72,7 +70,8 @@ impl AppTask {
         if !acted {
             tokio::select! {
                 () = self.changes.next() => {}
-                () = changed(checks.as_mut()) => {}
+                () = changed(checks.running.as_mut()) => {}
+                () = changed(checks.trial.as_mut()) => {}
                 () = tokio::time::sleep(next) => {}
             }
         }
@@ -85,7 +84,7 @@ impl AppTask {
         app: &mut App,
         seen: &Seen,
         orders: Option<&AppOrders>,
-        health: Option<&Health>,
+        (health, trial): (Option<&Health>, Option<&Health>),
     ) -> (Vec<Effect>, Duration) {
         let mut held = self.shared.downloads.context().store.held();
         held.extend(self.host.held());
@@ -101,6 +100,7 @@ impl AppTask {
             reached: self.host.reached(),
             held: &held,
             health,
+            trial,
             room,
             room_for_health,
         };
@@ -112,7 +112,7 @@ impl AppTask {
         &mut self,
         effect: Effect,
         orders: Option<&AppOrders>,
-        checks: &mut Option<RunningChecks>,
+        checks: &mut Checks,
     ) -> Result<(), HostError> {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
@@ -132,12 +132,18 @@ impl AppTask {
                     What::Fetching => Doing::Download(self.fetching(orders)),
                     What::Confirming => Doing::Confirming,
                 });
-                self.doing(doing);
+                self.shared.does(&self.app, doing);
             }
             Effect::TakeTraffic => self.host.take_traffic(),
             Effect::Unfit(reason) => self.shared.readiness.fit(&self.app, reason),
-            Effect::Watch { checks: which, first } => *checks = Some(self.watch(&which, &first)),
-            Effect::Unwatch => *checks = None,
+            Effect::Watch { checks: which, first } => {
+                checks.running = Some(self.watch(&which, &first));
+            }
+            Effect::Unwatch => checks.running = None,
+            Effect::Try { checks: which } => {
+                checks.trial = Some(RunningChecks::try_out(&which, self.host.check_context()));
+            }
+            Effect::EndTrial => checks.trial = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
             Effect::Collect(keep) => self.collect(&keep).await,
         }
@@ -147,7 +153,7 @@ impl AppTask {
     /// Takes one step; a newer order, or a group out of reach for too long, interrupts its waits.
     async fn act(&mut self, action: StepAction, running: Running) -> Result<(), HostError> {
         let step = step_of(&action);
-        self.doing(step.map(|step| Doing::Step { step }));
+        self.shared.does(&self.app, step.map(|step| Doing::Step { step }));
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         {
@@ -161,7 +167,7 @@ impl AppTask {
                 }
             }
         }
-        self.doing(None);
+        self.shared.does(&self.app, None);
         if let Some(step) = step {
             self.measure(step, begun.elapsed());
         }
@@ -173,14 +179,6 @@ impl AppTask {
             self.shared.metrics.count_check("pre-flight", passed);
         }
         self.shared.metrics.step_took(step.name(), took);
-    }
-
-    fn doing(&self, doing: Option<Doing>) {
-        let mut board = self.shared.doing.lock();
-        match doing {
-            Some(doing) => board.insert(self.app.clone(), doing),
-            None => board.remove(&self.app),
-        };
     }
 
     fn fetching(&self, orders: Option<&AppOrders>) -> Download {
@@ -216,6 +214,13 @@ impl AppTask {
             }
         }
     }
+}
+
+/// The checks that decide about traffic, and those on trial.
+#[derive(Debug, Default)]
+struct Checks {
+    running: Option<RunningChecks>,
+    trial: Option<RunningChecks>,
 }
 
 /// Waits for news of the running checks, if there are any.

@@ -10,7 +10,7 @@ use cohort_host::boot_time_ms;
 use cohort_server::app::App;
 use tokio::time::Instant;
 
-use super::{AppTask, RunningChecks};
+use super::{AppTask, Checks};
 use crate::metrics::Checked;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
@@ -34,7 +34,7 @@ struct World {
     installed: Release,
     task: AppTask,
     app: App,
-    checks: Option<RunningChecks>,
+    checks: Checks,
 }
 
 impl World {
@@ -48,7 +48,7 @@ impl World {
         task.changes.clock = clock;
         let app = task.boot().await.unwrap();
         ordered(&shared, web_runs(Some(installed.clone())));
-        World { lab, shared, guard, installed, task, app, checks: None }
+        World { lab, shared, guard, installed, task, app, checks: Checks::default() }
     }
 
     async fn look(&mut self) {

@@ -6,14 +6,22 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use cohort_consensus::Timing;
 use cohort_core::ids::{Platform, ServerId};
+use cohort_core::placement::Carriers;
 use cohort_core::policy::Duration;
 use cohort_server::leading::REPLACE_AFTER_MS;
 use cohort_wire::dscp::Dscp;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::AgentError;
 
 /// The default peer port.
 pub const PEER_PORT: u16 = 7417;
+
+/// Standbys of a group, at most. Each costs the leader a stream of the log.
+const STANDBYS_MAX: usize = 16;
 
 /// The settings of an agent. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +75,19 @@ pub struct AgentConfig {
     /// setting counts.
     #[serde(default = "default_replace_after")]
     pub replace_after: Duration,
+    /// Voters of the group, at most: 1, 3, 5 or 7; the leader's setting counts.
+    #[serde(default = "default_voters", deserialize_with = "odd_voters")]
+    pub voters: usize,
+    /// Servers that hold the group's log in addition to the voters; the leader's setting counts.
+    #[serde(default, deserialize_with = "few_standbys")]
+    pub standbys: usize,
+    /// How long a member waits for a sign of the leader before it starts an election, at least; at
+    /// most twice as long.
+    #[serde(default = "default_election_timeout")]
+    pub election_timeout: Duration,
+    /// How often the leader sends a heartbeat to the group's members.
+    #[serde(default = "default_heartbeat")]
+    pub heartbeat: Duration,
     /// Limit for receiving artifacts, such as `20MB/s` or `100Mbit/s`. Applied without a restart.
     pub download_limit: Option<ByteRate>,
     /// Limit for sending artifacts to other servers. Applied without a restart.
@@ -89,6 +110,17 @@ pub struct AgentConfig {
     /// Programs of this server that `exec` checks may name as `host:NAME`, with absolute paths.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,
+}
+
+impl AgentConfig {
+    /// How fast the group detects a lost leader.
+    ///
+    /// # Errors
+    /// If `election_timeout` or `heartbeat` is out of bounds.
+    pub(crate) fn timing(&self) -> Result<Timing, AgentError> {
+        Timing::new(self.election_timeout.ms, self.heartbeat.ms)
+            .map_err(AgentError::config("election_timeout"))
+    }
 }
 
 /// What transfers yield to.
@@ -203,6 +235,34 @@ fn default_ready_without_orders_after() -> Duration {
 
 fn default_replace_after() -> Duration {
     Duration::from_ms(REPLACE_AFTER_MS)
+}
+
+fn default_election_timeout() -> Duration {
+    Duration::from_ms(500)
+}
+
+fn default_heartbeat() -> Duration {
+    Duration::from_ms(100)
+}
+
+fn default_voters() -> usize {
+    Carriers::default().voters
+}
+
+fn odd_voters<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    match usize::deserialize(from)? {
+        voters @ (1 | 3 | 5 | 7) => Ok(voters),
+        other => Err(D::Error::custom(format!("`voters` is {other}; use 1, 3, 5 or 7"))),
+    }
+}
+
+fn few_standbys<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    match usize::deserialize(from)? {
+        standbys if standbys <= STANDBYS_MAX => Ok(standbys),
+        other => {
+            Err(D::Error::custom(format!("`standbys` is {other}; use at most {STANDBYS_MAX}")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, ServerId};
+use cohort_core::machine::Machine;
 use cohort_server::contacts::Contacts;
+use cohort_server::machines::{Faults, Machines};
 use parking_lot::Mutex;
 
 /// Milliseconds on this process's monotonic clock, which stands still while the machine sleeps.
@@ -15,23 +17,46 @@ pub(crate) fn monotonic_ms() -> u64 {
     u64::try_from(START.elapsed().as_millis()).expect("less than 500 million years")
 }
 
-/// [`Contacts`] on [`monotonic_ms`]; a snapshot is cheap.
+/// [`Contacts`] and [`Machines`] on [`monotonic_ms`]; a snapshot of the contacts is cheap.
 #[derive(Debug, Default)]
-pub(crate) struct SharedContacts(Mutex<Arc<Contacts>>);
+pub(crate) struct SharedContacts {
+    contacts: Mutex<Arc<Contacts>>,
+    machines: Mutex<Machines>,
+}
 
 impl SharedContacts {
     /// A server asked for its orders `age_ms` ago.
     pub(crate) fn heard(&self, server: &ServerId, age_ms: u64, doing: BTreeMap<AppId, Doing>) {
-        Arc::make_mut(&mut self.0.lock()).heard(monotonic_ms(), server, age_ms, doing);
+        Arc::make_mut(&mut self.contacts.lock()).heard(monotonic_ms(), server, age_ms, doing);
+    }
+
+    /// A server said this of its machine, `age_ms` ago.
+    pub(crate) fn said(&self, server: &ServerId, age_ms: u64, machine: Machine) {
+        self.machines.lock().said(monotonic_ms(), server, age_ms, machine);
+    }
+
+    /// What each of these servers last said of its machine.
+    pub(crate) fn machines<'a>(
+        &self,
+        servers: impl Iterator<Item = &'a ServerId>,
+    ) -> BTreeMap<ServerId, Machine> {
+        let machines = self.machines.lock();
+        servers.filter_map(|server| Some((server.clone(), machines.of(server)?))).collect()
+    }
+
+    /// What is wrong with the servers' machines.
+    pub(crate) fn faults(&self) -> BTreeMap<ServerId, Faults> {
+        self.machines.lock().faults(monotonic_ms())
     }
 
     /// Forgets servers that have left the group.
     pub(crate) fn retain(&self, known: impl Fn(&ServerId) -> bool) {
-        Arc::make_mut(&mut self.0.lock()).retain(known);
+        Arc::make_mut(&mut self.contacts.lock()).retain(&known);
+        self.machines.lock().retain(known);
     }
 
     /// Everything heard so far.
     pub(crate) fn all(&self) -> Arc<Contacts> {
-        Arc::clone(&self.0.lock())
+        Arc::clone(&self.contacts.lock())
     }
 }

@@ -10,25 +10,26 @@ use cohort_base::chain;
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{MemberId, ServerId};
-use cohort_core::{Body, Command};
+use cohort_core::{Body, Command, Rejection};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
 use cohort_server::answers::{
     self, FORWARD_MS_MAX, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused,
 };
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
-use cohort_server::member::Proposed;
+use cohort_server::member::{Input, Proposed};
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS,
-    OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
+    ContactsAnswer, ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL,
+    ORDERS, OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
     TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
+use crate::contacts::monotonic_ms;
 use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
@@ -112,6 +113,7 @@ async fn orders(
 ) -> Result<Json<OrdersAnswer>, ApiError> {
     let view = shared.fresh(&handle).await?;
     shared.contacts.heard(&server, 0, body.doing);
+    shared.contacts.said(&server, 0, body.machine);
     Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
 }
 
@@ -132,6 +134,7 @@ async fn wait(
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
     shared.contacts.heard(&server, 0, body.doing);
+    shared.contacts.said(&server, 0, body.machine);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
@@ -169,11 +172,26 @@ async fn report(
         return Err(ApiError::forbidden(format!("{server} is not in this group")));
     }
     // One after the other: a later one that overtook would make the earlier one count as old.
+    let arrived_ms = monotonic_ms();
     let mut answers = Vec::with_capacity(request.reports.len());
     for report in request.reports {
+        if !answers::takes_next_report(answers.len(), arrived_ms, monotonic_ms()) {
+            break;
+        }
+        if !shared.health_pace.lock().accepts(&report, monotonic_ms()) {
+            let (index, rejection) =
+                (handle.view().raft.applied.0, Rejection::Busy { server: server.clone() });
+            answers.push(CommandAnswer { index, rejection: Some(rejection) });
+            continue;
+        }
         let actor = format!("agent {server}");
         let command = Shared::command(&handle, actor, None, Body::Report { report });
-        answers.push(shared.commit(&handle, command).await?);
+        match shared.commit(&handle, command).await {
+            Ok(answer) => answers.push(answer),
+            Err(error) if answers.is_empty() => return Err(error),
+            // The server learns of those that are in the log.
+            Err(_) => break,
+        }
     }
     Ok(Json(answers))
 }
@@ -254,6 +272,7 @@ async fn forward(
     match shared.propose_here(&handle, command, FORWARD_MS_MAX).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),
+        Proposed::NoSpace => Err(shared.no_space()),
         Proposed::Busy | Proposed::Unknown => {
             Err(ApiError::unavailable("outcome_unknown", "the command was not confirmed"))
         }
@@ -263,13 +282,20 @@ async fn forward(
 async fn contacts(
     Context(shared): Cx,
     asked: Asked<ContactsRequest>,
-) -> Result<Json<Vec<SignedKill>>, ApiError> {
-    let mut request = asked.by_member()?.body;
+) -> Result<Json<ContactsAnswer>, ApiError> {
+    let Asked { server: voter, handle, body: mut request } = asked.by_member()?;
+    if let Some(ability) = request.ability {
+        handle.inputs.offer(Input::Reaches { voter, ability });
+    }
     for (server, age_ms) in request.age_ms {
         let doing = request.doing.remove(&server).unwrap_or_default();
         shared.contacts.heard(&server, age_ms, doing);
+        if let Some(machine) = request.machines.remove(&server) {
+            shared.contacts.said(&server, age_ms, machine);
+        }
     }
-    Ok(Json(shared.kill.signed()))
+    let asks_ability = handle.view().asks_voters;
+    Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability }))
 }
 
 async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
@@ -311,11 +337,11 @@ async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<Group
     Ok(Json(own_status(&shared, &handle, &view).await))
 }
 
-/// The group as this member knows it: read through the leader if one answers, else `view`.
+/// The group as this member knows it: with a quorum if it leads one, else `view`.
 async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> GroupStatus {
     match shared.fresh(handle).await {
-        Ok(fresh) => group_status(shared, &fresh, true),
-        Err(_) => group_status(shared, view, false),
+        Ok(fresh) if fresh.leads() => group_status(shared, &fresh, true),
+        Ok(_) | Err(_) => group_status(shared, view, false),
     }
 }
 

@@ -246,7 +246,12 @@ async fn only_a_member_passes_contacts_on() {
     let (handle, _views, _queue) = handle(following(&lab));
     let pass_on = async |from: &str| {
         let age_ms = [(server("s9"), 40)].into();
-        let request = ContactsRequest { age_ms, doing: Default::default() };
+        let request = ContactsRequest {
+            age_ms,
+            doing: Default::default(),
+            machines: Default::default(),
+            ability: None,
+        };
         super::contacts(Context(Arc::clone(&shared)), asked(from, &handle, request)).await
     };
     assert_eq!(pass_on("s2").await.unwrap_err().status, 403);
@@ -263,7 +268,8 @@ async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
     let (_, known) = orders_of(&view, &server("s2"));
     let (handle, views, _queue) = handle(view.clone());
     let wait = async |known| {
-        let request = OrdersRequest { doing: Default::default(), known };
+        let request =
+            OrdersRequest { doing: Default::default(), known, machine: Default::default() };
         let begun = tokio::time::Instant::now();
         let asked = asked("s2", &handle, request);
         let Json(answer) = super::wait(Context(Arc::clone(&shared)), asked).await.unwrap();

@@ -114,6 +114,8 @@ impl Lab {
             in_service: Some(false),
             checks: Vec::new(),
             keep: keep.to_vec(),
+            trial: None,
+            holds: Vec::new(),
         };
         assert!(!self.deltas.knows(&self.release.artifact));
         self.deltas.choose(&app, &self.release, offered).await;

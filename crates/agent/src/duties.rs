@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use cohort_base::chain::chain;
 use cohort_consensus::Term;
+use cohort_core::ability::Ability;
 use cohort_core::ids::MemberId;
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::Input;
-use cohort_wire::agent::{CONTACTS, ContactsRequest, ToGroup};
+use cohort_wire::agent::{CONTACTS, ContactsAnswer, ContactsRequest, ToGroup};
 use cohort_wire::http::{Call, Target};
-use cohort_wire::kill::SignedKill;
 
+use self::reach::Reach;
 use crate::contacts::monotonic_ms;
 use crate::shared::{MemberHandle, Shared};
 
+mod reach;
 mod read_registry;
 mod read_repository;
 mod write_records;
@@ -68,6 +70,7 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
 }
 
 async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
+    let mut reach = Reach::default();
     loop {
         tokio::time::sleep(Duration::from_millis(PASS_ON_EVERY_MS)).await;
         if handle.view.has_changed().is_err() {
@@ -81,20 +84,37 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
             continue;
         };
         let target = shared.target(&server, &address);
+        let mut ability = reach.found().await;
         for batch in shared.contacts.all().batches(monotonic_ms()) {
-            pass_on(&shared, &target, &batch).await;
+            if pass_on(&shared, &target, &batch, ability.take()).await {
+                reach.look(&shared);
+            }
         }
     }
 }
 
-async fn pass_on(shared: &Shared, leader: &Target, batch: &Contacts) {
-    let request = ContactsRequest { age_ms: batch.ages_ms(monotonic_ms()), doing: batch.doing() };
+/// Returns whether the leader asks what this server reaches.
+async fn pass_on(
+    shared: &Shared,
+    leader: &Target,
+    batch: &Contacts,
+    ability: Option<Ability>,
+) -> bool {
+    let (age_ms, doing) = (batch.ages_ms(monotonic_ms()), batch.doing());
+    let machines = shared.contacts.machines(age_ms.keys());
+    let request = ContactsRequest { age_ms, doing, machines, ability };
     let message = ToGroup::new(&shared.group, request);
     let message = ToGroup { kill: shared.kill.signed(), ..message };
     let call = Call::post(CONTACTS, &message).deadline(CONTACTS_DEADLINE);
-    match shared.client.call_json::<Vec<SignedKill>>(leader, call).await {
-        Ok(registers) => shared.latch(registers).await,
-        Err(error) => tracing::debug!(error = chain(&error), "contacts not passed on"),
+    match shared.client.call_json::<ContactsAnswer>(leader, call).await {
+        Ok(answer) => {
+            shared.latch(answer.kill).await;
+            answer.asks_ability
+        }
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "contacts not passed on");
+            false
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use cohort_base::FileError;
-use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::ids::{BootEpoch, Incarnation, MemberId};
 
 type Source = Box<dyn Error + Send + Sync>;
 
@@ -47,6 +47,21 @@ pub enum AgentError {
     /// one aside and starts over.
     #[error("member {member} of incarnation {incarnation} is retired")]
     Retired { incarnation: Incarnation, member: MemberId },
+    /// The disk was restored from an image: the agent sets the log aside, as for a retired member.
+    #[error("member {member} of incarnation {incarnation} cannot continue with this disk")]
+    WentBack {
+        incarnation: Incarnation,
+        member: MemberId,
+        #[source]
+        source: crate::member::MemberError,
+    },
+    /// The group has heard of later starts of this server's agent: the agent starts over, after
+    /// them.
+    #[error(
+        "this server's disk went back to an earlier state: the group has heard of start {heard} of \
+         its agent, and this is start {own}"
+    )]
+    EarlierDisk { own: BootEpoch, heard: BootEpoch },
     /// A bug; the agent stops rather than run by halves.
     #[error("the agent's {0} panicked; the log has the message above this line")]
     Panicked(&'static str),

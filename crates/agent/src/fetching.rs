@@ -92,13 +92,18 @@ impl Fetching {
         signed.map_or_else(Vec::new, |manifest| manifest.into_inner().deltas)
     }
 
-    /// Reports ordered artifacts that are whole here: signature and every byte verified.
+    /// Reports ordered artifacts that are whole here (signature and every byte verified), and those
+    /// that the group believes to be here and that are not.
     fn announce(&self, orders: &Orders, decisions: &mut Decisions) {
         let statuses = self.shared.downloads.statuses().borrow().clone();
         let whole = |artifact: &Digest| {
             matches!(statuses.get(artifact), Some(FetchStatus::Held))
                 || self.shared.downloads.context().store.is_whole(artifact)
         };
+        for (app, artifact) in decisions.lost(orders, whole) {
+            tracing::warn!(%app, %artifact, "artifact lost from this disk, telling the group");
+            self.reporter.lacks(&app, artifact);
+        }
         for (app, artifact) in decisions.announce(orders, whole) {
             self.reporter.holds(&app, artifact);
         }

@@ -3,13 +3,13 @@
 use cohort_artifact::Mirror;
 use cohort_artifact::client::AddressError;
 use cohort_base::{FileError, OnPath as _, chain, retry};
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
 use cohort_store::DurableFile;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -34,7 +34,10 @@ pub(crate) struct Joined {
     pub mirrors: Vec<String>,
     pub group: GroupId,
     /// The labels by which it did.
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    /// What this server said of itself when it joined.
+    pub platform: Platform,
+    pub rack: Option<String>,
     /// The group's members at that time.
     pub members: Vec<cohort_core::orders::MemberAddress>,
 }
@@ -68,8 +71,41 @@ fn load(dir: &Path, server: &ServerId) -> Result<Identity, AgentError> {
         return Ok(identity);
     }
     Err(AgentError::kept("identity")(format!(
-        "it is {name}'s, and `server` is {server}: set server = \"{name}\", or use a data_dir of \
-         its own and a new token"
+        "it is {name}'s, and `server` is {server}: set server = \"{name}\"; or, to rename this \
+         server, run `cohort group remove-server GROUP {name}`, and use an empty data_dir and a \
+         new token"
+    )))
+}
+
+/// Checks that agent.toml still describes the server that joined: only the hub decides which group
+/// a server belongs to, once.
+fn check_unmoved(config: &AgentConfig, joined: &Joined) -> Result<(), AgentError> {
+    let Joined { group, labels, platform, rack, .. } = joined;
+    let server = &config.server;
+    if config.rack != *rack {
+        let rack = rack.as_deref().unwrap_or("none");
+        tracing::warn!(
+            rack,
+            "ignoring the rack of agent.toml: this is the one that the server joined with; to \
+             change it, remove the server from its group and let it join again"
+        );
+    }
+    // The hub derives this label from the platform, unless it is set.
+    let derived =
+        |key: &str| (key == "platform").then(|| config.platform.as_str().replace('/', "-"));
+    let changed = labels.iter().find_map(|(key, was)| {
+        let now = config.labels.get(key).cloned().or_else(|| derived(key));
+        (now.as_ref() != Some(was)).then(|| (format!("label {key}"), was.clone(), now))
+    });
+    let other = config.platform != *platform;
+    let platform = (platform.to_string(), Some(config.platform.to_string()));
+    let moved = other.then(|| ("platform".to_owned(), platform.0, platform.1));
+    let Some((what, was, now)) = changed.or(moved) else { return Ok(()) };
+    let now = now.unwrap_or_else(|| "not set".to_owned());
+    Err(AgentError::config("labels")(format!(
+        "{what} is {now}, but {server} joined {group} with {was}: set it back; or, to move this \
+         server to another group, run `cohort group remove-server {group} {server}`, and use an \
+         empty data_dir and a new token"
     )))
 }
 
@@ -81,7 +117,9 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
     if let Some(joined) = joined
         && Identity::exists(&dir)
     {
-        return Ok((load(&dir, &config.server)?, joined));
+        let identity = load(&dir, &config.server)?;
+        check_unmoved(config, &joined)?;
+        return Ok((identity, joined));
     }
     let token = read_token(config)?;
     let peer =
@@ -113,6 +151,8 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         mirrors: mirrors_or_hub(answer.mirrors, &address, answer.repository_port),
         group,
         labels,
+        platform: config.platform.clone(),
+        rack: config.rack.clone(),
         members,
     };
     file.save(&joined).map_err(AgentError::kept("record of joining"))?;
@@ -299,6 +339,30 @@ mod join_test {
     }
 
     #[test]
+    fn a_server_whose_labels_changed_is_refused_with_the_way_to_move_it() {
+        let labels = [("platform", "linux-amd64"), ("zone", "zone-a")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let platform: Platform = "linux/amd64".parse().unwrap();
+        let joined = Joined { labels, platform: platform.clone(), ..joined() };
+        let mut config = AgentConfig { platform, ..config() };
+        config.labels = [("zone", "zone-a"), ("owner", "ann")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        check_unmoved(&config, &joined).unwrap();
+        config.rack = Some("r2".to_owned());
+        check_unmoved(&config, &joined).expect("the rack is that of joining");
+        let refused = |config: &AgentConfig| {
+            let error = check_unmoved(config, &joined).unwrap_err();
+            assert!(chain(&error).contains("group remove-server"), "{}", chain(&error));
+        };
+        refused(&AgentConfig { platform: "linux/arm64".parse().unwrap(), ..config.clone() });
+        config.labels.insert("zone".to_owned(), "zone-b".to_owned());
+        refused(&config);
+        config.labels.remove("zone");
+        refused(&config);
+    }
+
+    #[test]
     fn an_address_that_nobody_can_reach_is_not_advertised() {
         let check = |listen: &str, advertise: Option<&str>| {
             let mut config = config();
@@ -326,6 +390,8 @@ mod join_test {
             mirrors: vec!["http://hub.example:7419/".to_owned()],
             group: "intel.zone-a".parse().unwrap(),
             labels: BTreeMap::from([("zone".to_owned(), "zone-a".to_owned())]),
+            platform: "intel".parse().unwrap(),
+            rack: Some("r1".to_owned()),
             members: vec![member],
         };
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/joined.jsonl");

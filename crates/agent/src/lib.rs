@@ -38,6 +38,7 @@ mod reporter;
 mod runner;
 mod service_user;
 mod shared;
+mod space;
 mod start;
 mod status;
 mod tasks;
@@ -46,6 +47,7 @@ mod testing;
 mod transfer_status;
 mod transfers;
 mod trust;
+mod whereabouts;
 mod yielding;
 
 pub use error::AgentError;

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cohort_consensus::{Envelope, RaftId};
-use cohort_core::Command;
 use cohort_core::ids::{MemberId, ServerId};
-use cohort_server::member::{Input, Member, Output, Proposed, Ticket, TransferFailure};
+use cohort_core::{Command, State};
+use cohort_server::member::{Input, Member, Output, Proposed, Ticket, TransferFailure, serialized};
 use tokio::sync::{oneshot, watch};
 
 use crate::contacts::{SharedContacts, monotonic_ms};
@@ -149,6 +150,8 @@ pub(crate) struct Shell {
     pub(crate) outputs: Outputs,
     waiters: BTreeMap<Ticket, Waiter>,
     stopped: Vec<oneshot::Sender<()>>,
+    /// A snapshot being serialized on a thread of its own, and its position.
+    snapshot: Option<(u64, JoinHandle<Vec<u8>>)>,
 }
 
 impl Shell {
@@ -157,7 +160,8 @@ impl Shell {
         contacts: Arc<SharedContacts>,
         outputs: Outputs,
     ) -> Shell {
-        Shell { member, contacts, outputs, waiters: BTreeMap::new(), stopped: Vec::new() }
+        let (waiters, stopped) = (BTreeMap::new(), Vec::new());
+        Shell { member, contacts, outputs, waiters, stopped, snapshot: None }
     }
 
     /// Runs until it is stopped, or cannot go on.
@@ -175,6 +179,7 @@ impl Shell {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
+            inputs.extend(self.snapshot_taken());
             let contacts = self.contacts.all();
             let (busy, begun) = (!inputs.is_empty(), Instant::now());
             let outputs = self.member.step(monotonic_ms(), &contacts, inputs)?;
@@ -188,6 +193,24 @@ impl Shell {
             if stopped {
                 return Ok(());
             }
+        }
+    }
+
+    /// The snapshot that is serialized by now. Nothing waits for it: it is looked for whenever the
+    /// member wakes.
+    fn snapshot_taken(&mut self) -> Option<Input> {
+        let (index, thread) = self.snapshot.take_if(|(_, thread)| thread.is_finished())?;
+        let data = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Some(Input::Snapshot { index, data })
+    }
+
+    /// Serializes a state on a thread of its own. If the machine has no room for one, the member
+    /// asks again after its next start; its log grows meanwhile.
+    fn take_snapshot(&mut self, index: u64, state: Arc<State>) {
+        let thread = std::thread::Builder::new().name("snapshot".into());
+        match thread.spawn(move || serialized(&state)) {
+            Ok(thread) => self.snapshot = Some((index, thread)),
+            Err(error) => tracing::error!(%error, "cannot start a thread for a snapshot"),
         }
     }
 
@@ -211,6 +234,7 @@ impl Shell {
             Output::View(view) => {
                 self.outputs.view.send_replace(view);
             }
+            Output::Compact { index, state } => self.take_snapshot(index, state),
             Output::Happened { event, ended, .. } => {
                 self.outputs.notes.happened(&event, ended.as_deref());
             }

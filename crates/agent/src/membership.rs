@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use cohort_base::retry::Schedule;
 use cohort_base::{FileError, OnPath as _, chain, durable};
-use cohort_consensus::{Config, Envelope, Node, RaftId};
+use cohort_consensus::{Config, Envelope, Node, NodeError, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
+use cohort_core::placement::Carriers;
 use cohort_host::boot_time_ms;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
+use cohort_server::leading::Placer;
 use cohort_server::member::Member;
 use cohort_server::membership::{
     FIRST_MEMBER, Found, Founder, LOOK_EVERY_MS, asks_for_incarnation, carries_another, found,
@@ -34,9 +36,10 @@ use crate::metrics::{Dropped, Metrics, Rollout, TimedStore};
 use crate::net::{Net, Senders};
 use crate::shared::{MemberHandle, Shared};
 use crate::tasks::Tasks;
+use crate::whereabouts;
 
 /// The directory of the group's log, in the data directory.
-const FOLDER: &str = "member";
+pub(crate) const FOLDER: &str = "member";
 /// How long the registry may take to name the group's incarnation.
 const INCARNATION_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a member may take to answer a claim.
@@ -184,7 +187,8 @@ impl Starter {
         let incarnation = Incarnation(identity.incarnation);
         let mut config =
             Config::new(identity.group.clone(), identity.incarnation, identity.raft_id);
-        config.boot_epoch = shared.boot_epoch.0;
+        (config.boot_epoch, config.life) = (shared.boot_epoch.0, shared.life);
+        config.set_timing(shared.config.timing()?);
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));
         let (server, group) = (shared.server().clone(), shared.group.clone());
@@ -192,7 +196,10 @@ impl Starter {
         let store = TimedStore { store, seconds };
         let mut member =
             Member::open(monotonic_ms(), server, group, store, config, shared.kill.on())?;
-        member.replace_after(shared.config.replace_after.ms);
+        member.place_by(Placer {
+            replace_after_ms: shared.config.replace_after.ms,
+            carriers: Carriers { voters: shared.config.voters, standbys: shared.config.standbys },
+        });
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.learn(&self.joined.members);
@@ -203,7 +210,9 @@ impl Starter {
         };
         let shell = Shell::new(member, Arc::clone(&shared.contacts), outputs);
         let (thread_ends, thread_ended) = watch::channel(false);
-        run_thread(shared.tasks.clone(), thread_ends, move || shell.run(&queue))?;
+        let own = MemberId(identity.raft_id.0);
+        let run = move || shell.run(&queue).map_err(|error| ended_by(error, incarnation, own));
+        run_thread(shared.tasks.clone(), thread_ends, run)?;
         let handle = MemberHandle {
             member: MemberId(identity.raft_id.0),
             incarnation,
@@ -251,12 +260,22 @@ pub(crate) fn retire(
     durable::rename(&folder, &aside).on_path("set aside", &folder)
 }
 
+/// What the end of a member means for its agent.
+fn ended_by(error: MemberError, incarnation: Incarnation, member: MemberId) -> AgentError {
+    match error {
+        MemberError::Node(NodeError::WentBack { .. }) => {
+            AgentError::WentBack { incarnation, member, source: error }
+        }
+        error => AgentError::Member(error),
+    }
+}
+
 /// Runs a member on its thread. Its end by an error or a panic ends the agent; `ended` is set as
 /// the thread's last act.
 fn run_thread(
     tasks: Tasks,
     ended: watch::Sender<bool>,
-    run: impl FnOnce() -> Result<(), MemberError> + Send + 'static,
+    run: impl FnOnce() -> Result<(), AgentError> + Send + 'static,
 ) -> Result<(), AgentError> {
     let at_end = SetAtEnd(ended);
     let thread = move || {
@@ -264,7 +283,7 @@ fn run_thread(
         // A broken invariant panics: the replica stops, and so does the agent, loudly.
         let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => AgentError::Member(error),
+            Ok(Err(error)) => error,
             Err(_) => AgentError::Panicked("member"),
         };
         tasks.end(error);
@@ -311,6 +330,9 @@ async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(
             carries_another(&received, boot_time_ms(), incarnation, member)
         });
         let has_leader = view.borrow().raft.leader.is_some();
+        if !has_leader && let Err(error) = whereabouts::ask(&shared).await {
+            tracing::debug!(error = chain(&error), "the hub named no members");
+        }
         if !retired && asks_for_incarnation(look, has_leader) {
             let present = present_incarnation(&shared).await;
             retired = present.is_some_and(|present| present > incarnation);

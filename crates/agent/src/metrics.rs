@@ -84,8 +84,9 @@ cohort_base::metrics! {
         checks: Family<Checked, Counter> = counters("check", "Outcomes of health checks"),
         raft_term: Gauge = gauge("raft_term", "The member's Raft term"),
         raft_is_leader: Gauge = gauge("raft_is_leader", "1 while the member leads its group"),
-        servers_silent: Gauge = gauge(
-            "servers_silent", "Servers that the leader has not heard from; 0 on other members",
+        servers_unknown: Gauge = gauge(
+            "servers_unknown",
+            "Servers of which the group does not know whether they serve; 0 on followers",
         ),
         raft_commit_index: Gauge = gauge("raft_commit_index", "The last committed position"),
         raft_dropped: Family<Dropped, Counter> = counters("raft_dropped", "Raft messages dropped"),

@@ -35,19 +35,47 @@ const _: () = assert!(QUEUE_BYTES_MAX >= FRAME_BYTES_MAX);
 
 /// The servers and addresses of the group's members.
 #[derive(Debug, Default)]
-pub(crate) struct AddressBook(Mutex<BTreeMap<MemberId, (ServerId, String)>>);
+pub(crate) struct AddressBook(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    members: BTreeMap<MemberId, (ServerId, String)>,
+    /// Servers at another address than the group has recorded: that one, and the new one.
+    moved: BTreeMap<ServerId, (String, String)>,
+}
 
 impl AddressBook {
-    /// Updates the members named; others stay as they were.
-    pub(crate) fn learn(&self, members: &[MemberAddress]) {
+    /// Updates the members named; others stay as they were. Returns where they really are.
+    pub(crate) fn learn(&self, members: &[MemberAddress]) -> Vec<MemberAddress> {
         let mut book = self.0.lock();
         for member in members {
-            book.insert(member.member, (member.server.clone(), member.address.clone()));
+            // Once the group names another address than it did, it knows.
+            if book.moved.get(&member.server).is_some_and(|(old, _)| *old != member.address) {
+                book.moved.remove(&member.server);
+            }
         }
+        let now = |member: &MemberAddress| {
+            let moved = book.moved.get(&member.server);
+            let address = moved.map_or(&member.address, |(_, new)| new).clone();
+            MemberAddress { address, ..member.clone() }
+        };
+        let members: Vec<_> = members.iter().map(now).collect();
+        for member in &members {
+            book.members.insert(member.member, (member.server.clone(), member.address.clone()));
+        }
+        members
+    }
+
+    /// A member has moved; the group names its earlier address until it knows.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, now: &str) {
+        let mut book = self.0.lock();
+        book.members.insert(known.member, (known.server.clone(), now.to_owned()));
+        let moved = book.moved.entry(known.server.clone());
+        moved.or_insert_with(|| (known.address.clone(), String::new())).1 = now.to_owned();
     }
 
     pub(crate) fn of(&self, member: MemberId) -> Option<(ServerId, String)> {
-        self.0.lock().get(&member).cloned()
+        self.0.lock().members.get(&member).cloned()
     }
 }
 
@@ -202,6 +230,7 @@ async fn dial(
         incarnation: net.incarnation,
         from: net.shared.server().clone(),
         to: server,
+        life: net.shared.life,
         connection: connection_number(net.shared.boot_epoch.0, count),
     };
     match FrameSender::connect(&net.shared.client, &target, &hello).await {

@@ -27,6 +27,8 @@ fn envelope(sequence: u64) -> Envelope {
         incarnation: 1,
         from: RaftId(1),
         to: RaftId(2),
+        life: 1,
+        written: 1,
         session: 1,
         sequence,
         message: Message::TakeOver { term: Term(sequence) },
@@ -152,4 +154,21 @@ fn the_book_keeps_members_that_are_not_named() {
     assert_eq!(of(1).as_deref(), Some("s1 a:1"));
     assert_eq!(of(2).as_deref(), Some("s2 b:2"));
     assert_eq!(of(3), None);
+}
+
+#[test]
+fn the_book_keeps_the_hubs_address_of_a_member_until_the_group_knows_a_new_one() {
+    let book = AddressBook::default();
+    let at = |address: &str| {
+        book.learn(&[member(1, "s1", address)]);
+        book.of(MemberId(1)).map(|(_, at)| at).unwrap()
+    };
+    at("old:1");
+    book.learn_move(&member(1, "s1", "old:1"), "new:1");
+    assert_eq!(book.of(MemberId(1)).unwrap().1, "new:1");
+    assert_eq!(at("old:1"), "new:1", "the group's log is behind");
+    assert_eq!(at("new:1"), "new:1");
+    book.learn_move(&member(1, "s1", "new:1"), "newest:1");
+    assert_eq!(at("new:1"), "newest:1");
+    assert_eq!(at("other:1"), "other:1");
 }

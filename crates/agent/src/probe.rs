@@ -93,12 +93,10 @@ async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
     (status, text)
 }
 
-/// Servers of the group that are silent to this member; 0 unless it leads.
-fn silent_servers(shared: &Shared) -> i64 {
+fn unknown_servers(shared: &Shared) -> i64 {
     let Some(handle) = shared.handle() else { return 0 };
-    let view = handle.view();
-    let silent = view.silent_servers(&shared.contacts.all(), monotonic_ms());
-    silent.try_into().unwrap_or(i64::MAX)
+    let unknown = handle.view().unknown_servers(&shared.contacts.all(), monotonic_ms());
+    unknown.try_into().unwrap_or(i64::MAX)
 }
 
 async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
@@ -106,7 +104,7 @@ async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
     let (metrics, counters) = (&shared.metrics, &shared.downloads.context().counters);
     metrics.ready.set((percent >= READY_PERCENT).into());
     metrics.build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
-    metrics.servers_silent.set(silent_servers(&shared));
+    metrics.servers_unknown.set(unknown_servers(&shared));
     // These are counted where they happen, in numbers of their own.
     let copy = |counter: &Counter, count| counter.inner().store(count, Ordering::Relaxed);
     for (kind, name) in [(SourceKind::Mirror, "mirror"), (SourceKind::Peer, "peer")] {

@@ -57,6 +57,11 @@ impl Reporter {
         self.report(app, Fence::default(), 1, Outcome::Holds { artifact });
     }
 
+    /// Reports that an artifact is not here, although the group believes so.
+    pub(crate) fn lacks(&self, app: &AppId, artifact: Digest) {
+        self.report(app, Fence::default(), 1, Outcome::Lacks { artifact });
+    }
+
     /// Per app: the fence whose passed checks the group has acknowledged. Changes with every
     /// answer, as room does.
     pub(crate) fn confirmed(&self) -> watch::Receiver<BTreeMap<AppId, Fence>> {
@@ -113,7 +118,7 @@ impl Reporter {
     }
 }
 
-/// Which of the reports were accepted; `None` when the member did not answer.
+/// Which of the oldest reports were accepted; `None` when the member did not answer.
 async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Option<Vec<bool>> {
     let sent = sending.reports.len();
     let request = ReportRequest { incarnation, reports: sending.reports };
@@ -121,7 +126,7 @@ async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Op
     let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let target = shared.target(&sending.to.server, &sending.to.address);
     match shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await {
-        Ok(answers) if answers.len() == sent => {
+        Ok(answers) if (1..=sent).contains(&answers.len()) => {
             for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
                 tracing::warn!(?rejection, "report rejected");
             }

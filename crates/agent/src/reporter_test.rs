@@ -56,6 +56,7 @@ fn ordered(shared: &Shared) {
         apps: Vec::new(),
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     };
     let received = Received { orders, asked_ms: 0, valid_ms: 0, leader: None };
     shared.orders.send_replace(Some(Arc::new(received)));

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::ids::{AppId, Incarnation};
-use cohort_core::orders::MemberAddress;
 use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
-use cohort_registry::records::MemberRecord;
-use cohort_registry::typed;
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
 };
+use cohort_server::membership::is_earlier_disk;
 use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest,
     ToGroup, WAIT,
@@ -27,6 +25,7 @@ use crate::fetching::Fetching;
 use crate::join::advertised;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
+use crate::whereabouts;
 
 /// The part of an agent that every server has.
 pub(crate) struct Runner {
@@ -75,6 +74,15 @@ impl Runner {
         apps: &mut BTreeSet<AppId>,
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
+        if !self.shared.is_vouched_for() {
+            // A copy of another machine gets its orders too.
+            return Ok(());
+        }
+        let (own, heard) = (self.shared.boot_epoch, received.orders.heard);
+        // Only before the first orders has this start sent no report.
+        if self.shared.orders.borrow().is_none() && is_earlier_disk(&received.orders, own) {
+            return Err(AgentError::EarlierDisk { own, heard });
+        }
         let members = &received.orders.members;
         self.shared.learn_members(members);
         self.shared.learn_leader(received.leader.as_ref(), members);
@@ -95,7 +103,9 @@ impl Runner {
                 Input::Woken
             }
             Effect::AskRegistry => {
-                self.ask_registry().await;
+                if let Err(error) = whereabouts::ask(&self.shared).await {
+                    tracing::debug!(error = chain(&error), "the hub named no members");
+                }
                 Input::RegistryAsked
             }
             Effect::Rest { until_ms } => {
@@ -106,8 +116,14 @@ impl Runner {
             Effect::Ask(whom, Question::Orders) => self.ask(&whom).await,
             Effect::Ask(whom, Question::Change { known }) => {
                 let deadline = Duration::from_millis(WAIT_MS_MAX + ANSWER_MS_MAX);
-                if let Ok(answer) = self.question(&whom, WAIT, known, deadline).await {
-                    self.shared.latch(answer.kill).await;
+                tokio::select! {
+                    biased;
+                    answer = self.question(&whom, WAIT, known, deadline) => {
+                        if let Ok(answer) = answer {
+                            self.shared.latch(answer.kill).await;
+                        }
+                    }
+                    () = self.tell_steps(&whom) => {}
                 }
                 Input::Changed
             }
@@ -161,7 +177,11 @@ impl Runner {
         known: u64,
         deadline: Duration,
     ) -> Result<OrdersAnswer, CallError> {
-        let request = OrdersRequest { doing: self.shared.doing.lock().clone(), known };
+        let request = OrdersRequest {
+            doing: self.shared.doing.lock().clone(),
+            known,
+            machine: self.shared.machine(),
+        };
         let message = ToGroup::new(&self.shared.group, request);
         let message = ToGroup { kill: self.shared.kill.signed(), ..message };
         let call = Call::post(path, &message).deadline(deadline).idempotent();
@@ -169,20 +189,13 @@ impl Runner {
         self.shared.client.call_json(&target, call).await
     }
 
-    /// Looks up in the registry where the group's members are.
-    async fn ask_registry(&self) {
-        let (registry, group) = (&*self.shared.registry, &self.shared.group);
-        let asked = typed::read_members(registry, group);
-        if let Ok(Ok(Some(record))) =
-            tokio::time::timeout(Duration::from_millis(ANSWER_MS_MAX), asked).await
-        {
-            let address = |MemberRecord { server, address, member, .. }| MemberAddress {
-                server,
-                address,
-                member,
-            };
-            let known: Vec<_> = record.members.into_iter().map(address).collect();
-            self.shared.learn_members(&known);
+    /// Tells a member of each step that starts while a question to it is held: a server that dies
+    /// in a step was last seen in that step, not in the one of its last question. Never ends.
+    async fn tell_steps(&self, whom: &Whom) {
+        loop {
+            self.shared.step_changed.notified().await;
+            // Knowing no orders, it gets its answer immediately.
+            let _ = self.question(whom, WAIT, 0, Duration::from_millis(ANSWER_MS_MAX)).await;
         }
     }
 

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use axum::routing::post;
 use axum::{Json, Router};
 use cohort_core::Rejection;
+use cohort_core::doing::Doing;
 use cohort_core::ids::{Generation, Incarnation, MemberId};
 use cohort_core::orders::MemberAddress;
+use cohort_core::report::Step;
 use cohort_identity::Alpn;
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, Stamp};
 use cohort_registry::typed;
@@ -92,6 +94,8 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     for expected in [("orders", 0), ("join", 0), ("wait", 7)] {
         assert_eq!(questions.recv().await, Some(expected));
     }
+    shared.does(&web(), Some(Doing::Step { step: Step::Switch }));
+    assert_eq!(questions.recv().await, Some(("wait", 0)), "the step is told when it starts");
     assert!(shared.orders.borrow().as_ref().unwrap().of(&web()).is_some());
     let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
     assert_eq!(apps, ["db", "web"], "found on the disk, and ordered");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
 use cohort_base::{FileError, OnPath as _, chain};
@@ -12,23 +12,27 @@ use cohort_core::doing::Doing;
 use cohort_core::ids::{
     AppId, BootEpoch, Digest, GroupId, Incarnation, MemberId, RequestId, ServerId,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
+use cohort_server::health_pace::HealthPace;
 use cohort_server::member::{Proposed, READ_MS_MAX};
+use cohort_store::RedbStore;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
+use crate::membership::FOLDER as MEMBER_FOLDER;
 use crate::metrics::Metrics;
 use crate::net::AddressBook;
 use crate::probe::Readiness;
@@ -62,11 +66,15 @@ pub(crate) struct Shared {
     pub group: GroupId,
     /// Which start of this server's agent this is.
     pub boot_epoch: BootEpoch,
+    /// Identifies this process among all that ever ran as this server, copies included.
+    pub life: u64,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
     pub contacts: Arc<SharedContacts>,
+    /// What this server's member accepts of each server's health.
+    pub health_pace: Mutex<HealthPace>,
     pub book: AddressBook,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,
@@ -82,6 +90,10 @@ pub(crate) struct Shared {
     /// The orders in force; none until the group has spoken.
     pub orders: watch::Sender<Option<Arc<Received>>>,
     pub doing: Mutex<BTreeMap<AppId, Doing>>,
+    /// The space left for the agent.
+    pub disk: watch::Sender<DiskSpace>,
+    /// A step started or ended since the group was told the last one.
+    pub step_changed: Notify,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
@@ -93,8 +105,47 @@ impl Shared {
         &self.config.server
     }
 
+    /// What this server says of its machine.
+    pub(crate) fn machine(&self) -> Machine {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Machine { unix_ms, disk: *self.disk.borrow() }
+    }
+
+    /// This member is the leader, and cannot write to its log for long.
+    pub(crate) fn no_space(&self) -> ApiError {
+        let (server, folder) = (self.server(), self.config.data_dir.display());
+        let error = format!("no space left on {folder} of {server}, the leader of {}", self.group);
+        ApiError::unavailable("no_space", error).hint(format!(
+            "free space on {server}, or: cohort group transfer-leader {}",
+            self.group
+        ))
+    }
+
+    /// Records what this server does for an app; `None`: nothing.
+    pub(crate) fn does(&self, app: &AppId, doing: Option<Doing>) {
+        let mut board = self.doing.lock();
+        let step = doing.as_ref().map(Doing::step);
+        let before = match doing {
+            Some(doing) => board.insert(app.clone(), doing),
+            None => board.remove(app),
+        };
+        if before.as_ref().map(Doing::step) != step {
+            self.step_changed.notify_one();
+        }
+    }
+
     pub(crate) fn handle(&self) -> Option<MemberHandle> {
         self.member.borrow().clone()
+    }
+
+    /// Whether the group's log on this server's disk, if there is one, is that of the member it says
+    /// it is.
+    pub(crate) fn is_vouched_for(&self) -> bool {
+        match self.handle() {
+            Some(handle) => handle.view().raft.proven,
+            None => !RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)),
+        }
     }
 
     pub(crate) fn members(&self) -> Vec<MemberAddress> {
@@ -105,8 +156,16 @@ impl Shared {
         if members.is_empty() {
             return;
         }
-        self.book.learn(members);
-        *self.members.lock() = members.to_vec();
+        *self.members.lock() = self.book.learn(members);
+    }
+
+    /// A member has moved, as the hub knows, and the group does not know it yet.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, now: String) {
+        self.book.learn_move(known, &now);
+        let mut members = self.members.lock();
+        if let Some(member) = members.iter_mut().find(|member| member.server == known.server) {
+            member.address = now;
+        }
     }
 
     /// The leader: as the member here knows it, else as another member named it.
@@ -230,6 +289,9 @@ impl Shared {
         loop {
             let left_ms = committing.left_ms(monotonic_ms());
             let outcome = self.propose_here(handle, command.clone(), left_ms).await?;
+            if outcome == Proposed::NoSpace {
+                return Err(self.no_space());
+            }
             let mut next = committing.proposed(monotonic_ms(), outcome);
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {

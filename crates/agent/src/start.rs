@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::Permissions;
+use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,13 +20,14 @@ use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
+use cohort_server::membership::failure_domain;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +45,7 @@ use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::{budgets, control, renewal};
+use crate::{budgets, control, renewal, space, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
@@ -57,11 +59,31 @@ pub async fn run(
     reload: Reload,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
-    prepare(&config)?;
+    config.timing()?;
     loop {
+        // Nothing that an agent must persist fits on a full disk: it waits, and says for what.
+        if !space::wait(&config.data_dir, &shutdown).await {
+            return Ok(());
+        }
+        prepare(&config)?;
         match live(&config, &reload, &shutdown).await {
             Err(AgentError::Retired { incarnation, member }) => {
                 retire(&config.data_dir, incarnation, member)?;
+            }
+            Err(AgentError::EarlierDisk { own, heard }) => {
+                let error = chain(&AgentError::EarlierDisk { own, heard });
+                tracing::warn!(error, "starting over, after that start");
+                cohort_host::pass_boot_epoch(&config.data_dir, heard)
+                    .map_err(AgentError::kept("boot epoch"))?;
+            }
+            Err(AgentError::WentBack { incarnation, member, source }) => {
+                let error = chain(&source);
+                tracing::warn!(error, "the group gives this server a new member number");
+                retire(&config.data_dir, incarnation, member)?;
+            }
+            Err(error) if space::is_exhausted(&error) => {
+                tracing::error!(error = chain(&error), "no space left, starting over");
+                tokio::time::sleep(space::LOOK_EVERY).await;
             }
             ended => return ended,
         }
@@ -80,6 +102,8 @@ async fn live(
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    let rack = failure_domain(config.rack.as_deref(), &config.labels, &joined.labels);
+    let config = &AgentConfig { rack, ..config.clone() };
     let (tasks, mut ends) = Tasks::new();
     let _stop = tasks.stop.clone().drop_guard();
     let slot = IdentitySlot::new(identity);
@@ -155,11 +179,14 @@ pub(crate) async fn open(
     let shared = Shared {
         group: joined.group.clone(),
         boot_epoch,
+        // The standard library's random keys: no two processes share them.
+        life: RandomState::new().hash_one(std::process::id()),
         tasks,
         registry: Arc::new(registry),
         client,
         kill: Arc::new(kill),
         contacts: Arc::default(),
+        health_pace: Mutex::default(),
         book: AddressBook::default(),
         metrics,
         member: watch::Sender::new(None),
@@ -170,6 +197,8 @@ pub(crate) async fn open(
         readiness: Readiness::default(),
         orders: watch::Sender::new(None),
         doing: Mutex::default(),
+        disk: watch::Sender::default(),
+        step_changed: Notify::new(),
         leader: Mutex::default(),
         kept: Mutex::default(),
         hub,
@@ -221,6 +250,8 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
             tasks.stop.clone(),
         ),
     );
+    tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
+    tasks.spawn("watch of the disk", space::watch(Arc::clone(shared)));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());

@@ -2,7 +2,7 @@
 
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
-use cohort_core::ids::{AppId, ClockMs, MemberId};
+use cohort_core::ids::{AppId, ClockMs, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
 use cohort_core::release::Release;
@@ -11,8 +11,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, ServerAppStatus, ServerStatus,
-    TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, PlacingStatus, ServerAppStatus,
+    ServerStatus, TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -20,7 +20,7 @@ use crate::member::View;
 use crate::shared::Shared;
 use crate::transfer_status::{Named, transfers};
 
-/// `linearizable`: the view was read through the leader.
+/// `linearizable`: this member is the leader, and had a quorum just now.
 pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> GroupStatus {
     let state = &view.state;
     let contacts = shared.contacts.all();
@@ -36,6 +36,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             .collect()
     };
     let now = Now { view, contacts: &contacts, now_ms, linearizable };
+    let faults = shared.contacts.faults();
     let servers = state.servers.iter().map(|(id, server)| {
         let contact_age_ms = contacts.of(id).map(|contact| now_ms.saturating_sub(contact.at_ms));
         let status = ServerStatus {
@@ -45,6 +46,9 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             member: server.member,
             contact_age_ms,
             silent_ms: view.silent_ms(id, &contacts, now_ms),
+            clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
+            disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
+            unknown: now.is_unknown(id),
         };
         (id.clone(), status)
     });
@@ -53,7 +57,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         version: CONTROL_VERSION,
         group: state.group.clone(),
         incarnation: state.incarnation,
-        labels: state.labels.clone(),
+        labels: (*state.labels).clone(),
         platform: state.platform.clone(),
         answered_by: shared.server().clone(),
         leader: view.leader().cloned(),
@@ -66,6 +70,10 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         registry_reachable: view.registry,
         voters: places(&view.raft.configuration.voters),
         standbys: places(&view.raft.configuration.standbys),
+        placing: view
+            .placing
+            .clone()
+            .map(|(on, since_ms)| PlacingStatus { on, for_ms: now_ms.saturating_sub(since_ms) }),
         servers: servers.collect(),
         apps: apps.collect(),
         refusals: view.refusals.clone(),
@@ -132,10 +140,16 @@ struct Now<'a> {
     linearizable: bool,
 }
 
+impl Now<'_> {
+    /// Without a quorum, nothing is known to be true now, whatever the log says.
+    fn is_unknown(&self, server: &ServerId) -> bool {
+        !self.linearizable || self.view.is_unknown(server, self.contacts, self.now_ms)
+    }
+}
+
 fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
     let Now { view, contacts, now_ms, linearizable } = *now;
     let clock = view.clock(now_ms);
-    let unreachable_after = app.policy_in_force().update.unreachable_after;
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
         Phase::Running { since } => (*since, None, 0, Vec::new()),
@@ -157,7 +171,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
             in_service: here.in_service,
-            silent: here.unsure || view.is_silent(server, contacts, now_ms, unreachable_after.ms),
+            unknown: here.unsure || now.is_unknown(server),
             unfit: here.unfit.clone(),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation: here.activation.as_ref().map(|activation| activation.stage.clone()),

@@ -213,6 +213,8 @@ pub(crate) fn joined() -> Joined {
         mirrors: Vec::new(),
         group: GROUP.parse().unwrap(),
         labels: BTreeMap::new(),
+        platform: PLATFORM.parse().unwrap(),
+        rack: None,
         members: Vec::new(),
     }
 }
@@ -292,7 +294,9 @@ pub(crate) fn web_runs(release: Option<Release>) -> AppOrders {
         run: release,
         owes: false,
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 
@@ -323,6 +327,7 @@ pub(crate) fn received(apps: Vec<AppOrders>, member: Option<u64>) -> Received {
         apps,
         member: member.map(|member| MemberOrder { member: MemberId(member) }),
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     };
     Received { orders, asked_ms: boot_time_ms(), valid_ms: 600_000, leader: None }
 }

@@ -7,19 +7,14 @@ use std::path::Path;
 use bytes::Bytes;
 use cohort_core::ids::{AppId, Platform, Version};
 use cohort_core::refused::{Field, WhyRefused};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tough::schema::{RoleType, Target};
 
 use crate::digest::sha256;
 use crate::manifest::{Manifest, ManifestError};
 use crate::metadata_transport::SMALL_METADATA_BYTES_MAX;
-use crate::trust_error::{TrustError, clock_went_back};
-use crate::trust_state::State;
+use crate::trust_error::TrustError;
 use crate::verified::VerifiedManifest;
-
-/// How far a clock may step back: more than NTP corrects in one step, less than matters for
-/// signatures that last for weeks.
-const CLOCK_STEP_BACK_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
     if bytes.len() as u64 > SMALL_METADATA_BYTES_MAX {
@@ -29,15 +24,6 @@ pub(crate) fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
     let root: tough::schema::Signed<tough::schema::Root> = serde_json::from_slice(bytes)
         .map_err(|error| TrustError::because(WhyRefused::BadRoot, error))?;
     root.signed.verify_role(&root).map_err(|error| TrustError::because(WhyRefused::BadRoot, error))
-}
-
-pub(crate) fn check_clock(now: Timestamp, state: Option<&State>) -> Result<(), TrustError> {
-    match state.map(|state| state.clock_seen) {
-        Some(seen) if seen.duration_since(now) > CLOCK_STEP_BACK_MAX => {
-            Err(clock_went_back(now, seen).into())
-        }
-        _ => Ok(()),
-    }
 }
 
 pub(crate) fn check_manifest(

@@ -19,7 +19,7 @@ use tough::{ExpirationEnforcement, TargetName};
 
 use crate::channel::{CHANNEL_BYTES_MAX, ChannelPointer};
 use crate::checks::{
-    check_clock, check_manifest, check_root, is_target, malformed, most_telling, same, store_error,
+    check_manifest, check_root, is_target, malformed, most_telling, same, store_error,
 };
 use crate::client::{ClientLimits, Mirror, MirrorClient};
 use crate::digest::sha256;
@@ -129,8 +129,6 @@ impl TrustedRepository {
     /// unchanged.
     pub async fn refresh(&self) -> Result<bool, TrustError> {
         let mut on_disk = self.on_disk.lock().await;
-        let now = Timestamp::now();
-        check_clock(now, on_disk.as_ref())?;
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut refused = Vec::new();
         for step in 0..self.mirrors.len() {
@@ -139,9 +137,9 @@ impl TrustedRepository {
             match self.refresh_from(mirror, on_disk.as_ref()).await {
                 Ok(newer) => {
                     let changed = match newer {
-                        Some(loaded) => self.accept(&mut on_disk, loaded, now),
-                        None => self.note_clock(&mut on_disk, now).map(|()| false),
-                    }?;
+                        Some(loaded) => self.accept(&mut on_disk, loaded)?,
+                        None => false,
+                    };
                     self.refusals.lock().remove(&mirror.to_string());
                     self.good.store(index, Ordering::Relaxed);
                     return Ok(changed);
@@ -276,12 +274,10 @@ impl TrustedRepository {
             .map_err(|error| TrustError::because(WhyRefused::Malformed { file }, error))?;
         let source = Source::Memory(bundle.files()?);
         let mut on_disk = self.on_disk.lock().await;
-        let now = Timestamp::now();
-        check_clock(now, on_disk.as_ref())?;
         let loaded = self
             .attempt(source, BTreeMap::new(), on_disk.as_ref(), ExpirationEnforcement::Safe)
             .await?;
-        self.accept(&mut on_disk, loaded, now)
+        self.accept(&mut on_disk, loaded)
     }
 
     /// When the signatures expire; `None` before the first refresh.

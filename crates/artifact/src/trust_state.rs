@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cohort_core::refused::WhyRefused;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::store_error;
@@ -75,14 +74,12 @@ pub(crate) struct State {
     schema: u32,
     /// SHA-256 of the operator's root; another root starts over.
     pub(crate) anchor_sha256: String,
-    /// The latest time when something was verified.
-    pub(crate) clock_seen: Timestamp,
     pub(crate) bundle: Bundle,
 }
 
 impl State {
-    pub(crate) fn new(anchor_sha256: String, clock_seen: Timestamp, bundle: Bundle) -> Self {
-        Self { schema: STATE_SCHEMA, anchor_sha256, clock_seen, bundle }
+    pub(crate) fn new(anchor_sha256: String, bundle: Bundle) -> Self {
+        Self { schema: STATE_SCHEMA, anchor_sha256, bundle }
     }
 
     fn path(store: &Path) -> PathBuf {

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, StatVfsMountFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 /// What the file system of `path` lets an unprivileged user write, in bytes.
@@ -14,6 +14,14 @@ use rustix::io::Errno;
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let about = statvfs(path)?;
     Ok(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+/// Whether the file system of `path` is mounted read-only.
+///
+/// # Errors
+/// If the file system cannot be asked.
+pub fn is_read_only(path: &Path) -> io::Result<bool> {
+    Ok(statvfs(path)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Allocates a range of a file, in bytes, which grows it if needed; `false` if the file system

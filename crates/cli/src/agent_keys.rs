@@ -10,10 +10,10 @@ pub(crate) const LAYOUT: Layout = Layout {
         (
             Kind::Text,
             "server listen advertise probe_listen platform rack service_user poll_interval \
-             ready_without_orders_after replace_after download_limit upload_limit \
-             zone_download_limit packet_marking yield_floor",
+             ready_without_orders_after replace_after election_timeout heartbeat \
+             download_limit upload_limit zone_download_limit packet_marking yield_floor",
         ),
-        (Kind::Number, "service_port"),
+        (Kind::Number, "service_port voters standbys"),
         (Kind::List, "hub mirrors yield_to"),
         (Kind::Map, "labels"),
         (Kind::Path, "data_dir install_dir join_token_file pressure_dir"),

@@ -45,6 +45,7 @@ pub(crate) enum Answer<'a> {
     GroupTransferLeader(&'a TransferLeaderAnswer),
     // Without an index if the group had already removed the server.
     GroupRemove { group: &'a GroupId, server: &'a ServerId, index: Option<u64>, forgotten: bool },
+    GroupGone { group: &'a GroupId },
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),

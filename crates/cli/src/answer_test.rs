@@ -42,6 +42,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::GroupShow(_) => "group show",
         Answer::GroupTransferLeader(_) => "group transfer-leader",
         Answer::GroupRemove { .. } => "group remove-server",
+        Answer::GroupGone { .. } => "group remove",
         Answer::GroupVoter { .. } => "group add-voter",
         Answer::GroupRecover { .. } => "group recover",
         Answer::KillSwitch(_) => "kill on",
@@ -118,8 +119,10 @@ fn every_answer_is_as_its_golden_file_says() {
         ended: cohort_core::ids::ClockMs(2_000),
         waves: 3,
     };
-    let history =
-        [ended(Ending::Completed, None), ended(Ending::RolledBack, Some(Reason::ServersLost))];
+    let history = [
+        ended(Ending::Completed, None),
+        ended(Ending::RolledBack, Some(Reason::ServersLost { servers: Vec::new() })),
+    ];
     let offered = Offered {
         version: "1.3.0".parse().unwrap(),
         length: 1 << 20,
@@ -177,6 +180,7 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupShow(&status()),
         Answer::GroupTransferLeader(&transferred),
         Answer::GroupRemove { group: &group, server: &server, index: Some(42), forgotten: true },
+        Answer::GroupGone { group: &group },
         Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
         Answer::KillSwitch(switch()),

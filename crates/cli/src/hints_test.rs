@@ -32,6 +32,10 @@ fn next(command: Option<&Command>) -> Option<Command> {
         Some(Command::ContextRenew) => Command::GroupList,
         Some(Command::GroupList) => Command::GroupShow { group: group() },
         Some(Command::GroupShow { .. }) => {
+            Command::GroupRecover { group: group(), first_server: server() }
+        }
+        Some(Command::GroupRecover { .. }) => Command::GroupRemove { group: group() },
+        Some(Command::GroupRemove { .. }) => {
             Command::GroupRemoveServer { group: group(), server: server() }
         }
         Some(Command::GroupRemoveServer { .. }) => Command::Hub { config: "a b/hub.toml".into() },

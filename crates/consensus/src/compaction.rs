@@ -17,6 +17,9 @@ impl<S: LogStore> Node<S> {
         if self.stopped() {
             return Err(CompactError::Stopped);
         }
+        if !self.proof.proven() {
+            return Err(CompactError::Unproven);
+        }
         let (bytes, limit) = (state.len(), self.config.limits.snapshot_bytes_max);
         if bytes > limit {
             return Err(CompactError::TooLarge { bytes, limit });

@@ -1,11 +1,58 @@
 //! A member's configuration and limits.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use cohort_store::RaftId;
 
 /// The length of one tick. With the defaults below, members detect a lost leader after 0.5 to 1 s.
 pub const TICK: Duration = Duration::from_millis(50);
+
+/// Election timeouts that the simulation has proven, in milliseconds. Below the shortest, a slow
+/// disk starts elections; beyond the longest, orders expire before there is a new leader.
+const ELECTION_MS: RangeInclusive<u64> = 250..=2_000;
+/// Heartbeats that a leader sends in one election timeout, at least: some may get lost.
+const HEARTBEATS_PER_ELECTION: u64 = 5;
+
+/// How fast a group detects a lost leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    election_ticks: u32,
+    heartbeat_ticks: u32,
+}
+
+/// Why a [`Timing`] was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TimingError {
+    #[error("the election timeout is {0} ms; it must be 250 ms to 2 s")]
+    Election(u64),
+    #[error(
+        "the heartbeat interval is {heartbeat_ms} ms; it must be at least 50 ms and at most a \
+         fifth of the election timeout ({election_ms} ms)"
+    )]
+    Heartbeat { heartbeat_ms: u64, election_ms: u64 },
+}
+
+impl Timing {
+    /// A member starts an election after `election_ms` to twice that without a leader, which sends
+    /// a heartbeat every `heartbeat_ms`; both in milliseconds, rounded to ticks. Members of a group
+    /// may differ for a while.
+    ///
+    /// # Errors
+    /// If one is out of bounds.
+    pub fn new(election_ms: u64, heartbeat_ms: u64) -> Result<Timing, TimingError> {
+        const TICK_MS: u64 = TICK.as_millis() as u64;
+        if !ELECTION_MS.contains(&election_ms) {
+            return Err(TimingError::Election(election_ms));
+        }
+        let (election, heartbeat) = (election_ms / TICK_MS, heartbeat_ms / TICK_MS);
+        if heartbeat == 0 || heartbeat * HEARTBEATS_PER_ELECTION > election {
+            return Err(TimingError::Heartbeat { heartbeat_ms, election_ms });
+        }
+        let ticks = |ticks: u64| u32::try_from(ticks).expect("at most 40");
+        Ok(Timing { election_ticks: ticks(election), heartbeat_ticks: ticks(heartbeat) })
+    }
+}
 
 /// A member's configuration.
 #[derive(Clone, Debug)]
@@ -15,6 +62,9 @@ pub struct Config {
     pub id: RaftId,
     /// Counts this member's starts. Must grow with every start, or peers drop its messages.
     pub boot_epoch: u64,
+    /// Identifies this process among all that ever ran as this member, copies of the machine
+    /// included: a random number.
+    pub life: u64,
     /// Ticks without a leader before an election: the minimum.
     pub election_ticks_min: u32,
     /// Ticks without a leader before an election: the maximum, exclusive.
@@ -101,6 +151,9 @@ pub struct Weaken {
     pub no_filter: bool,
     /// Every read of the member has the same context.
     pub same_read_context: bool,
+    /// The member starts without a proof that its disk did not go back and that it is no copy, and
+    /// asks none of others.
+    pub no_proof: bool,
 }
 
 impl Config {
@@ -112,6 +165,7 @@ impl Config {
             incarnation,
             id,
             boot_epoch: 1,
+            life: 1,
             election_ticks_min: 10,
             election_ticks_max: 20,
             heartbeat_ticks: 2,
@@ -119,6 +173,13 @@ impl Config {
             limits: Limits::default(),
             weaken: Weaken::default(),
         }
+    }
+
+    /// Sets the election timeout and the heartbeat interval.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.election_ticks_min = timing.election_ticks;
+        self.election_ticks_max = 2 * timing.election_ticks;
+        self.heartbeat_ticks = timing.heartbeat_ticks;
     }
 
     /// The first problem found, if any.

@@ -265,7 +265,7 @@ pub(crate) fn message_in(
     message: &Message,
 ) -> Result<eraftpb::Message, Cause> {
     let mut m = eraftpb::Message::default();
-    m.set_msg_type(type_of(message));
+    m.set_msg_type(type_of(message).ok_or("not a message of the library")?);
     m.from = from.0;
     m.to = to.0;
     match message {
@@ -319,6 +319,8 @@ pub(crate) fn message_in(
             m.context = read.map(read_in).unwrap_or_default().into();
         }
         Message::TakeOver { term } => m.term = term.0,
+        // Refused above: they have no type there.
+        Message::Present { .. } | Message::Vouch { .. } | Message::Marks { .. } => {}
         Message::ReadRequest { read } => m.set_entries(vec![read_entry(*read)].into()),
         Message::ReadReply { term, index, read } => {
             m.term = term.0;
@@ -340,9 +342,9 @@ pub(crate) fn message_in(
     Ok(m)
 }
 
-fn type_of(message: &Message) -> eraftpb::MessageType {
+fn type_of(message: &Message) -> Option<eraftpb::MessageType> {
     use eraftpb::MessageType as T;
-    match message {
+    Some(match message {
         Message::Append { .. } => T::MsgAppend,
         Message::AppendReply(_) => T::MsgAppendResponse,
         Message::PreVote(_) => T::MsgRequestPreVote,
@@ -355,7 +357,8 @@ fn type_of(message: &Message) -> eraftpb::MessageType {
         Message::TakeOver { .. } => T::MsgTimeoutNow,
         Message::ReadRequest { .. } => T::MsgReadIndex,
         Message::ReadReply { .. } => T::MsgReadIndexResp,
-    }
+        Message::Present { .. } | Message::Vouch { .. } | Message::Marks { .. } => return None,
+    })
 }
 
 /// The entries of an append; each must follow the one before it.

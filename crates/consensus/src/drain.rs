@@ -1,7 +1,7 @@
 //! The order of effects: durable first, then messages and entries to apply.
 
 use cohort_store::{Batch, Index, LogStore, RaftId, Snapshot, Term};
-use raft::{StateRole, eraftpb};
+use raft::{SnapshotStatus, StateRole, eraftpb};
 
 use crate::effects::{Committed, Effects, InstalledSnapshot};
 use crate::{Message, Node, NodeError, Role, convert};
@@ -16,6 +16,7 @@ impl<S: LogStore> Node<S> {
         self.settle();
         self.drive_membership();
         self.settle();
+        self.write_proof();
         self.failure()?;
         let mut effects = std::mem::take(&mut self.effects);
         effects.applied = self.applied;
@@ -28,8 +29,9 @@ impl<S: LogStore> Node<S> {
         }
         let view = self.raw.store();
         let snapshot = view.store.image().snapshot().map_or(Index(0), |s| s.index);
-        effects.snapshot_wanted = view.snapshot_wanted.get()
-            || self.applied.0 - snapshot.0 >= self.config.limits.entries_before_snapshot;
+        effects.snapshot_wanted = self.proof.proven()
+            && (view.snapshot_wanted.get()
+                || self.applied.0 - snapshot.0 >= self.config.limits.entries_before_snapshot);
         Ok(effects)
     }
 
@@ -65,6 +67,7 @@ impl<S: LogStore> Node<S> {
         // The commit position alone is not worth a sync: any leader can recompute it.
         if vote_changed || !batch.is_empty() {
             batch.hard_state = Some(self.hard_state);
+            batch.marks = self.marks_due();
             self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
         }
 
@@ -117,11 +120,18 @@ impl<S: LogStore> Node<S> {
     fn send(&mut self, message: &eraftpb::Message) {
         let to = RaftId(message.to);
         let Ok(said) = convert::message_out(message) else { return };
-        if matches!(said, Message::Snapshot { .. }) {
+        let is_snapshot = matches!(said, Message::Snapshot { .. });
+        if !self.proof.is_introduced(to) {
+            self.introduce(to);
+            if is_snapshot {
+                self.library(|raw| raw.report_snapshot(to.0, SnapshotStatus::Failure));
+            }
+            return;
+        }
+        if is_snapshot {
             self.snapshots_sent.insert(to, self.clock);
         }
-        let envelope = self.filter.envelope(to, said);
-        self.effects.messages.push(envelope);
+        self.post(to, said);
     }
 
     fn apply(&mut self, entry: &eraftpb::Entry) -> Result<(), NodeError> {

@@ -16,6 +16,16 @@ pub enum NodeError {
     /// The consensus library rejected a state that it must accept.
     #[error("the consensus library failed")]
     Library(#[source] Cause),
+    /// The disk was restored from an image, or replaced. The member must not be opened again; the
+    /// group gives the server another number.
+    #[error(
+        "this server's disk went back to an earlier state: its log was written {found} times, and \
+         member {by} has heard of {written}"
+    )]
+    WentBack { by: RaftId, found: u64, written: u64 },
+    /// Another process acts as this member at the same time.
+    #[error("another machine runs as this server: member {by} hears from it right now")]
+    Copied { by: RaftId },
     #[error("the member stopped after an earlier failure; this process must exit")]
     Stopped,
 }
@@ -114,6 +124,9 @@ pub enum CompactError {
     BeforeMembershipChange { asked: Index, changed: Index },
     #[error("the state has {bytes} bytes, the limit is {limit}")]
     TooLarge { bytes: usize, limit: usize },
+    /// A member that has not proved that its disk did not go back writes nothing.
+    #[error("the member's peers have not vouched for its disk yet")]
+    Unproven,
     /// The member stopped; the next drain says why.
     #[error("the member stopped")]
     Stopped,

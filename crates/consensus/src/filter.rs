@@ -16,11 +16,17 @@ const CONNECTION_BITS: u32 = 24;
 /// The largest boot epoch: the remaining bits of a session's 64.
 pub(crate) const BOOT_EPOCH_MAX: u64 = (1 << (64 - CONNECTION_BITS)) - 1;
 
+/// The boot epoch in a session.
+pub(crate) fn boot_epoch_of(session: u64) -> u64 {
+    session >> CONNECTION_BITS
+}
+
 #[derive(Debug)]
 pub(crate) struct Filter {
     group: String,
     incarnation: u64,
     id: RaftId,
+    life: u64,
     first_session: u64,
     off: bool,
     outgoing: BTreeMap<RaftId, (u64, u64)>,
@@ -34,6 +40,7 @@ impl Filter {
             group: config.group.clone(),
             incarnation: config.incarnation,
             id: config.id,
+            life: config.life,
             first_session: config.boot_epoch << CONNECTION_BITS,
             off: config.weaken.no_filter,
             outgoing: BTreeMap::new(),
@@ -53,7 +60,7 @@ impl Filter {
     }
 
     /// Addresses and numbers a message.
-    pub(crate) fn envelope(&mut self, to: RaftId, message: Message) -> Envelope {
+    pub(crate) fn envelope(&mut self, to: RaftId, written: u64, message: Message) -> Envelope {
         let (session, sequence) = self.outgoing.entry(to).or_insert((self.first_session, 0));
         *sequence += 1;
         Envelope {
@@ -61,14 +68,21 @@ impl Filter {
             incarnation: self.incarnation,
             from: self.id,
             to,
+            life: self.life,
+            written,
             session: *session,
             sequence: *sequence,
             message,
         }
     }
 
-    /// Whether a message is for this member and in order.
-    pub(crate) fn accept(&mut self, envelope: &Envelope) -> bool {
+    /// A peer's process has started: its messages are numbered from the start.
+    pub(crate) fn forget(&mut self, peer: RaftId) {
+        self.incoming.remove(&peer);
+    }
+
+    /// Whether a message is for this member.
+    pub(crate) fn is_addressed(&mut self, envelope: &Envelope) -> bool {
         if envelope.group != self.group
             || envelope.incarnation != self.incarnation
             || envelope.to != self.id
@@ -77,6 +91,11 @@ impl Filter {
             self.dropped.strangers += 1;
             return false;
         }
+        true
+    }
+
+    /// Whether a message is in order.
+    pub(crate) fn in_order(&mut self, envelope: &Envelope) -> bool {
         let last = self.incoming.entry(envelope.from).or_insert((0, 0));
         let this = (envelope.session, envelope.sequence);
         if this <= *last && !self.off {

@@ -49,29 +49,36 @@ mod handover;
 mod membership;
 mod message;
 mod node;
+mod proof;
 mod reads;
 mod status;
 mod storage;
 mod timeout;
 
-pub use cohort_store::{Configuration, Image, Index, LogStore, RaftId, Snapshot, StoreError, Term};
-pub use config::{Config, Limits, TICK, Weaken};
+pub use cohort_store::{
+    Configuration, Image, Index, LogStore, Mark, RaftId, Snapshot, StoreError, Term,
+};
+pub use config::{Config, Limits, TICK, Timing, TimingError, Weaken};
 pub use effects::{Committed, Effects, InstalledSnapshot};
 pub use error::{CompactError, MembershipError, NodeError, ProposeError, ReadError, TransferError};
 pub use handover::Handover;
 pub use message::{
-    AppendReply, ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, Message, ReadContext, VoteReply,
-    VoteRequest,
+    AppendReply, ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, Message, ReadContext, Verdict,
+    VoteReply, VoteRequest,
 };
 pub use node::Node;
 pub use reads::ReadId;
 pub use status::{Dropped, PeerProgress, Replication, Role, Status};
 
 #[cfg(test)]
+mod config_test;
+#[cfg(test)]
 mod membership_test;
 #[cfg(test)]
 mod message_test;
 #[cfg(test)]
 mod node_test;
+#[cfg(test)]
+mod proof_test;
 #[cfg(test)]
 mod testing;

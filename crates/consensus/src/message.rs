@@ -1,8 +1,10 @@
 //! Messages between members: our own types, never the library's.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use borsh::{BorshDeserialize, BorshSerialize};
 use cohort_store::encoding::{self, DecodeError};
-use cohort_store::{Entry, Index, RaftId, Snapshot, Term};
+use cohort_store::{Entry, Index, Mark, RaftId, Snapshot, Term};
 
 /// The version that every message starts with.
 const VERSION: u8 = 1;
@@ -22,6 +24,10 @@ pub struct Envelope {
     pub from: RaftId,
     /// The receiving member.
     pub to: RaftId,
+    /// The sender's process: a random number.
+    pub life: u64,
+    /// How often the sender has written to its log.
+    pub written: u64,
     /// The sender's connection: its boot epoch, and its number of connections since.
     pub session: u64,
     /// The message's number in the session, from 1.
@@ -108,6 +114,36 @@ pub enum Message {
     ReadRequest { read: ReadContext },
     /// The leader's answer: a member that has applied up to `index` may read.
     ReadReply { term: Term, index: Index, read: ReadContext },
+    /// The sender has started, or does not know whether the receiver knows this process of it. Its
+    /// log had been written `found` times when it started.
+    Present { found: u64 },
+    /// The answer to [`Present`](Self::Present).
+    Vouch {
+        /// The process that it is about.
+        life: u64,
+        verdict: Verdict,
+        /// The leader that the answering member follows, or is.
+        leader: Option<RaftId>,
+        /// The position of the newest membership that it knows,
+        configured: Index,
+        /// and its voters.
+        voters: BTreeSet<RaftId>,
+    },
+    /// What the leader has heard of the members' disks.
+    Marks { marks: BTreeMap<RaftId, Mark> },
+}
+
+/// What a member says of a starting peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Verdict {
+    /// Nothing speaks against it.
+    Fine,
+    /// Its disk went back: the member has heard of so many writes.
+    Older { written: u64 },
+    /// Another process of the same member is heard right now.
+    Elsewhere,
+    /// The member does not know this process: it has to introduce itself.
+    Unknown,
 }
 
 /// A member's answer to entries or to a snapshot.

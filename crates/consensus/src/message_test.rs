@@ -58,12 +58,34 @@ fn samples() -> Vec<Message> {
     ]
 }
 
+/// Messages of this crate, which the library does not know.
+fn own_samples() -> Vec<Message> {
+    let vouch = |verdict, leader| Message::Vouch {
+        life: 6,
+        verdict,
+        leader,
+        configured: Index(4),
+        voters: [RaftId(1), RaftId(2)].into(),
+    };
+    let mark = Mark { boot_epoch: 5, life: 6, written: 7 };
+    vec![
+        Message::Present { found: 3 },
+        vouch(Verdict::Fine, Some(RaftId(2))),
+        vouch(Verdict::Older { written: 8 }, None),
+        vouch(Verdict::Elsewhere, None),
+        vouch(Verdict::Unknown, None),
+        Message::Marks { marks: [(RaftId(2), mark)].into() },
+    ]
+}
+
 fn envelope(message: Message) -> Envelope {
     Envelope {
         group: "web".to_owned(),
         incarnation: 4,
         from: RaftId(1),
         to: RaftId(2),
+        life: 11,
+        written: 12,
         session: 1 << 24,
         sequence: 12,
         message,
@@ -88,7 +110,7 @@ fn every_message_survives_the_library() {
 
 #[test]
 fn a_message_cut_short_or_too_long_is_refused() {
-    for message in samples() {
+    for message in samples().into_iter().chain(own_samples()) {
         let bytes = envelope(message).encode();
         for end in 0..bytes.len() {
             assert!(Envelope::decode(&bytes[..end]).is_err());
@@ -163,7 +185,8 @@ impl From<Hex> for Sent {
 fn golden() {
     let steps = [(Part::Voter, RaftId(3)), (Part::Standby, RaftId(4)), (Part::Removed, RaftId(1))];
     let changes = [Change::Leave, Change::Enter(steps.into())];
-    let messages = samples().into_iter().map(|message| Sent::Envelope(envelope(message)));
+    let messages =
+        samples().into_iter().chain(own_samples()).map(|message| Sent::Envelope(envelope(message)));
     let all: Vec<Sent> = messages.chain(changes.map(Sent::Change)).collect();
     hold(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/messages.jsonl"), &all);
 }

@@ -12,6 +12,7 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::effects::{Effects, InstalledSnapshot};
 use crate::filter::Filter;
+use crate::proof::Proof;
 use crate::reads::{ReadId, Reads};
 use crate::storage::View;
 use crate::timeout::Timeouts;
@@ -45,6 +46,7 @@ pub struct Node<S: LogStore> {
     pub(crate) config: Config,
     pub(crate) configuration: Configuration,
     pub(crate) filter: Filter,
+    pub(crate) proof: Proof,
     pub(crate) reads: Reads,
     /// Ticks since the start.
     pub(crate) clock: u64,
@@ -120,6 +122,7 @@ impl<S: LogStore> Node<S> {
         let image = store.image();
         let hard_state = image.hard_state();
         let snapshot = image.snapshot().cloned();
+        let proof = Proof::new(&config, image.written(), image.marks().clone());
         let applied = snapshot.as_ref().map_or(Index(0), |s| s.index);
         let configuration = snapshot.as_ref().map(|s| s.configuration.clone()).unwrap_or_default();
         let view = View {
@@ -143,6 +146,7 @@ impl<S: LogStore> Node<S> {
             raw,
             configuration,
             filter: Filter::new(&config),
+            proof,
             reads: Reads::new(&config),
             clock: 0,
             timeouts: Timeouts::new(seed, config.election_ticks_min, config.election_ticks_max),
@@ -167,6 +171,10 @@ impl<S: LogStore> Node<S> {
         if self.stopped() {
             return;
         }
+        if !self.proof.proven() {
+            self.clock += 1;
+            return self.ask_for_proof();
+        }
         // Apply committed entries and persist appended ones before a tick can start an election.
         // (Trap: an election reads all unapplied entries.)
         if self.raw.raft.state != StateRole::Leader && !self.settle() {
@@ -185,12 +193,16 @@ impl<S: LogStore> Node<S> {
         self.reads.tick(self.clock);
         self.expire_snapshots();
         self.drive_membership();
+        self.forward_marks();
     }
 
     /// The number of ticks from now on that only count, unless there is input before: the owner may
     /// skip them, and make up for them with [`sleep`](Self::sleep). Valid after a drain.
     #[must_use]
     pub fn idle_ticks(&self) -> u64 {
+        if !self.proof.proven() {
+            return 0;
+        }
         let raft = &self.raw.raft;
         let election = |timeout: usize| timeout.saturating_sub(raft.election_elapsed + 1);
         let idle = if raft.state != StateRole::Leader {
@@ -221,6 +233,9 @@ impl<S: LogStore> Node<S> {
     /// start. Harmless elsewhere: voters that hear from a leader refuse the pre-vote.
     pub fn campaign(&mut self) {
         if !self.stopped() && self.settle() {
+            self.write_proof();
+        }
+        if !self.stopped() && self.proof.proven() {
             self.timeouts.election_began();
             self.library(|raw| {
                 // An error means that it is already the leader, or must not be.
@@ -231,7 +246,8 @@ impl<S: LogStore> Node<S> {
 
     /// Handles a message. Drops and counts stray, late and malformed ones.
     pub fn receive(&mut self, envelope: &Envelope) {
-        if self.stopped() || !self.filter.accept(envelope) {
+        let ours = !self.stopped() && self.filter.is_addressed(envelope);
+        if !ours || !self.prove(envelope) || !self.filter.in_order(envelope) {
             return;
         }
         let Ok(message) = convert::message_in(envelope.from, envelope.to, &envelope.message) else {
@@ -295,14 +311,13 @@ impl<S: LogStore> Node<S> {
         if self.stopped() {
             return Err(ReadError::Stopped);
         }
-        // Trap: the library silently drops such reads.
+        // Trap: the library silently drops such reads; a new leader drops those of others, too.
         let raft = &self.raw.raft;
-        if raft.state == StateRole::Leader {
-            if !raft.commit_to_current_term() {
-                return Err(ReadError::NotReady);
-            }
-        } else if raft.leader_id == raft::INVALID_ID {
+        if raft.leader_id == raft::INVALID_ID {
             return Err(ReadError::NoLeader);
+        }
+        if !raft.commit_to_current_term() {
+            return Err(ReadError::NotReady);
         }
         let context = self.reads.begin(self.clock).ok_or(ReadError::Busy)?;
         self.library(|raw| raw.read_index(convert::read_in(context))).ok_or(ReadError::Stopped)?;
@@ -350,6 +365,7 @@ impl<S: LogStore> Node<S> {
     /// pre-votes within some ticks, each in its turn. If the leader lives, the voters that still
     /// hear from it refuse, and its next heartbeat ends the attempt.
     pub fn disconnected(&mut self, peer: RaftId) {
+        self.proof.disconnected(peer);
         self.report_unreachable(peer);
         let own = self.config.id;
         let raft = &self.raw.raft;
@@ -443,6 +459,7 @@ impl<S: LogStore> Node<S> {
         });
         Status {
             id: self.config.id,
+            proven: self.proof.proven(),
             role: raft.state.into(),
             term: Term(raft.term),
             leader: self.leader(),

@@ -67,6 +67,8 @@ pub struct Dropped {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
     pub id: RaftId,
+    /// Whether its peers have vouched for its disk; it does nothing before.
+    pub proven: bool,
     pub role: Role,
     pub term: Term,
     /// The leader, if the member knows one.

@@ -52,7 +52,7 @@ impl Group {
 
     pub(crate) fn config(&self, id: RaftId, boot_epoch: u64) -> Config {
         let mut config = Config::new("test", 7, id);
-        config.boot_epoch = boot_epoch;
+        (config.boot_epoch, config.life) = (boot_epoch, boot_epoch);
         (self.tune)(&mut config);
         config
     }

@@ -88,7 +88,7 @@ impl State {
 
     fn set_up(&mut self, labels: &BTreeMap<String, String>, platform: &Platform) -> Applied {
         if self.platform.is_none() {
-            self.labels.clone_from(labels);
+            self.labels = labels.clone().into();
             self.platform = Some(platform.clone());
         }
         Ok(())
@@ -174,7 +174,8 @@ impl State {
         if let Some(app) = self.apps.get_mut(&policy.app) {
             if revision > app.revision {
                 app.revision = revision;
-                app.policy = policy.clone();
+                app.policy = policy.clone().into();
+                app.set_checks(revision, &policy.checks);
                 capacity::room_again(self);
             }
         } else if self.apps.len() >= APPS_MAX {
@@ -182,7 +183,7 @@ impl State {
         } else {
             let mut app = App::new(revision, policy.clone());
             let servers = self.servers.keys().map(|id| (id.clone(), ServerApp::default()));
-            app.servers = servers.collect();
+            app.servers = servers.collect::<BTreeMap<_, _>>().into();
             self.apps.insert(policy.app.clone(), app);
         }
         Ok(())

@@ -8,7 +8,20 @@ use std::collections::BTreeSet;
 
 use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
+use crate::policy::Update;
 use crate::state::{Activation, ActivationStage, App, ServerApp, State};
+
+/// A server that has been silent for longer counts as out for a grant, in milliseconds, although it
+/// is not unknown yet: a live one asks at least this often, also after a change of leader.
+pub const COUNTED_ON_MS: u64 = 10_000;
+
+/// How long a server may be silent before it is unknown whether it serves, in milliseconds: the
+/// shortest `unreachable_after` of the group's apps, since its silence is the same for all of them.
+#[must_use]
+pub fn unknown_after_ms(state: &State) -> u64 {
+    let bounds = state.apps.values().map(|app| app.policy_in_force().update.unreachable_after.ms);
+    bounds.min().unwrap_or_else(|| Update::default().unreachable_after.ms)
+}
 
 /// A server's part in serving traffic, over all apps, by its own last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +65,24 @@ pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> b
 /// A server in debt that takes traffic with another release is in service.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
-    state.servers.keys().filter(|server| is_out(state, server)).cloned().collect()
+    servers_where(state, |app, _, here| is_down_here(app, here) || taken_out(here))
+        .into_iter()
+        .cloned()
+        .collect()
+}
+
+/// The servers of which this holds in some app. Every app lists every server: one pass over each
+/// list, because a lookup per server and app would take longer than the rest of a plan.
+fn servers_where(
+    state: &State,
+    is: impl Fn(&App, &ServerId, &ServerApp) -> bool,
+) -> BTreeSet<&ServerId> {
+    let mut found = BTreeSet::new();
+    for app in state.apps.values() {
+        let of_app = app.servers.iter().filter(|(server, here)| is(app, server, here));
+        found.extend(of_app.map(|(server, _)| server));
+    }
+    found
 }
 
 pub(crate) fn is_out(state: &State, server: &ServerId) -> bool {
@@ -64,10 +94,12 @@ pub(crate) fn is_out(state: &State, server: &ServerId) -> bool {
 
 /// Whether an app is out of service on this server, apart from changes in flight.
 pub(crate) fn is_down(app: &App, server: &ServerId) -> bool {
-    app.servers.get(server).is_some_and(|here| {
-        let joins = here.running.is_none() && here.debt.is_some() && app.last_good.is_some();
-        here.unsure || joins || (here.running.is_some() && !here.in_service)
-    })
+    app.servers.get(server).is_some_and(|here| is_down_here(app, here))
+}
+
+fn is_down_here(app: &App, here: &ServerApp) -> bool {
+    let joins = here.running.is_none() && here.debt.is_some() && app.last_good.is_some();
+    here.unsure || joins || (here.running.is_some() && !here.in_service)
 }
 
 fn taken_out(here: &ServerApp) -> bool {
@@ -95,19 +127,17 @@ pub fn bears(state: &State, app: &AppId, server: &ServerId) -> bool {
     if change.stage != ActivationStage::Granted || costs_nothing {
         return true;
     }
-    let rank = |change: &Activation, server: &ServerId| (change.granted, server.clone());
-    let own = rank(change, server);
-    let before = |other: &ServerId, change: &Activation| {
-        change.costs && (change.stage != ActivationStage::Granted || rank(change, other) < own)
+    let before = |other: &ServerId, theirs: &Activation| {
+        theirs.costs
+            && (theirs.stage != ActivationStage::Granted
+                || (theirs.granted, other) < (change.granted, server))
     };
-    let counts = |other: &&ServerId| {
-        *other != server
-            && (state.apps.values().any(|app| is_down(app, other))
-                || apps_on(state, other)
-                    .any(|here| here.in_flight().is_some_and(|change| before(other, change))))
-    };
-    let others = state.servers.keys().filter(counts).count();
-    others < app.max_unavailable(state.size()) as usize
+    let others = servers_where(state, |app, other, here| {
+        other != server
+            && (is_down_here(app, here)
+                || here.in_flight().is_some_and(|theirs| before(other, theirs)))
+    });
+    others.len() < app.max_unavailable(state.size()) as usize
 }
 
 /// There is room again: changes that were granted and may not have begun for lack of it get the

@@ -7,8 +7,9 @@ use crate::ids::AppId;
 use crate::phase::Phase;
 use crate::state::{
     APPS_MAX, App, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX, SERVERS_MAX,
-    STATE_SCHEMA, State,
+    STATE_SCHEMA, State, VERDICTS_DUE_MAX,
 };
+use crate::trial::CHECK_SETS_MAX;
 
 impl State {
     /// Checks every invariant.
@@ -50,6 +51,8 @@ impl State {
             format!("record {} written, but only {} exist", app.record_written, app.record)
         } else if !app.servers.keys().eq(self.servers.keys()) {
             "its servers are not the group's".to_owned()
+        } else if app.check_sets.last().is_none_or(|set| set.checks != app.policy.checks) {
+            "its checks are not the policy's".to_owned()
         } else if runs_nothing_good {
             "running without a good release".to_owned()
         } else if foreign {
@@ -77,6 +80,8 @@ impl State {
                 ("rejected releases", app.rejected.len(), REJECTED_MAX),
                 ("good releases", app.good_before.len(), GOOD_MAX),
                 ("held artifacts", holds.unwrap_or(0), HOLDS_MAX),
+                ("verdicts to be written", app.verdicts_due.len(), VERDICTS_DUE_MAX),
+                ("sets of checks", app.check_sets.len(), CHECK_SETS_MAX),
             ]
         });
         match bounds.into_iter().chain(per_app).find(|(_, count, max)| count > max) {

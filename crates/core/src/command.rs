@@ -111,6 +111,8 @@ pub enum Planned {
     Fail { reason: Reason },
     /// Another group found the release bad: pauses the rollout.
     PauseForVerdict { group: GroupId, reason: Reason },
+    /// Servers that pass the checks of this revision of the policy use them from now on.
+    TakeChecks { revision: Revision, servers: BTreeSet<ServerId> },
 }
 
 impl Body {
@@ -142,6 +144,7 @@ impl Body {
                 Planned::FindServer { .. } => "find-server",
                 Planned::Fail { .. } => "fail",
                 Planned::PauseForVerdict { .. } => "pause-for-verdict",
+                Planned::TakeChecks { .. } => "take-checks",
             },
             Body::Report { .. } => "report",
             Body::Pause { .. } => "pause",

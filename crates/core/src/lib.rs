@@ -13,6 +13,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
+pub mod ability;
 mod apply;
 pub mod capacity;
 mod check;
@@ -21,6 +22,7 @@ pub mod doing;
 pub mod gate;
 pub mod ids;
 pub mod kill;
+pub mod machine;
 pub mod orders;
 mod orders_of;
 pub mod phase;
@@ -37,8 +39,12 @@ mod rejection;
 pub mod release;
 pub mod report;
 mod rollout;
+pub mod shared;
+#[cfg(test)]
+mod shared_test;
 pub mod state;
 pub mod steps;
+pub mod trial;
 mod turn;
 pub mod waiting;
 mod wave;

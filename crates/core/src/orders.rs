@@ -6,7 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, Digest, Generation, GroupId, Incarnation, MemberId, ServerId};
+use crate::ids::{
+    AppId, BootEpoch, Digest, Generation, GroupId, Incarnation, MemberId, Revision, ServerId,
+};
 use crate::policy::Check;
 use crate::release::Release;
 
@@ -32,6 +34,8 @@ pub struct Orders {
     pub member: Option<MemberOrder>,
     /// The group's members: where to ask next time.
     pub members: Vec<MemberAddress>,
+    /// The latest start of its agent that the group has a report of.
+    pub heard: BootEpoch,
 }
 
 /// A member's server, number and address.
@@ -67,8 +71,22 @@ pub struct AppOrders {
     pub in_service: Option<bool>,
     /// The checks to run while the app runs.
     pub checks: Vec<Check>,
+    /// Newer checks, to try next to those.
+    pub trial: Option<TrialOrder>,
     /// Artifacts that must stay on disk.
     pub keep: Vec<Digest>,
+    /// Artifacts that the group believes the server has. One that does not reports it.
+    pub holds: Vec<Digest>,
+}
+
+/// Checks to try: they decide nothing yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialOrder {
+    /// Names the set in the report.
+    pub revision: Revision,
+    pub checks: Vec<Check>,
+    /// What the group knows of the result. A server that knows better reports it.
+    pub passes: Option<bool>,
 }
 
 /// An artifact to fetch.

@@ -4,13 +4,14 @@ use crate::capacity;
 use crate::ids::{AppId, ClockMs, Digest, ServerId};
 use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, Hold, MemberAddress, MemberOrder, Orders, Purpose,
-    Source,
+    Source, TrialOrder,
 };
 use crate::phase::Phase;
-use crate::policy::{Check, CheckPhase};
+use crate::policy::CheckPhase;
 use crate::prestage;
 use crate::release::Release;
 use crate::state::{ActivationStage, App, ServerApp, State};
+use crate::trial::TrialResult;
 
 /// Sources named to one server. 4: enough to survive two that are gone, small in every response.
 pub(crate) const SOURCES_MAX: usize = 4;
@@ -31,8 +32,10 @@ impl State {
                 run: here.running.clone(),
                 owes: here.debt.is_some(),
                 in_service: (!here.unsure).then_some(here.in_service),
-                checks: asked.checks(CheckPhase::Running),
+                checks: app.check_set(here.checks).in_phase(CheckPhase::Running),
+                trial: asked.trial(),
                 keep: asked.keeps(),
+                holds: here.holds.clone(),
             })
         });
         Some(Orders {
@@ -42,6 +45,7 @@ impl State {
             apps: apps.collect(),
             member: known.member.map(|member| MemberOrder { member }),
             members: self.member_addresses(),
+            heard: known.boot_epoch,
         })
     }
 
@@ -95,33 +99,26 @@ impl Asked<'_> {
         if change.stage != ActivationStage::Granted || !self.here.has(&release.artifact) {
             return None;
         }
-        Some(self.fetch_from_anywhere(release, change.granted))
+        Some(self.fetch(release, true))
     }
 
     /// The good release, if the server is in debt or the group is rolling back. The kill switch
     /// does not stop the way back.
     fn fetch_good(&self) -> Option<FetchOrder> {
         let good = self.app.last_good.as_ref()?;
-        let since = match (&self.here.debt, &self.app.phase) {
-            (Some(debt), _) => debt.since,
-            (None, Phase::RollingBack { since, .. }) => *since,
+        match (&self.here.debt, &self.app.phase) {
+            (Some(_), _) | (None, Phase::RollingBack { .. }) => {}
             (
                 None,
                 Phase::Empty | Phase::Running { .. } | Phase::Forward { .. } | Phase::Held { .. },
             ) => return None,
-        };
-        (!self.here.has(&good.artifact)).then(|| self.fetch_from_anywhere(good, since))
+        }
+        // The mirror too: no server may really have what the group believes.
+        (!self.here.has(&good.artifact)).then(|| self.fetch(good, true))
     }
 
     fn fetch(&self, release: &Release, from_mirror: bool) -> FetchOrder {
         FetchOrder { release: release.clone(), from_mirror, sources: self.sources(release) }
-    }
-
-    /// Also from a mirror if no server has it, or if the server has waited long.
-    fn fetch_from_anywhere(&self, release: &Release, since: ClockMs) -> FetchOrder {
-        let late = self.is_late(since);
-        let order = self.fetch(release, late);
-        FetchOrder { from_mirror: late || order.sources.is_empty(), ..order }
     }
 
     /// Whether the server has waited for half of `progress_deadline`: the servers that reported the
@@ -162,7 +159,7 @@ impl Asked<'_> {
             healthy_deadline_ms: update.healthy_deadline.ms,
             confirm_within_ms: update.confirm_within.ms,
             warm_up_ms: update.warm_up_time.ms,
-            checks: self.checks(CheckPhase::PreFlight),
+            checks: self.app.preflight_set(activation.purpose).in_phase(CheckPhase::PreFlight),
             hold: self.hold(activation.purpose),
         })
     }
@@ -187,9 +184,11 @@ impl Asked<'_> {
         }
     }
 
-    fn checks(&self, phase: CheckPhase) -> Vec<Check> {
-        let checks = &self.app.policy_in_force().checks;
-        checks.iter().filter(|check| check.phase.contains(&phase)).cloned().collect()
+    fn trial(&self) -> Option<TrialOrder> {
+        let set = self.app.on_trial(self.here)?;
+        let checks = set.in_phase(CheckPhase::Running);
+        let passes = self.here.trial.as_ref().map(|trial| trial.result == TrialResult::Passes);
+        Some(TrialOrder { revision: set.revision, checks, passes })
     }
 
     /// Artifacts to keep on disk: what runs, what a rollback or an undo would restore, what is

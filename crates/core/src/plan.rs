@@ -13,18 +13,20 @@ use crate::prestage;
 use crate::refused::Refused;
 use crate::release::Release;
 use crate::report::Step;
-use crate::state::{App, Rollout, State};
+use crate::state::{App, DEBT_TRIES_MAX, Rollout, ServerApp, State};
 use crate::waiting::{Waiting, WaitingOn};
 
 mod back;
 mod begin;
+mod checks;
 mod waves;
 
 /// Rounds that one plan looks ahead. 16: from the discovery of a release to the grants of its first
 /// wave.
 const LOOK_AHEAD_MAX: usize = 16;
-/// Interval of clock entries while a deadline is running but none has expired, in milliseconds.
-const CLOCK_EVERY_MS: u64 = 10_000;
+/// Interval of clock entries while a deadline is running but none has expired, in milliseconds: the
+/// most that a deadline is late after a change of leader. 15 s: far shorter than any deadline.
+const CLOCK_EVERY_MS: u64 = 15_000;
 
 /// What the leader observes. Nothing here is replicated.
 #[derive(Debug, Clone, Default)]
@@ -44,10 +46,20 @@ pub struct Observations {
     pub offers: BTreeMap<AppId, Offer>,
     /// Mirrors and releases refused recently, for people; they do not affect decisions.
     pub refusals: Vec<Refused>,
+    /// Why the repository's metadata could not be refreshed; `None` while it can.
+    pub not_refreshed: Option<Refused>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
     /// The step that each server says it is taking.
     pub doing: BTreeMap<(AppId, ServerId), Step>,
+}
+
+impl Observations {
+    /// Whether this leader or a previous one heard from a server within that time.
+    fn has_heard(&self, server: &ServerId, within_ms: u64) -> bool {
+        let age_ms = self.contact_age_ms.get(server);
+        self.leader.as_ref() == Some(server) || age_ms.is_some_and(|age_ms| *age_ms < within_ms)
+    }
 }
 
 /// The target of a channel.
@@ -104,17 +116,22 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
     // The clock entry goes out together with what it makes due.
     let due = passed
         || !plan.commands.is_empty()
-        || (elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(needs_time));
+        || (elapsed_ms >= CLOCK_EVERY_MS && ahead.apps.values().any(|app| needs_time(app, seen)));
     if due && elapsed_ms > 0 {
         plan.commands.insert(0, clock.body);
     }
     plan
 }
 
-/// Whether a deadline or a timed wait of this app is running.
-fn needs_time(app: &App) -> bool {
+/// Whether a deadline or a timed wait of this app is running. A debt that waits for its server or
+/// for an operator needs no time.
+fn needs_time(app: &App, seen: &Observations) -> bool {
+    let pays = |(server, here): (&ServerId, &ServerApp)| {
+        here.debt.as_ref().is_some_and(|debt| debt.tries < DEBT_TRIES_MAX)
+            && seen.has_heard(server, app.policy_in_force().update.unreachable_after.ms)
+    };
     app.phase.rollout().is_some()
-        || app.servers.values().any(|server| server.debt.is_some())
+        || app.servers.iter().any(pays)
         || app.in_flight().next().is_some()
 }
 
@@ -182,9 +199,7 @@ impl<'a> Planner<'a> {
 
     /// Whether this leader or a previous one heard from a server within `unreachable_after`.
     fn is_heard(&self, server: &ServerId) -> bool {
-        let heard = self.seen.contact_age_ms.get(server).copied();
-        let limit_ms = self.app.policy_in_force().update.unreachable_after.ms;
-        server == self.leader || heard.is_some_and(|age_ms| age_ms < limit_ms)
+        self.seen.has_heard(server, self.app.policy_in_force().update.unreachable_after.ms)
     }
 
     fn app(&mut self) {
@@ -202,6 +217,7 @@ impl<'a> Planner<'a> {
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
         }
+        self.checks();
     }
 
     /// Servers whose download the policy postpones until their wave is near.

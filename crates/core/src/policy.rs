@@ -418,6 +418,10 @@ impl Policy {
         if update.unreachable_after.ms < 5000 {
             return Err("update.unreachable_after is shorter than 5s".into());
         }
+        // A silent server is lost before its silence is taken for a release that makes no progress.
+        if update.progress_deadline < update.unreachable_after {
+            return Err("update.progress_deadline is shorter than update.unreachable_after".into());
+        }
         for check in &self.checks {
             if check.interval.ms < 10 || check.timeout.ms < 10 {
                 return Err("a check's interval and timeout must be at least 10ms".into());

@@ -15,8 +15,9 @@ use crate::report::{REPORT_TEXT_BYTES_MAX, Step};
 pub enum Reason {
     /// More servers failed than the budget allows; the first of them.
     ServerFailed { server: ServerId, step: Step, text: String },
-    /// More servers became unreachable than `surroundings_allowed`.
-    ServersLost,
+    /// More servers became unreachable than `surroundings_allowed`: these, at most
+    /// [`Reason::SERVERS_NAMED_MAX`].
+    ServersLost { servers: Vec<ServerId> },
     /// Every server was lost or failed, so nothing proves that the release works.
     NoServerLeft,
     /// These servers of a wave (counted from 1) were unfinished, and none made progress for
@@ -32,7 +33,7 @@ pub enum Reason {
 
 impl Reason {
     /// Servers that a shortened reason names.
-    const SERVERS_NAMED_MAX: usize = 16;
+    pub const SERVERS_NAMED_MAX: usize = 16;
 
     /// The same for other groups and the registry: with bounded text and few servers.
     #[must_use]
@@ -40,8 +41,10 @@ impl Reason {
         match &mut self {
             Reason::ServerFailed { text, .. } | Reason::Undone { by: text } => shorten(text),
             Reason::Aborted { by, text } => [by, text].into_iter().for_each(shorten),
-            Reason::NoProgress { servers, .. } => servers.truncate(Reason::SERVERS_NAMED_MAX),
-            Reason::ServersLost | Reason::NoServerLeft | Reason::Superseded { .. } => {}
+            Reason::NoProgress { servers, .. } | Reason::ServersLost { servers } => {
+                servers.truncate(Reason::SERVERS_NAMED_MAX);
+            }
+            Reason::NoServerLeft | Reason::Superseded { .. } => {}
         }
         self
     }

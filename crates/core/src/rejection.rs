@@ -66,8 +66,10 @@ pub enum WhyNot {
     NoApprovalNeeded,
     /// Nothing is held and no server is in debt.
     NothingToRetry,
-    /// Only a running group can undo; to end a rollout in progress, abort it.
+    /// A rollout is in progress: only an abort ends it.
     NotRunning,
+    /// The rollout was stopped in place: only an abort takes it back.
+    HeldInPlace,
     NoEarlierRelease,
     /// The server is not in the wave, or the wave is still downloading.
     NotItsTurn,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, BootEpoch, Digest, ServerId};
+use crate::ids::{AppId, BootEpoch, Digest, Revision, ServerId};
 use crate::orders::Fence;
 use crate::release::Release;
 
@@ -36,6 +36,8 @@ pub enum Outcome {
     Found { release: Option<Release>, in_service: bool },
     /// The server has the whole artifact, verified.
     Holds { artifact: Digest },
+    /// The server does not have the artifact, although the group believes so: its disk lost it.
+    Lacks { artifact: Digest },
     /// The release is switched in and has started.
     Applied,
     /// The pre-flight checks have passed for `min_healthy_time`.
@@ -49,6 +51,9 @@ pub enum Outcome {
     Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
     Health { in_service: bool, reason: String },
+    /// The server tried checks that are newer than those that decide about its traffic; `failed`
+    /// says what is wrong, `None` that it passes them.
+    Tried { revision: Revision, failed: Option<String> },
 }
 
 impl Outcome {
@@ -58,8 +63,10 @@ impl Outcome {
         let bytes = match self {
             Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
             Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
+            Outcome::Tried { failed, .. } => failed.as_ref().map_or(0, String::len),
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService => 0,

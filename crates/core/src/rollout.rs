@@ -9,6 +9,7 @@ use crate::policy::Policy;
 use crate::reason::{PausedBy, Reason};
 use crate::release::Release;
 use crate::report::{Blame, Step};
+use crate::shared::Shared;
 
 /// One rollout of one release through the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +17,12 @@ use crate::report::{Blame, Step};
 pub struct Rollout {
     pub release: Release,
     /// The policy when it started.
-    pub policy: Policy,
+    pub policy: Shared<Policy>,
     /// The registry's revision of that policy.
     pub revision: Revision,
+    /// The checks that its servers must pass before they take traffic: the policy's when it
+    /// started, or newer ones that a server has passed since.
+    pub checks: Revision,
     pub by: String,
     pub started: ClockMs,
     /// The leader's server: the only one that may use a mirror without asking.

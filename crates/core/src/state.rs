@@ -16,6 +16,8 @@ use crate::reason::{DebtReason, Unfit};
 use crate::rejection::Rejection;
 use crate::release::Release;
 use crate::report::{Blame, Step};
+use crate::shared::Shared;
+use crate::trial::{CheckSet, Trial};
 
 pub use crate::rollout::{Ending, Failure, HistoryEntry, Pause, Rejected, Rollout, Verdict};
 
@@ -53,7 +55,7 @@ pub struct State {
     /// Issued by the registry; commands for another incarnation are rejected.
     pub incarnation: Incarnation,
     /// The grouping labels shared by all its servers.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Shared<BTreeMap<String, String>>,
     /// The platform of all its servers; `None` until `set-up`.
     pub platform: Option<Platform>,
     /// The group clock, advanced by the leader.
@@ -64,11 +66,11 @@ pub struct State {
     pub next_member: MemberId,
     /// The position of the next server in joining order.
     pub next_joined: u64,
-    pub servers: BTreeMap<ServerId, Server>,
+    pub servers: Shared<BTreeMap<ServerId, Server>>,
     /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
-    pub requests: Vec<Answered>,
+    pub requests: Shared<Vec<Answered>>,
 }
 
 /// A request and its outcome.
@@ -115,20 +117,25 @@ pub struct App {
     /// The registry's revision of `policy`.
     pub revision: Revision,
     /// The policy for the next rollout; one in progress keeps its own.
-    pub policy: Policy,
+    pub policy: Shared<Policy>,
+    /// The sets of checks in use, oldest first; the last is the policy's.
+    pub check_sets: Vec<CheckSet>,
+    /// The newest checks that `last_good` was seen to pass: what a server must pass on the way
+    /// back.
+    pub good_checks: Revision,
     /// Incremented by every change of plan.
     pub generation: Generation,
     /// The last release that the whole group ran and baked: the target of a rollback.
     pub last_good: Option<Release>,
     /// Earlier good releases, newest last.
-    pub good_before: Vec<Release>,
+    pub good_before: Shared<Vec<Release>>,
     pub phase: Phase,
     /// What is known about each server; the keys are the group's servers.
-    pub servers: BTreeMap<ServerId, ServerApp>,
+    pub servers: Shared<BTreeMap<ServerId, ServerApp>>,
     /// Releases not retried without an operator, newest last.
-    pub rejected: Vec<Rejected>,
+    pub rejected: Shared<Vec<Rejected>>,
     /// Ended rollouts, oldest first.
-    pub history: Vec<HistoryEntry>,
+    pub history: Shared<Vec<HistoryEntry>>,
     /// Number of changes that the registry has to record.
     pub record: u64,
     /// Number of them that the registry has acknowledged.
@@ -147,6 +154,10 @@ pub struct ServerApp {
     pub in_service: bool,
     /// Why it takes no traffic.
     pub unfit: Option<Unfit>,
+    /// The set of checks that decides about its traffic.
+    pub checks: Revision,
+    /// How it does with newer checks, once it has said so.
+    pub trial: Option<Trial>,
     /// The server was lost in a change, and has not said since what it runs.
     pub unsure: bool,
     /// Artifacts it has whole and verified, oldest first.
@@ -219,6 +230,7 @@ impl Activation {
 #[serde(deny_unknown_fields)]
 pub struct Debt {
     pub since: ClockMs,
+    /// Why it is in debt; after a failed attempt to pay, why that failed.
     pub reason: DebtReason,
     /// Attempts to pay it, at most [`DEBT_TRIES_MAX`] without an operator.
     pub tries: u32,
@@ -232,15 +244,15 @@ impl State {
             schema: STATE_SCHEMA,
             group,
             incarnation,
-            labels: BTreeMap::new(),
+            labels: Shared::default(),
             platform: None,
             clock: ClockMs(0),
             feature_level: 1,
             next_member: MemberId(1),
             next_joined: 0,
-            servers: BTreeMap::new(),
+            servers: Shared::default(),
             apps: BTreeMap::new(),
-            requests: Vec::new(),
+            requests: Shared::default(),
         }
     }
 
@@ -261,16 +273,19 @@ impl App {
     /// An app with no release, and no servers yet.
     #[must_use]
     pub fn new(revision: Revision, policy: Policy) -> App {
+        let checks = policy.checks.clone();
         App {
             revision,
-            policy,
+            policy: policy.into(),
+            check_sets: vec![CheckSet { revision, checks }],
+            good_checks: revision,
             generation: Generation(0),
             last_good: None,
-            good_before: Vec::new(),
+            good_before: Shared::default(),
             phase: Phase::Empty,
-            servers: BTreeMap::new(),
-            rejected: Vec::new(),
-            history: Vec::new(),
+            servers: Shared::default(),
+            rejected: Shared::default(),
+            history: Shared::default(),
             record: 1,
             record_written: 0,
             verdicts_due: Vec::new(),
@@ -378,6 +393,13 @@ impl ServerApp {
     /// Records a debt, unless the server already has one.
     pub(crate) fn owe(&mut self, since: ClockMs, reason: DebtReason) {
         self.debt.get_or_insert(Debt { since, reason, tries: 0 });
+    }
+
+    /// Records a failed change: the server is in debt, or still is, for this reason now.
+    pub(crate) fn owe_after_failure(&mut self, at: ClockMs, text: String) {
+        let reason = DebtReason::Failed { text };
+        let debt = Debt { since: at, reason: reason.clone(), tries: 0 };
+        self.debt.get_or_insert(debt).reason = reason;
     }
 
     /// Drops a change that has failed or was undone.

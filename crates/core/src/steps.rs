@@ -295,13 +295,19 @@ fn proceed(
     } else {
         (step, attempt + 1)
     };
-    if matches!(step, Step::Drain | Step::HandOver | Step::Stop) {
+    // A service whose stop has begun is down, or soon will be: only the next steps bring it up.
+    let stopping = step == Step::Stop && activation.stopped();
+    let alone = finishes_alone(activation, moment);
+    if matches!(step, Step::Drain | Step::HandOver | Step::Stop)
+        && !stopping
+        && (!alone || moment.killed)
+    {
         let Some(order) = same else { return StepAction::Wait(StepWait::FreshOrders) };
         if let Some(wait) = permission(order, step, activation.drained(), moment) {
             return StepAction::Wait(wait);
         }
     }
-    if step == Step::WarmUp && !moment.confirmed {
+    if step == Step::WarmUp && !moment.confirmed && !alone {
         return StepAction::Wait(StepWait::Confirmation);
     }
     StepAction::Run { step, attempt }
@@ -309,8 +315,19 @@ fn proceed(
 
 /// Confirm or undo: the one thing a server may do without a majority. The order allowed it.
 fn must_undo(activation: &LocalActivation, moment: Moment) -> bool {
-    may_undo(activation)
-        && activation.drained()
+    may_undo(activation) && is_abandoned(activation, moment)
+}
+
+/// A rollback that the group can no longer confirm leads to the release that an undo would restore:
+/// a server that is out of traffic for it finishes it without a majority.
+fn finishes_alone(activation: &LocalActivation, moment: Moment) -> bool {
+    activation.order.purpose == Purpose::RollBack && is_abandoned(activation, moment)
+}
+
+/// Whether the server is out of traffic for a change, and the group has been out of reach for
+/// `confirm_within`.
+fn is_abandoned(activation: &LocalActivation, moment: Moment) -> bool {
+    activation.drained()
         && moment.confirm_expired
         && !moment.confirmed
         && !moment.reached_since_stop
@@ -357,3 +374,8 @@ fn after(step: Step, has_release: bool) -> Option<Step> {
         Step::WarmUp | Step::Undo => None,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+#[path = "steps/next_test.rs"]
+mod next_test;

@@ -85,6 +85,10 @@ impl Turn<'_> {
             Planned::FindServer { server } => self.find(server),
             Planned::Fail { reason } => self.fail(reason.clone(), false),
             Planned::PauseForVerdict { group, reason } => self.pause_for_verdict(group, reason),
+            Planned::TakeChecks { servers, .. } => {
+                servers.iter().for_each(|server| self.app.take_checks(server, self.clock));
+                Ok(())
+            }
         }
     }
 

@@ -36,6 +36,9 @@ pub enum WaitingOn {
     NoRelease(Refused),
     /// A release was refused because of its signature, age or platform.
     ReleaseRefused(Refused),
+    /// The leader could not ask any mirror for newer metadata, or trusts none: a release that was
+    /// published since is unknown here.
+    NotRefreshed(Refused),
     /// No server has joined yet.
     NoServers,
     /// Servers that have not yet reported what they run.
@@ -72,6 +75,28 @@ pub enum WaitingOn {
     BakeTime { left_ms: u64 },
     /// The server has not asked for its orders.
     ServerUnreachable { server: ServerId, for_ms: u64 },
+    /// The policy's checks changed, and these servers, which keep their old ones, do not pass them;
+    /// what the first of them says.
+    ChecksFail { servers: Vec<ServerId>, text: String },
+    /// Servers that passed changed checks, and failed them each time they had taken them.
+    ChecksFlap { servers: Vec<ServerId> },
+    /// Servers that try changed checks, or take them after others.
+    ChecksTried { servers: BTreeSet<ServerId> },
     /// A server is not on `last_good`, and why.
     Debt { server: ServerId, reason: DebtReason },
+}
+
+/// What the next change of the voters is waiting for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "waiting_on", rename_all = "kebab-case")]
+pub enum Placing {
+    /// A change has started; a majority of the old and of the new voters has to confirm it.
+    Joint,
+    /// Servers that will vote, and whose log has not caught up.
+    CatchingUp { servers: BTreeSet<ServerId> },
+    /// The leader has heard from only `heard` of the next voters: no change starts.
+    Majority { heard: usize, voters: usize },
+    /// These voters are silent, and no server can replace them: all others vote, are in a change,
+    /// or are unreachable themselves.
+    Replacement { silent: BTreeSet<ServerId> },
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::capacity::{self, Standing};
+use crate::capacity;
 use crate::ids::ServerId;
 use crate::state::{Rollout, State};
 
@@ -22,10 +22,10 @@ pub(crate) fn choose(
     let size = sizes.of_wave(rollout.waves + 1, state.size()) as usize;
     let is_member =
         |server: &&ServerId| state.servers.get(*server).is_some_and(|s| s.member.is_some());
-    let out = |server: &ServerId| capacity::standing(state, server) == Standing::Out;
+    let out = capacity::out_servers(state);
     let mut order: Vec<&ServerId> = ready.iter().collect();
-    order.sort_by_key(|server| (!out(server), *server == lead));
-    let broken = order.iter().take_while(|server| out(server)).count().min(size);
+    order.sort_by_cached_key(|server| (!out.contains(*server), *server == lead));
+    let broken = order.iter().take_while(|server| out.contains(**server)).count().min(size);
     let mut chosen: BTreeSet<ServerId> = order.drain(..broken).cloned().collect();
     let size = size - broken;
     let left = order.len();

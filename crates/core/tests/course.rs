@@ -37,7 +37,7 @@ fn abort(state: &mut State) -> Option<Rejection> {
 
 fn fail(state: &mut State) -> Option<Rejection> {
     let generation = state.apps[&app()].generation;
-    let step = Planned::Fail { reason: Reason::ServersLost };
+    let step = Planned::Fail { reason: Reason::ServersLost { servers: Vec::new() } };
     state.apply(&command(None, Body::Plan { app: app(), generation, step })).err()
 }
 

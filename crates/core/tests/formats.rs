@@ -105,9 +105,10 @@ fn planned() -> Vec<Planned> {
         Planned::WidenWave { server: server(3) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
         Planned::FindServer { server: server(1) },
+        Planned::TakeChecks { revision: Revision(4), servers: [server(1)].into() },
         Planned::PauseForVerdict {
             group: GroupId::new("amd.zone-a").expect("a name"),
-            reason: Reason::ServersLost,
+            reason: Reason::ServersLost { servers: vec![server(2)] },
         },
     ];
     let purposes = [Purpose::Wave, Purpose::RollBack, Purpose::Debt];
@@ -120,7 +121,7 @@ fn reasons() -> [Reason; 7] {
     let (by, text) = ("ann".to_owned(), "http: status 500".to_owned());
     [
         Reason::ServerFailed { server: server(1), step: Step::Check, text: text.clone() },
-        Reason::ServersLost,
+        Reason::ServersLost { servers: vec![server(2)] },
         Reason::NoServerLeft,
         Reason::NoProgress { wave: 2, within: Duration::from_secs(60), servers: vec![server(1)] },
         Reason::Aborted { by: by.clone(), text },
@@ -129,11 +130,12 @@ fn reasons() -> [Reason; 7] {
     ]
 }
 
-fn outcomes() -> [Outcome; 8] {
+fn outcomes() -> [Outcome; 10] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
         Outcome::Holds { artifact: release(1).artifact },
+        Outcome::Lacks { artifact: release(1).artifact },
         Outcome::Applied,
         Outcome::Checked,
         Outcome::InService,
@@ -145,6 +147,7 @@ fn outcomes() -> [Outcome; 8] {
         },
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
+        Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
     ]
 }
 
@@ -179,13 +182,14 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::WidenWave { .. }
             | Planned::LoseServer { .. }
             | Planned::FindServer { .. }
+            | Planned::TakeChecks { .. }
             | Planned::PauseForVerdict { .. } => true,
             Planned::Grant { purpose, .. } => match purpose {
                 Purpose::Wave | Purpose::RollBack | Purpose::Debt => true,
             },
             Planned::Fail { reason } => match reason {
                 Reason::ServerFailed { .. }
-                | Reason::ServersLost
+                | Reason::ServersLost { .. }
                 | Reason::NoServerLeft
                 | Reason::NoProgress { .. }
                 | Reason::Aborted { .. }
@@ -196,12 +200,14 @@ fn has_an_example(body: &Body) -> bool {
         Body::Report { report } => match report.outcome {
             Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService
             | Outcome::Failed { .. }
             | Outcome::Undone { .. }
-            | Outcome::Health { .. } => true,
+            | Outcome::Health { .. }
+            | Outcome::Tried { .. } => true,
         },
     }
 }

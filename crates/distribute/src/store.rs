@@ -262,8 +262,12 @@ impl ArtifactStore {
         let path = self.whole_path(digest);
         match File::open(&path) {
             Ok(file) => Ok(Some((file, length))),
-            // Collected meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Collected meanwhile, or removed by somebody else: the group hears of that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.inner.lock().whole.remove(digest);
+                self.changed();
+                Ok(None)
+            }
             Err(error) => Ok(Err(error).on_path("open", &path)?),
         }
     }

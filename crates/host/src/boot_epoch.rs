@@ -30,6 +30,15 @@ pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> 
     Ok(epoch)
 }
 
+/// Makes the next start of the agent a later one than `epoch`, which the group has heard of.
+///
+/// # Errors
+/// If the counter cannot be read or written.
+pub fn pass_boot_epoch(state_dir: &Path, epoch: BootEpoch) -> Result<(), DurableFileError> {
+    let (mut file, own) = DurableFile::<BootEpoch>::open(state_dir.join("boot-epoch"))?;
+    if own < Some(epoch) { file.save(&epoch) } else { Ok(()) }
+}
+
 fn first_boot_epoch(now: SystemTime) -> BootEpoch {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     BootEpoch(seconds.clamp(1, FIRST_BOOT_EPOCH_MAX))

@@ -2,7 +2,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{first_boot_epoch, next_boot_epoch};
+use cohort_core::ids::BootEpoch;
+
+use super::{first_boot_epoch, next_boot_epoch, pass_boot_epoch};
 
 #[test]
 fn starts_are_counted_from_the_time_of_the_first() {
@@ -35,4 +37,13 @@ fn connections_can_be_numbered_whatever_the_clock_says() {
     let far = UNIX_EPOCH + Duration::from_secs(1 << 50);
     assert_eq!(first_boot_epoch(far).0 + (1 << 24), 1 << 32);
     assert_eq!(first_boot_epoch(UNIX_EPOCH - Duration::from_secs(9)).0, 1);
+}
+
+#[test]
+fn a_start_after_those_that_the_group_has_heard_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = next_boot_epoch(folder.path()).unwrap();
+    pass_boot_epoch(folder.path(), BootEpoch(first.0 + 10)).unwrap();
+    pass_boot_epoch(folder.path(), first).unwrap();
+    assert_eq!(next_boot_epoch(folder.path()).unwrap(), BootEpoch(first.0 + 11));
 }

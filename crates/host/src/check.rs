@@ -107,13 +107,14 @@ impl fmt::Display for CheckFailure {
     }
 }
 
-/// A check's name for people: its kind and its target.
-pub(crate) fn check_name(check: &Check) -> String {
-    match &check.probe {
+/// A check's name for people: its kind and its target on this server.
+pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
+    let name = match &check.probe {
         Probe::Tcp { address } => format!("tcp {address}"),
         Probe::Http { url, .. } => format!("http {url}"),
         Probe::Exec { command, .. } => format!("exec {command}"),
-    }
+    };
+    fill_in(&name, context.service_port).unwrap_or(name)
 }
 
 /// Runs the check once.

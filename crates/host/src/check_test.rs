@@ -7,7 +7,7 @@ use cohort_core::policy::Check;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{CheckContext, CheckFailure, look};
+use super::{CheckContext, CheckFailure, check_name, look};
 use crate::process::Exit;
 
 /// A server that answers every request with these bytes and closes; returns its port.
@@ -35,6 +35,14 @@ fn http(port: u16, more: &str) -> (Check, CheckContext) {
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\nx-role: follower\r\ncontent-length: 2\r\n\r\nok";
+
+#[test]
+fn a_checks_name_has_the_port_of_this_server() {
+    let (check, context) = http(8080, "");
+    assert_eq!(check_name(&check, &context), "http http://127.0.0.1:8080/healthz");
+    let none = CheckContext::default();
+    assert_eq!(check_name(&check, &none), "http http://127.0.0.1:{port}/healthz");
+}
 
 #[tokio::test]
 async fn http_looks_at_status_body_and_headers() {

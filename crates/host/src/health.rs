@@ -49,14 +49,28 @@ impl RunningChecks {
             .map(|check| Subject::Check { check: check.clone(), context: Arc::clone(&context) })
             .chain(service.map(|(control, name)| Subject::Service { control, name }))
             .collect();
-        let (sender, health) = watch::channel(first.clone());
-        let opinions = Mutex::new(Opinions::new(subjects.len(), first));
+        let opinions = Opinions::new(subjects.len(), first);
+        let (sender, health) = watch::channel(opinions.together());
+        let opinions = Mutex::new(opinions);
         let board = Arc::new(Board { opinions, sender });
         let mut looks = JoinSet::new();
         for (index, subject) in subjects.into_iter().enumerate() {
             looks.spawn(Arc::clone(&board).watch(index, subject));
         }
         RunningChecks { health, _board: board, _looks: looks }
+    }
+
+    /// Starts the running ones of `checks` without any effect; [`Self::result`] is `None` until all
+    /// have passed, or one has failed.
+    #[must_use]
+    pub fn try_out(checks: &[Check], context: CheckContext) -> Self {
+        let unknown = Health { in_service: false, reason: String::new() };
+        Self::spawn(checks, context, None, &unknown)
+    }
+
+    /// The health, if the checks have said anything yet; seen from now on.
+    pub fn result(&mut self) -> Option<Health> {
+        Some(self.health()).filter(|health| health.in_service || !health.reason.is_empty())
     }
 
     /// The health as all checks and the service's state show it together; seen from now on.
@@ -89,7 +103,7 @@ impl Subject {
         match self {
             Subject::Check { check, context } => look(check, context)
                 .await
-                .map_err(|failure| format!("{}: {failure}", check_name(check))),
+                .map_err(|failure| format!("{}: {failure}", check_name(check, context))),
             Subject::Service { control, name } => match control.status(name).await {
                 Ok(status) if status.is_running() => Ok(()),
                 Ok(status) => Err(status.not_running()),
@@ -109,7 +123,7 @@ struct Opinions(Vec<Opinion>);
 
 #[derive(Debug, Clone)]
 struct Opinion {
-    /// What is wrong with the service, by this check.
+    /// What is wrong with the service, by this check; empty while it is unknown.
     against: Option<String>,
     /// How many results in a row have disagreed with that.
     disagreed: u32,
@@ -124,6 +138,11 @@ impl Opinions {
     /// Takes one result of one check. True if that changed the check's opinion.
     fn saw(&mut self, index: usize, seen: Result<(), String>) -> bool {
         let opinion = &mut self.0[index];
+        let unknown = opinion.against.as_ref().is_some_and(String::is_empty);
+        if unknown && seen.is_err() {
+            *opinion = Opinion { against: seen.err(), disagreed: 0 };
+            return true;
+        }
         if seen.is_ok() == opinion.against.is_none() {
             opinion.disagreed = 0;
             return false;
@@ -139,7 +158,9 @@ impl Opinions {
     fn together(&self) -> Health {
         let against: Vec<&str> =
             self.0.iter().filter_map(|opinion| opinion.against.as_deref()).collect();
-        Health { in_service: against.is_empty(), reason: first_text(&against.join("; ")) }
+        let in_service = against.is_empty();
+        let known: Vec<&str> = against.into_iter().filter(|why| !why.is_empty()).collect();
+        Health { in_service, reason: first_text(&known.join("; ")) }
     }
 }
 

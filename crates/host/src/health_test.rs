@@ -66,6 +66,20 @@ async fn a_change_that_was_seen_is_not_waited_for() {
     assert!(news.is_err(), "{news:?}");
 }
 
+#[test]
+fn a_trial_says_nothing_until_it_knows() {
+    let unknown = Health { in_service: false, reason: String::new() };
+    let mut opinions = super::Opinions::new(2, &unknown);
+    assert_eq!(opinions.together(), unknown);
+    assert!(!opinions.saw(0, Ok(())) && opinions.saw(0, Ok(())));
+    assert_eq!(opinions.together(), unknown, "the other one has not looked");
+    assert!(opinions.saw(1, Err("refused".into())));
+    assert_eq!(opinions.together().reason, "refused");
+    assert!(!opinions.saw(1, Ok(())) && opinions.saw(1, Ok(())));
+    assert!(opinions.together().in_service);
+    assert!(super::Opinions::new(0, &unknown).together().in_service, "nothing to pass");
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_nothing_is_looked_at_there_is_never_news() {
     let first = Health { in_service: true, reason: String::new() };

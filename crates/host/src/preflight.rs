@@ -152,7 +152,7 @@ impl<'a> Preflight<'a> {
                     CheckFailure::CannotCheck(_) => Blame::Surroundings,
                     _ => Blame::Release,
                 };
-                (blame, format!("{}: {failure}", check_name(check)))
+                (blame, format!("{}: {failure}", check_name(check, self.context)))
             }
             Unhealthy::NotRunning(status) => (Blame::Release, status.not_running()),
             Unhealthy::NoAnswer(error) => (error.blame(), chain(&error)),

@@ -190,7 +190,9 @@ pub(crate) fn orders(activation: &ActivationOrder) -> AppOrders {
         activation: Some(activation.clone()),
         run: None,
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 

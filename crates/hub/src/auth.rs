@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | (no certificate) | join, with a token |
 //! | viewer | read |
-//! | operator | read; policies, kill switch, join tokens, `group recover` |
+//! | operator | read; policies, kill switch, join tokens, `group recover`, `group remove` |
 //! | publisher | upload to the repository |
 //! | agent | read; its own record, its group's records and verdicts |
 //! | hub | read |

@@ -6,11 +6,16 @@ use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::Role;
+use cohort_registry::fleet::read_fleet;
 use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode, encode};
-use cohort_registry::typed::{read_members, recover_group, write_policy};
+use cohort_registry::typed::{
+    read_members, recover_group, remove_group as remove_group_records, write_policy,
+};
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
-use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
+use cohort_wire::hub::{
+    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveGroupRequest,
+};
 use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
@@ -76,6 +81,36 @@ pub(crate) async fn recover(
             Err(ApiError::conflict(late).hint(hint).into())
         }
     }
+}
+
+/// Removes a group. One that still lists servers only if the caller says that they are lost.
+pub(crate) async fn remove_group(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    ApiJson(request): ApiJson<RemoveGroupRequest>,
+) -> Answer<()> {
+    let by = caller.require(OPERATORS)?.clone();
+    let group = GroupId::new(name)?;
+    let fleet = read_fleet(&app.registry).await?;
+    let mut servers = fleet.servers.iter().filter(|server| server.group == group);
+    if let Some(ServerRecord { server, .. }) = servers.next().filter(|_| !request.servers_are_lost)
+    {
+        let more = servers.count();
+        let still = format!("group {group} still has {server} and {more} more servers");
+        return Err(ApiError::conflict(still)
+            .hint(format!(
+                "if all are lost permanently: cohort group remove {group} --servers-are-lost"
+            ))
+            .into());
+    }
+    if !remove_group_records(&app.registry, &group).await? {
+        return Err(ApiError::not_found(format!("no group {group}"))
+            .hint("list all groups: cohort group list")
+            .into());
+    }
+    tracing::warn!(%by, %group, "group removed");
+    Ok(Json(()))
 }
 
 /// Removes a server's record. If it is a member of its group, the group has to remove it first.

@@ -35,6 +35,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route(KILL, get(operating::kill_status).post(operating::kill))
         .route("/v1/policies/{app}", post(operating::policy))
         .route("/v1/groups/{group}/recover", post(operating::recover))
+        .route("/v1/groups/{group}/remove", post(operating::remove_group))
         .route("/v1/servers/{server}", delete(operating::remove_server))
         .route("/v1/repository/{*path}", put(upload::put))
         .fallback(unknown)

@@ -4,7 +4,9 @@ use cohort_core::ids::{GroupId, Incarnation, Revision, ServerId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{Compare, KeyValue, Op, RangeRequest, Registry, RegistryError, Selector, Txn};
+use crate::api::{
+    Compare, KeyValue, Op, RangeRequest, Registry, RegistryError, Selector, TXN_OPS_MAX, Txn,
+};
 use crate::keys::{self, Place};
 use crate::records::{
     Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
@@ -64,6 +66,32 @@ pub async fn read_server(
     server: &ServerId,
 ) -> Answer<Option<ServerRecord>> {
     read(registry, &keys::server(server)).await
+}
+
+/// Replaces a server's address, if the registry has another one. Returns whether it had.
+///
+/// # Errors
+/// Also with `Contended`.
+pub async fn move_server(
+    registry: &dyn Registry,
+    server: &ServerId,
+    address: &str,
+) -> Answer<bool> {
+    let key = keys::server(server);
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(pair) = get(registry, &key).await? else { return Ok(false) };
+        let record: ServerRecord = decode(&pair)?;
+        if record.address == address {
+            return Ok(false);
+        }
+        let compare = vec![Compare::unchanged_since(&key, pair.mod_revision)];
+        let record = ServerRecord { address: address.to_owned(), ..record };
+        let then = vec![Op::put(&key, encode(&record))];
+        if registry.txn(Txn { compare, then }).await?.succeeded {
+            return Ok(true);
+        }
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
 }
 
 /// Reads the descriptions of all groups.
@@ -228,6 +256,34 @@ pub fn decode_verdict(pair: &KeyValue) -> Answer<Option<GroupVerdict>> {
     };
     let record: VerdictRecord = decode(pair)?;
     Ok(Some(GroupVerdict { app, version, platform, group, record }))
+}
+
+/// Removes everything that the registry has of a group, with its servers and its verdicts, so that
+/// nothing waits for it any more. Idempotent. Returns whether there was anything.
+pub async fn remove_group(registry: &dyn Registry, group: &GroupId) -> Answer<bool> {
+    let of_it = |pair: &KeyValue| match keys::parse(&pair.key) {
+        Some(
+            Place::GroupInfo { group: of }
+            | Place::Bootstrap { group: of }
+            | Place::Members { group: of }
+            | Place::GroupRecord { group: of, .. }
+            | Place::Verdict { group: of, .. },
+        ) => of == *group,
+        Some(Place::Server { .. }) => {
+            decode::<ServerRecord>(pair).is_ok_and(|server| server.group == *group)
+        }
+        Some(Place::Policy { .. } | Place::Kill { .. }) | None => false,
+    };
+    let (items, _) = list(registry, keys::ROOT).await?;
+    let mut doomed: Vec<String> = items.into_iter().filter(of_it).map(|pair| pair.key).collect();
+    // The servers first: an agent of a removed server may write nothing.
+    doomed.sort_by_key(|key| !key.starts_with(keys::SERVERS));
+    for batch in doomed.chunks(TXN_OPS_MAX) {
+        let delete = |key: &String| Op::Delete { key: key.clone() };
+        let then = batch.iter().map(delete).collect();
+        registry.txn(Txn { then, ..Txn::default() }).await?;
+    }
+    Ok(!doomed.is_empty())
 }
 
 /// Reads the policies of all apps.

@@ -14,8 +14,8 @@ use crate::records::{
     VersionedPolicy, encode,
 };
 use crate::typed::{
-    FencedPut, bootstrap_group, group_infos, policies, read_bootstrap, recover_group,
-    write_group_info, write_group_record, write_policy, write_verdict,
+    FencedPut, bootstrap_group, group_infos, move_server, policies, read_bootstrap, read_server,
+    recover_group, remove_group, write_group_info, write_group_record, write_policy, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -152,13 +152,19 @@ async fn verdicts_are_read_back_with_their_release_and_group() {
         group: group(of),
         record: VerdictRecord { schema: SCHEMA, bad: what, stamp: stamp(1, 1, 1) },
     };
-    let expected =
-        vec![verdict("amd.zone-a", Some(Reason::ServersLost)), verdict("amd.zone-b", None)];
+    let expected = vec![
+        verdict("amd.zone-a", Some(Reason::ServersLost { servers: Vec::new() })),
+        verdict("amd.zone-b", None),
+    ];
     for one in &expected {
         let put = write_verdict(&registry, one).await.expect("write");
         assert!(matches!(put, FencedPut::Written));
     }
     assert_eq!(read_fleet(&registry).await.expect("read").verdicts, expected);
+    assert!(remove_group(&registry, &group("amd.zone-a")).await.expect("write"));
+    let left = read_fleet(&registry).await.expect("read");
+    assert_eq!(left.verdicts, expected[1..], "a removed group stops nobody");
+    assert!(!remove_group(&registry, &group("amd.zone-a")).await.expect("write"));
 }
 
 #[tokio::test]
@@ -223,4 +229,25 @@ fn every_key_of_the_layout_is_read_back() {
     for strange in ["", "/cohort/v2/servers/a", "/cohort/v1/servers/A", "/cohort/v1/groups/g/x"] {
         assert_eq!(keys::parse(strange), None, "{strange}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_moved_replaces_its_address_only() {
+    let registry = in_memory();
+    let name = server("web-1");
+    assert!(!move_server(&registry, &name, "10.0.0.9:7417").await.expect("read"), "not joined");
+    let record = ServerRecord {
+        schema: SCHEMA,
+        server: name.clone(),
+        address: "10.0.0.1:7417".to_owned(),
+        labels: BTreeMap::from([("zone".to_owned(), "zone-a".to_owned())]),
+        rack: Some("r1".to_owned()),
+        group: group("intel.zone-a"),
+    };
+    let then = vec![Op::put(keys::server(&name), encode(&record))];
+    registry.txn(Txn { then, ..Txn::default() }).await.expect("written");
+    assert!(!move_server(&registry, &name, "10.0.0.1:7417").await.expect("read"));
+    assert!(move_server(&registry, &name, "10.0.0.9:7417").await.expect("written"));
+    let moved = read_server(&registry, &name).await.expect("read");
+    assert_eq!(moved, Some(ServerRecord { address: "10.0.0.9:7417".to_owned(), ..record }));
 }

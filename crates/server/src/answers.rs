@@ -6,6 +6,7 @@ use cohort_core::orders::Orders;
 use cohort_core::report::Report;
 
 use crate::member::{Proposed, View};
+use crate::outbox::ANSWER_MS_MAX;
 
 /// Reports in one request. 64: those of a server between two responses, with room for a crash.
 pub const REPORTS_MAX: usize = 64;
@@ -16,6 +17,11 @@ pub const COMMAND_MS_MAX: u64 = 5_000;
 /// caller has time for another try, and a leader does not work for a caller that has given up.
 pub const FORWARD_MS_MAX: u64 = 2_000;
 const _: () = assert!(FORWARD_MS_MAX * 2 < COMMAND_MS_MAX);
+/// How long after its arrival a request's reports are still taken up, in milliseconds; what is left
+/// by then is acknowledged by a later request. The server waits [`ANSWER_MS_MAX`] for the answer: a
+/// slow disk must not make it repeat what is done.
+const REPORTS_BEGIN_MS_MAX: u64 = 900;
+const _: () = assert!(REPORTS_BEGIN_MS_MAX + COMMAND_MS_MAX < ANSWER_MS_MAX);
 /// Pause before a command is proposed again, in milliseconds.
 const AGAIN_AFTER_MS: u64 = 50;
 
@@ -124,6 +130,13 @@ pub fn check_reports(
     }
 }
 
+/// Whether a member takes up the next report of a request that arrived at `arrived_ms`; `done`
+/// reports of it are in the log.
+#[must_use]
+pub fn takes_next_report(done: usize, arrived_ms: u64, now_ms: u64) -> bool {
+    done == 0 || now_ms.saturating_sub(arrived_ms) < REPORTS_BEGIN_MS_MAX
+}
+
 /// What a server needs to join the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joining {
@@ -192,7 +205,9 @@ impl Committing {
                     within_ms => Next::Forward { to: MemberId(leader.0), within_ms },
                 }
             }
-            Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => self.failed(now_ms),
+            Proposed::NotLeader { .. } | Proposed::Busy | Proposed::NoSpace | Proposed::Unknown => {
+                self.failed(now_ms)
+            }
         }
     }
 

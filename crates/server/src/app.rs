@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use cohort_core::ids::{AppId, Digest};
-use cohort_core::orders::{AppOrders, Fence, Purpose};
+use cohort_core::orders::{AppOrders, Fence, Purpose, TrialOrder};
 use cohort_core::policy::Check;
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
@@ -16,14 +16,12 @@ use cohort_core::steps::{
 };
 
 use crate::asking::Received;
+use crate::pace::Pace;
 
 /// The longest time between two looks, in milliseconds.
 const LOOK_MS_MAX: u64 = 1_000;
 /// How often the guard and the service are checked, in milliseconds.
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
-/// How often a change of health is reported, in milliseconds: one that flaps costs an entry of the
-/// log each time.
-const HEALTH_EVERY_MS: u64 = 1_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
 /// How often a group that believes something else is told what is true here, in milliseconds.
@@ -47,6 +45,8 @@ pub struct Sight<'a> {
     pub held: &'a [Digest],
     /// The result of the running checks, if they are running.
     pub health: Option<&'a Health>,
+    /// The result of the checks on trial, once they have one.
+    pub trial: Option<&'a Health>,
     /// The outbox has room for outcomes: without it, no step starts, except going back.
     pub room: bool,
     /// The outbox has room for changes of health, and repeated finds.
@@ -96,6 +96,11 @@ pub enum Effect {
         first: Health,
     },
     Unwatch,
+    /// Try these checks, next to the running ones; an earlier trial ends.
+    Try {
+        checks: Vec<Check>,
+    },
+    EndTrial,
     /// Make sure that the guard and the current service are running.
     EnsureRunning,
     /// Remove releases and artifacts that are not among these.
@@ -119,7 +124,13 @@ pub struct App {
     watched: Option<(Vec<Check>, Option<Digest>)>,
     /// Their last reported result.
     health: Option<Health>,
-    health_ms: Option<u64>,
+    health_pace: Pace,
+    /// The checks on trial, and what they are tried with.
+    tried: Option<(TrialOrder, Option<Digest>)>,
+    /// Their last reported result.
+    trial_passes: Option<bool>,
+    trial_pace: Pace,
+    trial_told_ms: Option<u64>,
     corrected_ms: Option<u64>,
     ensured_ms: Option<u64>,
     collected_ms: Option<u64>,
@@ -138,7 +149,11 @@ impl App {
             took_traffic: false,
             watched: None,
             health: None,
-            health_ms: None,
+            health_pace: Pace::default(),
+            tried: None,
+            trial_passes: None,
+            trial_pace: Pace::default(),
+            trial_told_ms: None,
             corrected_ms: None,
             ensured_ms: None,
             collected_ms: None,
@@ -176,6 +191,7 @@ impl App {
                     self.health = None;
                     self.booted = true;
                     effects.extend([Effect::Unwatch, Effect::Unfit(None)]);
+                    self.end_trial(&mut effects);
                 }
                 let running = Running::new(&action, sight);
                 effects.push(Effect::Act { action, running });
@@ -246,6 +262,7 @@ impl App {
         }));
         self.traffic(step, sight, effects);
         self.watch(sight, effects);
+        self.trial(sight, effects);
         self.correct(step, sight, effects);
         if due(&mut self.ensured_ms, sight.now.ms, ENSURE_RUNNING_EVERY_MS) {
             effects.push(Effect::EnsureRunning);
@@ -269,6 +286,7 @@ impl App {
         if !(lost || other || (at_rest && !ordered && !told))
             || !sight.room_for_health
             || !due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
+            || !(lost || other || self.health_pace.is_due(sight.now.ms))
         {
             return;
         }
@@ -331,20 +349,76 @@ impl App {
             *checks == orders.checks && *of == release
         };
         if !self.watched.as_ref().is_some_and(same) {
-            let reason = if self.booted { "" } else { "the service did not come up" };
-            let first = Health { in_service: self.booted, reason: reason.into() };
-            self.health = Some(first.clone());
+            let first = self.first_health(sight, &orders.checks, release.as_ref());
+            if self.watched.is_some() {
+                // Checks changed: the old ones may have left a verdict.
+                effects.push(Effect::Unfit((!first.in_service).then(|| first.reason.clone())));
+            }
+            self.health.get_or_insert_with(|| first.clone());
             self.watched = Some((orders.checks.clone(), release));
             effects.push(Effect::Watch { checks: orders.checks.clone(), first });
         } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
             self.booted |= now.in_service;
             effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
-            if sight.room_for_health && due(&mut self.health_ms, sight.now.ms, HEALTH_EVERY_MS) {
+            if sight.room_for_health && self.health_pace.is_due(sight.now.ms) {
                 let Health { in_service, reason } = now.clone();
                 effects.push(report(Outcome::Health { in_service, reason }));
                 self.health = Some(now.clone());
                 self.corrected_ms = Some(sight.now.ms);
             }
+        }
+    }
+
+    /// The health before these checks have run: what they said on trial, what the earlier ones say
+    /// of the same release, or whether the service came up.
+    fn first_health(
+        &self,
+        sight: &Sight<'_>,
+        checks: &[Check],
+        release: Option<&Digest>,
+    ) -> Health {
+        let tried = self
+            .tried
+            .as_ref()
+            .filter(|(order, of)| order.checks == checks && of.as_ref() == release);
+        let same = self.watched.as_ref().is_some_and(|(_, of)| of.as_ref() == release);
+        let known = sight.health.or(self.health.as_ref()).filter(|_| same);
+        let passed = sight.trial.filter(|trial| tried.is_some() && trial.in_service);
+        passed.or(known).cloned().unwrap_or_else(|| {
+            let reason = if self.booted { "" } else { "the service did not come up" };
+            Health { in_service: self.booted, reason: reason.into() }
+        })
+    }
+
+    /// Tries changed checks next to those that decide, and reports whether they pass.
+    fn trial(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        let order = sight.orders.and_then(|orders| orders.trial.as_ref());
+        let Some((order, (_, release))) = order.zip(self.watched.as_ref()) else {
+            return self.end_trial(effects);
+        };
+        let same = |(tried, of): &(TrialOrder, Option<Digest>)| {
+            tried.checks == order.checks && tried.revision == order.revision && of == release
+        };
+        if !self.tried.as_ref().is_some_and(same) {
+            self.tried = Some((order.clone(), release.clone()));
+            self.trial_passes = None;
+            return effects.push(Effect::Try { checks: order.checks.clone() });
+        }
+        let Some(now) = sight.trial.filter(|_| sight.room_for_health) else { return };
+        let news = self.trial_passes != Some(now.in_service);
+        let unknown = order.passes != Some(now.in_service)
+            && due(&mut self.trial_told_ms, sight.now.ms, CORRECT_EVERY_MS);
+        if (news || unknown) && self.trial_pace.is_due(sight.now.ms) {
+            let failed = (!now.in_service).then(|| now.reason.clone());
+            effects.push(report(Outcome::Tried { revision: order.revision, failed }));
+            self.trial_passes = Some(now.in_service);
+            self.trial_told_ms = Some(sight.now.ms);
+        }
+    }
+
+    fn end_trial(&mut self, effects: &mut Vec<Effect>) {
+        if self.tried.take().is_some() {
+            effects.push(Effect::EndTrial);
         }
     }
 
@@ -435,9 +509,13 @@ impl Running {
     }
 }
 
-/// Ordered artifacts that became whole here, announced once per app.
+/// Ordered artifacts that became whole here, and those that the group believes to be here and that
+/// are not, each reported once per app.
 #[derive(Debug, Clone, Default)]
-pub struct Announced(BTreeSet<(AppId, Digest)>);
+pub struct Announced {
+    whole: BTreeSet<(AppId, Digest)>,
+    lost: BTreeSet<(AppId, Digest)>,
+}
 
 impl Announced {
     /// The artifacts to report as held now; `whole` says whether an artifact's bytes and signature
@@ -452,13 +530,35 @@ impl Announced {
         for app in orders {
             for fetch in &app.fetch {
                 let key = (app.app.clone(), fetch.release.artifact.clone());
-                if whole(&fetch.release) && self.0.insert(key.clone()) {
+                if whole(&fetch.release) && self.whole.insert(key.clone()) {
                     news.push(key.clone());
                 }
                 ordered.insert(key);
             }
         }
-        self.0.retain(|key| ordered.contains(key));
+        self.whole.retain(|key| ordered.contains(key));
+        news
+    }
+
+    /// The artifacts to report as lost now; `whole` says whether an artifact's bytes are here. One
+    /// that comes again is announced again.
+    pub fn lost<'a>(
+        &mut self,
+        orders: impl IntoIterator<Item = &'a AppOrders>,
+        whole: impl Fn(&Digest) -> bool,
+    ) -> Vec<(AppId, Digest)> {
+        let (mut believed, mut news) = (BTreeSet::new(), Vec::new());
+        for app in orders {
+            for artifact in &app.holds {
+                let key = (app.app.clone(), artifact.clone());
+                if !whole(artifact) && self.lost.insert(key.clone()) {
+                    self.whole.remove(&key);
+                    news.push(key.clone());
+                }
+                believed.insert(key);
+            }
+        }
+        self.lost.retain(|key| believed.contains(key));
         news
     }
 }

@@ -1,5 +1,7 @@
-use cohort_core::ids::{Digest, Generation, Incarnation};
-use cohort_core::orders::{ActivationOrder, AppOrders, Fence, FetchOrder, Orders, Purpose};
+use cohort_core::ids::{Digest, Generation, Incarnation, Revision};
+use cohort_core::orders::{
+    ActivationOrder, AppOrders, Fence, FetchOrder, Orders, Purpose, TrialOrder,
+};
 use cohort_core::policy::Check;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Health, Outcome, Step};
@@ -49,7 +51,9 @@ fn orders(activation: Option<ActivationOrder>, run: Option<&str>) -> AppOrders {
         owes: false,
         in_service: Some(run.is_some()),
         checks: Vec::<Check>::new(),
+        trial: None,
         keep: Vec::new(),
+        holds: Vec::new(),
     }
 }
 
@@ -62,6 +66,7 @@ fn received(orders: &AppOrders, asked_ms: u64) -> Received {
         apps: vec![orders.clone()],
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     };
     Received { orders, asked_ms, valid_ms: 0, leader: None }
 }
@@ -76,6 +81,7 @@ struct World {
     record: AppRecord,
     orders: Option<AppOrders>,
     health: Option<Health>,
+    trial: Option<Health>,
     killed: bool,
     room: bool,
     confirmed: Option<Fence>,
@@ -93,6 +99,7 @@ impl World {
             record,
             orders: None,
             health: None,
+            trial: None,
             killed: false,
             room: true,
             confirmed: None,
@@ -112,6 +119,7 @@ impl World {
             reached: Reached::new(0),
             held: &held,
             health: self.health.as_ref(),
+            trial: self.trial.as_ref(),
             room: self.room,
             room_for_health: self.room,
         };
@@ -267,6 +275,98 @@ fn running_checks_start_with_what_is_known_and_only_news_is_told() {
         Effect::Report { outcome: Outcome::Health { in_service: false, .. }, .. }
     )));
     assert_eq!(world.reports(), []);
+}
+
+fn check(address: &str) -> Check {
+    let json = serde_json::json!({ "type": "tcp", "address": address });
+    serde_json::from_value(json).unwrap()
+}
+
+fn health(in_service: bool) -> Option<Health> {
+    let reason = if in_service { "" } else { "refused" };
+    Some(Health { in_service, reason: reason.into() })
+}
+
+#[test]
+fn changed_checks_are_tried_next_to_those_that_decide() {
+    let mut world = World::new("1.0.0");
+    let mut ordered = orders(None, Some("1.0.0"));
+    world.orders = Some(ordered.clone());
+    let _ = world.look();
+    world.health = health(true);
+    let trial = TrialOrder { revision: Revision(2), checks: vec![check("a:1")], passes: None };
+    ordered.trial = Some(trial.clone());
+    world.orders = Some(ordered.clone());
+    assert!(world.look().contains(&Effect::Try { checks: trial.checks.clone() }));
+    assert_eq!(world.reports(), [], "not known yet");
+    world.trial = health(false);
+    let effects = world.look();
+    let failed = Outcome::Tried { revision: Revision(2), failed: Some("refused".into()) };
+    assert!(effects.contains(&super::report(failed)));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Unfit(_))));
+    assert_eq!(world.reports(), []);
+    ordered.trial.as_mut().unwrap().passes = Some(false);
+    world.orders = Some(ordered.clone());
+    world.ms += 60_000;
+    assert_eq!(world.reports(), [], "told once");
+    world.trial = health(true);
+    assert_eq!(world.reports(), [Outcome::Tried { revision: Revision(2), failed: None }]);
+    // The group lets it take them.
+    (ordered.checks, ordered.trial) = (trial.checks.clone(), None);
+    world.orders = Some(ordered);
+    let effects = world.look();
+    let (checks, first) = (trial.checks, health(true).unwrap());
+    assert!(effects.contains(&Effect::Watch { checks, first }));
+    assert!(effects.contains(&Effect::EndTrial));
+}
+
+#[test]
+fn mended_checks_bring_a_server_back_and_until_then_it_stays_out() {
+    let mut world = World::new("1.0.0");
+    let mut ordered = orders(None, Some("1.0.0"));
+    world.orders = Some(ordered.clone());
+    let _ = world.look();
+    world.health = health(false);
+    assert!(world.look().contains(&Effect::Unfit(Some("refused".into()))));
+    world.ms += 60_000;
+    (ordered.checks, ordered.in_service) = (vec![check("a:1")], Some(false));
+    world.orders = Some(ordered);
+    let first = health(false).unwrap();
+    let effects = world.look();
+    assert!(effects.contains(&Effect::Watch { checks: vec![check("a:1")], first }));
+    assert!(effects.contains(&Effect::Unfit(Some("refused".into()))));
+    world.health = health(true);
+    let effects = world.look();
+    assert!(effects.contains(&Effect::Unfit(None)));
+    let back = Outcome::Health { in_service: true, reason: String::new() };
+    assert!(effects.contains(&super::report(back)));
+}
+
+#[test]
+fn one_hiccup_is_two_reports_and_a_service_that_flaps_is_reported_less_and_less() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.health = health(true);
+    let _ = world.look();
+    // As the group acts on what it hears.
+    let reports_in = |world: &mut World, ms: u64, fit: &dyn Fn(u64) -> bool| {
+        let (mut reports, end_ms) = (0, world.ms + ms);
+        while world.ms < end_ms {
+            world.ms += 100;
+            world.health = health(fit(world.ms));
+            for outcome in world.reports() {
+                if let Outcome::Health { in_service, .. } = outcome {
+                    world.orders.as_mut().unwrap().in_service = Some(in_service);
+                }
+                reports += 1;
+            }
+        }
+        reports
+    };
+    assert_eq!(reports_in(&mut world, 6_000, &|_| false), 1);
+    assert_eq!(reports_in(&mut world, 60_000, &|_| true), 1);
+    let flaps = |ms: u64| ms / 500 % 2 == 0;
+    assert!(reports_in(&mut world, 600_000, &flaps) < 40, "less than one in 15 seconds");
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn orders(incarnation: u64) -> Orders {
         apps: Vec::new(),
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     }
 }
 

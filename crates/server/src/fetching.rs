@@ -78,6 +78,15 @@ impl Fetching {
         self.announced
             .look(&orders.apps, |release| verified.contains(release) && whole(&release.artifact))
     }
+
+    /// Artifacts that the group believes to be whole here and that are not, each once.
+    pub fn lost(
+        &mut self,
+        orders: &Orders,
+        whole: impl Fn(&Digest) -> bool,
+    ) -> Vec<(AppId, Digest)> {
+        self.announced.lost(&orders.apps, whole)
+    }
 }
 
 /// The transfer to show for an app: the one for its most important artifact that has started. `S`

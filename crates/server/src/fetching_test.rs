@@ -34,7 +34,9 @@ fn orders(releases: &[Release], sources: &[Source]) -> Orders {
         owes: false,
         in_service: Some(false),
         checks: Vec::new(),
+        trial: None,
         keep: Vec::new(),
+        holds: Vec::new(),
     };
     Orders {
         group: "intel.a".parse().unwrap(),
@@ -43,6 +45,7 @@ fn orders(releases: &[Release], sources: &[Source]) -> Orders {
         apps: vec![app],
         member: None,
         members: Vec::new(),
+        heard: cohort_core::ids::BootEpoch(0),
     }
 }
 
@@ -128,4 +131,22 @@ fn the_transfer_of_the_first_artifact_that_has_started_is_shown_also_as_a_delta(
     let delta = Release { artifact: release("4.0.0").artifact, ..first.clone() };
     assert_eq!(shown(&[second.clone(), transfer(&delta, Some("delta"))]), Some("delta"));
     assert_eq!(shown(&[second, transfer(&first, Some("first"))]), Some("first"));
+}
+
+#[test]
+fn a_lost_artifact_is_reported_once_and_announced_when_it_comes_again() {
+    let (mut fetching, one) = (Fetching::default(), release("1.0.0"));
+    let mut believed = orders(std::slice::from_ref(&one), &[]);
+    believed.apps[0].holds = vec![one.artifact.clone()];
+    fetching.checked(0, &one, true);
+    let app = &believed.apps[0].app;
+    let news = vec![(app.clone(), one.artifact.clone())];
+    assert_eq!(fetching.announce(&believed, |_| true), news);
+    assert_eq!(fetching.lost(&believed, |_| true), []);
+    assert_eq!(fetching.lost(&believed, |_| false), news, "its disk lost it");
+    assert_eq!(fetching.lost(&believed, |_| false), [], "once");
+    assert_eq!(fetching.announce(&believed, |_| true), news, "it came again");
+    let corrected = orders(std::slice::from_ref(&one), &[]);
+    assert_eq!(fetching.lost(&corrected, |_| false), []);
+    assert_eq!(fetching.lost(&believed, |_| false), news, "lost again");
 }

@@ -5,14 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::ability::Ability;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
-use cohort_core::placement::{Placed, Placement, placement};
+use cohort_core::machine::DiskSpace;
+use cohort_core::placement::{Carriers, Next, Placed, Placement, Unheard, placement};
 use cohort_core::refused::Refused;
+use cohort_core::waiting::Placing;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
+use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
+use crate::heirs::Heirs;
 
 /// How often the leader plans if nothing has happened, in milliseconds.
 pub const PLAN_EVERY_MS: u64 = 250;
@@ -24,8 +29,25 @@ pub const REPLACE_AFTER_MS: u64 = 300_000;
 const PAUSE_MS: u64 = 5_000;
 /// How late the group clock may be when another proposer's entry is written, in milliseconds.
 const CLOCK_LATE_MS: u64 = 250;
-/// Pause between two steps of voter placement, in milliseconds.
+/// How long the mirrors may be unreachable before that is reported, in milliseconds: restarts and
+/// single lost requests are not worth a line.
+const UNREACHABLE_MS: u64 = 30_000;
+/// Pause between two looks at the placement of voters, in milliseconds.
 const PLACE_EVERY_MS: u64 = 200;
+
+/// How a leader places the group's voters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placer {
+    /// How long a voter may be silent before it is replaced, in milliseconds.
+    pub replace_after_ms: u64,
+    pub carriers: Carriers,
+}
+
+impl Default for Placer {
+    fn default() -> Self {
+        Placer { replace_after_ms: REPLACE_AFTER_MS, carriers: Carriers::default() }
+    }
+}
 
 /// The observations of one member; empty unless it is the leader.
 #[derive(Debug, Clone)]
@@ -40,12 +62,21 @@ pub struct Leading {
     /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
+    /// Why the last refresh of the repository's metadata failed, and since when all have failed.
+    refresh_fails: Option<(Refused, u64)>,
+    /// Whether any has succeeded.
+    refreshed: bool,
+    /// The space on the disk of this member's server.
+    disk: DiskSpace,
+    heirs: Heirs,
+    /// What the next change of the voters is waiting for, and since when.
+    placing: Option<(Placing, u64)>,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
     /// The end of the last long pause of the process.
     awake_since_ms: u64,
-    replace_after_ms: u64,
+    placer: Placer,
     /// Something has changed since the last plan.
     stale: bool,
     /// Since the last plan, the clock was advanced before another proposer's entry.
@@ -63,10 +94,15 @@ impl Leading {
             planned_ms: None,
             joined_ms: BTreeMap::new(),
             placed_ms: None,
+            refresh_fails: None,
+            refreshed: false,
+            disk: DiskSpace::Enough,
+            heirs: Heirs::default(),
+            placing: None,
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
-            replace_after_ms: REPLACE_AFTER_MS,
+            placer: Placer::default(),
             stale: true,
             clock_first: false,
         }
@@ -83,14 +119,14 @@ impl Leading {
     /// Records that another member, or none, is the leader: everything seen so far is void, except
     /// the kill switch, which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, .. } = *self;
+        let Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = Leading { ticked_ms, awake_since_ms, replace_after_ms, clock_mark_ms, ..fresh };
+        *self = Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, ..fresh };
     }
 
-    /// Sets how long a voter may be silent before it is replaced, in milliseconds.
-    pub fn replace_after(&mut self, ms: u64) {
-        self.replace_after_ms = ms;
+    /// Sets how this member places voters while it is the leader.
+    pub fn place_by(&mut self, placer: Placer) {
+        self.placer = placer;
     }
 
     /// Advances time; call this often. After a pause of the whole process (suspended, or starved),
@@ -177,11 +213,28 @@ impl Leading {
         self.since_ms.map(|_| self.seen.registry.is_some())
     }
 
-    /// Records the targets of the channels, and the mirrors and releases refused recently.
-    pub fn offers(&mut self, offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused>) {
+    /// Records the targets of the channels, the mirrors and releases refused recently, and why the
+    /// metadata that the targets are from could not be refreshed, if it could not.
+    pub fn offers(
+        &mut self,
+        now_ms: u64,
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    ) {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
+        let since_ms = self.refresh_fails.as_ref().map_or(now_ms, |(_, since_ms)| *since_ms);
+        self.refreshed |= refreshed.is_ok();
+        self.refresh_fails = refreshed.err().map(|refused| (refused, since_ms));
+    }
+
+    /// Why newer releases may be unknown to this leader, once it is worth reporting.
+    fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
+        let (refused, since_ms) = self.refresh_fails.as_ref()?;
+        let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
+        (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
     }
 
     /// Mirrors and releases that were refused recently, for people.
@@ -247,6 +300,7 @@ impl Leading {
             ages.entry(server.clone()).or_insert(now_ms - joined_ms);
         }
         self.seen.doing = contacts.steps();
+        self.seen.not_refreshed = self.not_refreshed(now_ms);
         plan(state, &self.seen)
     }
 
@@ -276,7 +330,8 @@ impl Leading {
         }
     }
 
-    /// The next step towards the desired placement of voters.
+    /// The next step towards the desired placement of voters. What it is waiting for instead is in
+    /// [`placing`](Self::placing).
     pub fn place(
         &mut self,
         now_ms: u64,
@@ -284,22 +339,90 @@ impl Leading {
         placed: &Placed,
         contacts: &Contacts,
     ) -> Option<Placement> {
-        if self.placed_ms.is_some_and(|at| now_ms - at < PLACE_EVERY_MS) {
-            return None;
-        }
-        let next = placement(state, placed, &self.silent(now_ms, state, contacts))?;
         self.placed_ms = Some(now_ms);
-        Some(next)
+        let unheard = Unheard {
+            lately: self.unheard(now_ms, ORDERS_VALID_MS, state, contacts),
+            silent: self.unheard(now_ms, self.placer.replace_after_ms, state, contacts),
+        };
+        match placement(state, placed, &unheard, self.placer.carriers) {
+            Next::Settled => self.placing = None,
+            Next::Waits(on) => self.place_waits(now_ms, on),
+            Next::Step(step) => return Some(step),
+        }
+        None
     }
 
-    /// The servers that have been silent long enough to be replaced. Silence counts from the start
-    /// of this leader's time: what other members heard before is unknown here.
-    fn silent(&self, now_ms: u64, state: &State, contacts: &Contacts) -> BTreeSet<ServerId> {
+    /// Whether to look at the placement of voters now: [`place`](Self::place).
+    #[must_use]
+    pub fn may_place(&self, now_ms: u64) -> bool {
+        self.placed_ms.is_none_or(|at| now_ms - at >= PLACE_EVERY_MS)
+    }
+
+    /// Records the space on the disk of this member's server.
+    pub fn disk(&mut self, disk: DiskSpace) {
+        self.disk = disk;
+    }
+
+    /// Whether the log may grow. If not, the disk has room only for what is in progress.
+    #[must_use]
+    pub fn may_write(&self) -> bool {
+        self.disk != DiskSpace::Exhausted
+    }
+
+    /// Records what a voter says that it reaches.
+    pub fn voter_reaches(&mut self, now_ms: u64, voter: ServerId, ability: Ability) {
+        self.heirs.heard(now_ms, voter, ability);
+    }
+
+    /// What this leader reaches, of what it needs.
+    #[must_use]
+    pub fn reaches(&self) -> Ability {
+        let repository = self.refreshed && self.refresh_fails.is_none();
+        let (registry, disk) = (self.seen.registry.is_some(), self.disk == DiskSpace::Enough);
+        Ability { registry, repository, disk }
+    }
+
+    /// Whether the voters should find out what they reach.
+    #[must_use]
+    pub fn asks_voters(&self) -> bool {
+        self.since_ms.and(self.ticked_ms).is_some_and(|now_ms| self.heirs.asks(now_ms))
+    }
+
+    /// The server whose voter should be the leader instead, if any.
+    pub fn heir(&mut self, now_ms: u64, is_voter: impl Fn(&ServerId) -> bool) -> Option<ServerId> {
+        self.heirs.reaches(now_ms, self.reaches());
+        self.heirs.heir(now_ms, is_voter)
+    }
+
+    /// Records what the next change of the voters is waiting for.
+    pub fn place_waits(&mut self, now_ms: u64, on: Placing) {
+        if self.placing.as_ref().is_none_or(|(known, _)| *known != on) {
+            self.placing = Some((on, now_ms));
+        }
+    }
+
+    /// What the next change of the voters is waiting for, and since when, on this member's
+    /// monotonic clock, in milliseconds.
+    #[must_use]
+    pub fn placing(&self) -> Option<&(Placing, u64)> {
+        self.placing.as_ref()
+    }
+
+    /// The servers that have not been heard from for `after_ms`; never the leader's own. Silence
+    /// counts from the start of this leader's time: what other members heard before is unknown
+    /// here.
+    fn unheard(
+        &self,
+        now_ms: u64,
+        after_ms: u64,
+        state: &State,
+        contacts: &Contacts,
+    ) -> BTreeSet<ServerId> {
         let since_ms = self.listens_since_ms().unwrap_or(now_ms);
-        let silent = |server: &&ServerId| {
+        let unheard = |server: &&ServerId| {
             let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
-            now_ms >= heard_ms.max(since_ms) + self.replace_after_ms
+            *server != self.server() && now_ms >= heard_ms.max(since_ms) + after_ms
         };
-        state.servers.keys().filter(silent).cloned().collect()
+        state.servers.keys().filter(unheard).cloned().collect()
     }
 }

@@ -1,10 +1,12 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::command::CLOCK_STEP_MS_MAX;
+use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{ClockMs, GroupId, Incarnation, ServerId};
-use cohort_core::refused::WhyRefused;
-use cohort_core::{Body, Plan, State};
+use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::placement::{Placed, Placement};
+use cohort_core::refused::{Role, WhyRefused};
+use cohort_core::waiting::Placing;
+use cohort_core::{Body, Command, Plan, State};
 
 use crate::contacts::Contacts;
 use crate::leading::{Leading, PLAN_EVERY_MS};
@@ -53,7 +55,7 @@ fn waits_until_its_own_proposals_are_applied() {
 fn an_earlier_leadership_leaves_nothing_behind_but_the_kill_switch() {
     let mut leading = leading();
     leading.registry(Some(RegistryView::default()));
-    leading.offers(BTreeMap::new(), vec![WhyRefused::NoMirror.into()]);
+    leading.offers(1_000, BTreeMap::new(), vec![WhyRefused::NoMirror.into()], Ok(()));
     assert!(leading.killed(1_000, Some("stop".into())));
     assert_eq!(leading.registry_answers(), Some(true));
     leading.ended();
@@ -72,7 +74,7 @@ fn the_same_observation_again_is_no_news() {
     leading.registry(Some(RegistryView::default()));
     let _ = plan_at(&mut leading, 1_000);
     leading.registry(Some(RegistryView::default()));
-    leading.offers(BTreeMap::new(), Vec::new());
+    leading.offers(1_000, BTreeMap::new(), Vec::new(), Ok(()));
     assert!(!leading.due(1_001, 0));
     leading.registry(None);
     assert!(leading.due(1_001, 0));
@@ -169,4 +171,52 @@ fn the_clock_stands_still_in_a_pause_and_while_everything_is_stopped() {
     assert_eq!(leading.clock_due(now_ms, &state(), 0), None);
     leading.killed(now_ms + 900, None);
     assert_eq!(leading.clock(&state()), ClockMs(1_000), "what was stopped to the last counts not");
+}
+
+#[test]
+fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
+    let mut leading = leading();
+    let plan_after = |leading: &mut Leading, now_ms, refreshed| {
+        leading.offers(now_ms, BTreeMap::new(), Vec::new(), refreshed);
+        let _ = plan_at(leading, now_ms);
+        leading.seen().not_refreshed.clone()
+    };
+    let away = || Err(WhyRefused::NoMirror.into());
+    assert_eq!(plan_after(&mut leading, 1_000, away()), None);
+    assert_eq!(plan_after(&mut leading, 30_999, away()), None);
+    assert_eq!(plan_after(&mut leading, 31_000, away()), Some(WhyRefused::NoMirror.into()));
+    assert_eq!(plan_after(&mut leading, 32_000, Ok(())), None);
+    assert_eq!(plan_after(&mut leading, 33_000, away()), None, "it starts over");
+    // What a clock or a key is to blame for does not pass.
+    let expired = WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 };
+    let told = plan_after(&mut leading, 34_000, Err(expired.clone().into()));
+    assert_eq!(told, Some(expired.into()));
+}
+
+#[test]
+fn a_change_of_voters_that_did_not_start_is_tried_again() {
+    let mut leading = leading();
+    let mut state = state();
+    for n in [1, 2, 3] {
+        let server = ServerId::new(format!("s{n}")).unwrap();
+        let address = format!("{server}:1");
+        for body in [
+            Body::AddServer { server: server.clone(), address, rack: None },
+            Body::AllocateMember { server },
+        ] {
+            let (actor, incarnation) = ("test".into(), Incarnation(1));
+            let version = COMMAND_VERSION;
+            let command = Command { version, incarnation, actor, request: None, body };
+            state.apply(&command).unwrap();
+        }
+    }
+    let (voters, standbys) = ([MemberId(1)].into(), BTreeSet::from([MemberId(2), MemberId(3)]));
+    let placed = Placed { voters, caught_up: standbys.clone(), standbys, changing: false };
+    let waits = Placing::Majority { heard: 1, voters: 3 };
+    for now_ms in [1_000, 1_200, 1_400] {
+        let step = leading.place(now_ms, &state, &placed, &Contacts::default());
+        assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
+        leading.place_waits(now_ms, waits.clone());
+        assert_eq!(leading.placing(), Some(&(waits.clone(), 1_000)));
+    }
 }

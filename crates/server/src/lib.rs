@@ -12,7 +12,8 @@
 //! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
 //! `renewal` (this server's certificate).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
-//! (what the leader observes, and when it plans), `answers` (requests to a member), `records` and
+//! (what the leader observes, and when it plans), `heirs` (who leads
+//! instead if its server cannot), `answers` (requests to a member), `records` and
 //! `offers` (registry and repository), `membership` (which servers carry the log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
@@ -27,9 +28,12 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod fetching;
+pub mod health_pace;
+pub mod heirs;
 pub mod leading;
 #[cfg(test)]
 mod leading_test;
+pub mod machines;
 pub mod member;
 #[cfg(test)]
 mod member_test;
@@ -38,8 +42,11 @@ pub mod membership;
 mod membership_test;
 pub mod offers;
 pub mod outbox;
+mod pace;
 pub mod records;
 #[cfg(test)]
 mod records_test;
 pub mod renewal;
+mod silence;
+pub mod space;
 pub mod transfers;

@@ -17,17 +17,19 @@ use cohort_consensus::{
     Config, Envelope, Handover, Image, Index, LogStore, MembershipError, Node, NodeError,
     ProposeError, RaftId, ReadId, Role, Status, Term, TransferError,
 };
+use cohort_core::ability::Ability;
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::refused::Refused;
+use cohort_core::shared::Shared;
 use cohort_core::state::HistoryEntry;
-use cohort_core::waiting::Waiting;
+use cohort_core::waiting::{Placing, Waiting};
 use cohort_core::{Body, Command, Event, Offer, State};
 
-use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
-use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
-use crate::leading::Leading;
+use crate::contacts::Contacts;
+use crate::leading::{Leading, Placer};
 
 mod apply;
 mod clock;
@@ -40,10 +42,6 @@ const READ_LOST_MS: u64 = 500;
 /// How long a read may take in total, in milliseconds: longer than an election, so that it survives
 /// a change of leader.
 pub const READ_MS_MAX: u64 = 1_500;
-/// A new leader has heard from every live server after this long, in milliseconds: a server that
-/// was asking the old leader waits for its held request and two responses before it asks another
-/// member, which then reports the contact.
-const UNHEARD_MS: u64 = WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS;
 /// How long a leadership transfer may take, in milliseconds.
 const TRANSFER_MS_MAX: u64 = 3_000;
 
@@ -73,10 +71,21 @@ pub enum Input {
     Claim { ticket: Ticket, server: ServerId, member: MemberId },
     /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
-    /// The channels' targets, and what was refused recently (mirrors and releases, for people).
-    Offers { offers: BTreeMap<AppId, Offer>, refusals: Vec<Refused> },
+    /// The channels' targets, what was refused recently (mirrors and releases, for people), and
+    /// whether the metadata that the targets are from was refreshed.
+    Offers {
+        offers: BTreeMap<AppId, Offer>,
+        refusals: Vec<Refused>,
+        refreshed: Result<(), Refused>,
+    },
+    /// The space on this server's disk.
+    Disk(DiskSpace),
+    /// What the server of another voter reaches, as it says.
+    Reaches { voter: ServerId, ability: Ability },
     /// The reason for the kill switch; `None` while it is off.
     Kill(Option<String>),
+    /// The answer to [`Output::Compact`]: the state as of entry `index`, [`serialized`].
+    Snapshot { index: u64, data: Vec<u8> },
     /// Transfer leadership, then stop.
     Stop,
 }
@@ -102,6 +111,10 @@ pub enum Output {
     Happened { index: u64, event: Event, ended: Option<Box<HistoryEntry>> },
     /// The member's public view has changed.
     View(Arc<View>),
+    /// The log has grown long: return this state of entry `index`, [`serialized`], as
+    /// [`Input::Snapshot`]. Not on the member's thread: in a large group it takes longer than a
+    /// heartbeat.
+    Compact { index: u64, state: Arc<State> },
     /// For the agent's log.
     Noted(Note),
     /// Leadership was transferred if possible: drop the member.
@@ -118,6 +131,8 @@ pub enum Proposed {
     NotLeader { leader: Option<RaftId> },
     /// Not accepted at the moment.
     Busy,
+    /// Not accepted: this member is the leader, and its disk is full.
+    NoSpace,
     /// It may be committed, or lost. Retrying with the same request id is safe.
     Unknown,
 }
@@ -144,6 +159,8 @@ pub enum Note {
     Leads { term: Term },
     /// A leadership transfer started.
     GivesAway,
+    /// A leadership transfer to a server that reaches more than this one, which reaches this.
+    HandsOver { to: ServerId, reaches: Ability },
     /// The state machine refused a command.
     Rejected { index: u64, command: &'static str, rejection: Rejection },
     /// A membership change towards these voters and standbys.
@@ -158,7 +175,10 @@ pub struct View {
     pub state: Arc<State>,
     pub raft: Status,
     /// Why things are waiting, by the last plan; empty unless this member is the leader.
-    pub waiting: Vec<Waiting>,
+    pub waiting: Shared<Vec<Waiting>>,
+    /// What the next change of the voters is waiting for, and since when, on the member's monotonic
+    /// clock; `None` unless this member is the leader.
+    pub placing: Option<(Placing, u64)>,
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
     /// Mirrors and releases refused recently, for people.
@@ -172,6 +192,8 @@ pub struct View {
     pub clock_at_ms: Option<u64>,
     /// Since when it has listened as the leader, on its monotonic clock; `None` on other members.
     pub listens_since_ms: Option<u64>,
+    /// Whether the leader asks its voters what they reach: it lacks something itself.
+    pub asks_voters: bool,
 }
 
 impl View {
@@ -182,48 +204,10 @@ impl View {
         self.clock.plus(now_ms.saturating_sub(at_ms))
     }
 
-    /// Number of servers that are silent for one of the group's apps; 0 unless the leader.
-    #[must_use]
-    pub fn silent_servers(&self, contacts: &Contacts, now_ms: u64) -> usize {
-        let limits = self.state.apps.values();
-        let limit_ms = limits.map(|app| app.policy_in_force().update.unreachable_after.ms).min();
-        let silent = |server: &&ServerId| {
-            limit_ms.is_some_and(|ms| self.is_silent(server, contacts, now_ms, ms))
-        };
-        self.state.servers.keys().filter(silent).count()
-    }
-
     /// The leader's server, as far as this member knows.
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
         self.state.server_of(MemberId(self.raft.leader?.0))
-    }
-
-    /// How long a server has certainly not asked any member for its orders, in milliseconds; `None`
-    /// unless this member is the leader. Before the leader listened, the server may have asked
-    /// another one.
-    #[must_use]
-    pub fn silent_ms(&self, server: &ServerId, contacts: &Contacts, now_ms: u64) -> Option<u64> {
-        let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
-        let since_ms = self.listens_since_ms?.max(heard_ms);
-        Some(if self.leader() == Some(server) { 0 } else { now_ms.saturating_sub(since_ms) })
-    }
-
-    /// Whether a server is silent: it has asked no member for `after_ms`; or not once since this
-    /// member became the leader, although all live servers should have by now. False unless this
-    /// member is the leader.
-    #[must_use]
-    pub fn is_silent(
-        &self,
-        server: &ServerId,
-        contacts: &Contacts,
-        now_ms: u64,
-        after_ms: u64,
-    ) -> bool {
-        let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
-        let limit_ms =
-            if heard_ms < self.listens_since_ms { after_ms.min(UNHEARD_MS) } else { after_ms };
-        self.silent_ms(server, contacts, now_ms).is_some_and(|silent_ms| silent_ms > limit_ms)
     }
 
     /// Whether this member is the leader and has committed in its term.
@@ -261,6 +245,15 @@ pub enum MemberError {
     Broken { index: u64, reason: String },
 }
 
+/// A state as a snapshot has it.
+///
+/// # Panics
+/// Never: a state has text keys only.
+#[must_use]
+pub fn serialized(state: &State) -> Vec<u8> {
+    serde_json::to_vec(state).expect("a state has text keys only")
+}
+
 /// Why an entry cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -281,7 +274,7 @@ pub struct Member<S: LogStore> {
     node: Node<S>,
     state: Arc<State>,
     leading: Leading,
-    waiting: Vec<Waiting>,
+    waiting: Shared<Vec<Waiting>>,
     /// By index: the term in which it was proposed, and the ticket to answer.
     proposals: BTreeMap<u64, (Term, Ticket)>,
     /// The round of reads in flight, and its start.
@@ -296,10 +289,12 @@ pub struct Member<S: LogStore> {
     changed: bool,
     /// The applied index that the last view shows.
     shown: u64,
-    /// Compact the log up to here, in the next step.
-    compaction: Option<Index>,
+    /// A snapshot was requested, and has not come back.
+    compacting: bool,
     /// Whether this member's leadership has been logged.
     announced: bool,
+    /// Whether the last view shows that the voters are asked what they reach.
+    asks: bool,
     outputs: Vec<Output>,
 }
 
@@ -327,7 +322,7 @@ impl<S: LogStore> Member<S> {
             node,
             state: Arc::new(state),
             leading: Leading::new(server, killed),
-            waiting: Vec::new(),
+            waiting: Shared::default(),
             proposals: BTreeMap::new(),
             reading: None,
             next_readers: Vec::new(),
@@ -337,16 +332,16 @@ impl<S: LogStore> Member<S> {
             next_tick_ms: now_ms,
             changed: true,
             shown: 0,
-            compaction: None,
+            compacting: false,
             announced: false,
+            asks: false,
             outputs: Vec::new(),
         })
     }
 
-    /// Sets how long a voter may be silent before it is replaced, in milliseconds; the default is
-    /// [`REPLACE_AFTER_MS`](crate::leading::REPLACE_AFTER_MS).
-    pub fn replace_after(&mut self, ms: u64) {
-        self.leading.replace_after(ms);
+    /// Sets how this member places voters while it is the leader.
+    pub fn place_by(&mut self, placer: Placer) {
+        self.leading.place_by(placer);
     }
 
     /// The member's log, as stored.
@@ -362,12 +357,14 @@ impl<S: LogStore> Member<S> {
             state: Arc::clone(&self.state),
             raft: self.node.status(),
             waiting: self.waiting.clone(),
+            placing: self.leading.placing().cloned(),
             registry: self.leading.registry_answers(),
             refusals: self.leading.refusals().to_vec(),
             killed: self.leading.why_killed().map(str::to_owned),
             clock: self.leading.clock(&self.state),
             clock_at_ms: self.leading.ticked_ms(),
             listens_since_ms: self.leading.listens_since_ms(),
+            asks_voters: self.leading.asks_voters(),
         }
     }
 
@@ -384,7 +381,6 @@ impl<S: LogStore> Member<S> {
         inputs: impl IntoIterator<Item = Input>,
     ) -> Result<Vec<Output>, MemberError> {
         self.catch_up(now_ms);
-        self.compact();
         for input in inputs {
             self.take(now_ms, input);
         }
@@ -418,8 +414,15 @@ impl<S: LogStore> Member<S> {
                 self.outputs.push(Output::Claimed { ticket, granted });
             }
             Input::Registry(view) => self.leading.registry(view),
-            Input::Offers { offers, refusals } => self.leading.offers(offers, refusals),
+            Input::Offers { offers, refusals, refreshed } => {
+                self.leading.offers(now_ms, offers, refusals, refreshed);
+            }
+            Input::Disk(disk) => self.leading.disk(disk),
+            Input::Reaches { voter, ability } => {
+                self.leading.voter_reaches(now_ms, voter, ability);
+            }
             Input::Kill(reason) => self.changed |= self.leading.killed(now_ms, reason),
+            Input::Snapshot { index, data } => self.compact(Index(index), data),
             Input::Stop => {
                 if self.stopping.is_none() {
                     let handover = Handover::begin(&mut self.node, HANDOVER_TICKS_MAX);
@@ -504,6 +507,10 @@ impl<S: LogStore> Member<S> {
     }
 
     fn propose_for(&mut self, now_ms: u64, ticket: Ticket, command: &Command) {
+        if !self.leading.may_write() && self.node.leads() {
+            self.outputs.push(Output::Answer { ticket, outcome: Proposed::NoSpace });
+            return;
+        }
         let applied = self.node.applied().0;
         if let Some(clock) = self.leading.clock_due(now_ms, &self.state, applied)
             && let Some(index) = self.propose_own(clock.clone())

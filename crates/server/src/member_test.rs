@@ -16,10 +16,13 @@ use cohort_store::{Disk, FaultyStore, WriteFault};
 use crate::contacts::Contacts;
 use crate::member::{
     Input, Member, MemberError, Note, Output, Proposed, Ticket, TransferFailure, Unreadable, View,
+    serialized,
 };
 use crate::membership::{Founder, founding_state};
 
 const TICK_MS: u64 = 50;
+/// Few: a test that compacts writes more.
+const ENTRIES_BEFORE_SNAPSHOT: u64 = 30;
 
 struct Group {
     now_ms: u64,
@@ -104,6 +107,7 @@ impl Group {
         self.boots += 1;
         let mut config = Config::new("web", 1, RaftId(n));
         config.boot_epoch = self.boots;
+        config.limits.entries_before_snapshot = ENTRIES_BEFORE_SNAPSHOT;
         let store = FaultyStore::open(&self.disks[&n]).unwrap();
         let name = GroupId::new("web").unwrap();
         let member = Member::open(self.now_ms, server(n), name, store, config, None).unwrap();
@@ -260,7 +264,7 @@ fn a_leader_without_a_majority_does_not_know_what_came_of_a_proposal() {
     assert_eq!(group.outcome(leader, ticket), None);
     group.run_ms(3_000);
     assert_eq!(group.outcome(leader, ticket), Some(&Proposed::Unknown));
-    assert_eq!(group.views[&leader].waiting, Vec::new());
+    assert!(group.views[&leader].waiting.is_empty());
 }
 
 #[test]
@@ -301,6 +305,20 @@ fn a_read_that_got_lost_is_begun_again() {
     group.run_ms(400);
     group.cut.clear();
     group.run_ms(400);
+    assert_eq!(group.fresh(follower, read), Some(true));
+}
+
+#[test]
+fn a_read_survives_a_leader_that_dies_without_waiting_for_a_timeout() {
+    let (mut group, leader) = Group::led(3);
+    let follower = group.follower();
+    group.members.remove(&leader);
+    let read = group.read(follower);
+    for n in [1, 2, 3].into_iter().filter(|n| *n != leader) {
+        group.step(n, vec![Input::Disconnected(RaftId(leader))]);
+    }
+    group.run_ms(200);
+    assert!(group.leader().is_some_and(|now| now != leader));
     assert_eq!(group.fresh(follower, read), Some(true));
 }
 
@@ -365,24 +383,38 @@ fn a_new_leader_counts_no_time_twice() {
 }
 
 #[test]
-fn a_server_is_silent_that_has_not_asked_for_long_or_never_under_this_leader() {
+fn a_server_is_unknown_that_has_not_asked_for_long_or_never_under_this_leader() {
     let (group, leader) = Group::led(3);
     let view = &group.views[&leader];
     let since_ms = view.listens_since_ms.expect("it leads");
     let mut contacts = Contacts::default();
     let other = server(group.follower());
-    let silent =
-        |contacts: &Contacts, ms: u64| view.is_silent(&other, contacts, since_ms + ms, 30_000);
-    assert!(!silent(&contacts, 9_000), "it may be about to ask");
-    assert!(silent(&contacts, 10_000), "it would have asked");
+    let unknown = |contacts: &Contacts, ms: u64| view.is_unknown(&other, contacts, since_ms + ms);
+    assert!(!unknown(&contacts, 9_000), "it may be about to ask");
+    assert!(unknown(&contacts, 10_000), "it would have asked");
     contacts.heard(since_ms - 1, &other, 0, BTreeMap::new());
-    assert!(silent(&contacts, 10_000), "what was before this leadership proves nothing");
+    assert!(unknown(&contacts, 10_000), "what was before this leadership proves nothing");
     contacts.heard(since_ms + 6_500, &other, 0, BTreeMap::new());
-    assert!(!silent(&contacts, 36_500));
-    assert!(silent(&contacts, 36_501));
-    assert!(!view.is_silent(&server(leader), &contacts, since_ms + 90_000, 30_000));
-    let follower = &group.views[&group.follower()];
-    assert_eq!(follower.silent_ms(&other, &contacts, since_ms + 90_000), None, "it cannot know");
+    assert!(!unknown(&contacts, 36_500), "the bound of a group without apps is the default");
+    assert!(unknown(&contacts, 36_501));
+    assert!(!view.is_unknown(&server(leader), &contacts, since_ms + 90_000));
+    assert_eq!(view.unknown_servers(&contacts, since_ms + 90_000), 2);
+}
+
+#[test]
+fn a_member_that_does_not_lead_knows_nothing_of_servers() {
+    let (mut group, leader) = Group::led(3);
+    let (follower, mut contacts) = (group.follower(), Contacts::default());
+    contacts.heard(group.now_ms, &server(leader), 0, BTreeMap::new());
+    let view = Arc::clone(&group.views[&follower]);
+    assert!(view.is_unknown(&server(leader), &contacts, group.now_ms));
+    assert_eq!(view.silent_ms(&server(leader), &contacts, group.now_ms), None);
+    assert_eq!(view.unknown_servers(&contacts, group.now_ms), 0, "its leader counts them");
+    group.cut.extend([1, 2, 3]);
+    group.run_ms(3_000);
+    for (member, view) in &group.views {
+        assert_eq!(view.unknown_servers(&contacts, group.now_ms), 3, "{member} has no quorum");
+    }
 }
 
 #[test]
@@ -457,8 +489,11 @@ fn a_leader_that_is_elected_again_has_not_handed_over() {
 #[test]
 fn observations_of_an_earlier_leadership_are_forgotten() {
     let (mut group, leader) = Group::led(3);
-    let offers =
-        Input::Offers { offers: BTreeMap::new(), refusals: vec![WhyRefused::NoMirror.into()] };
+    let offers = Input::Offers {
+        offers: BTreeMap::new(),
+        refusals: vec![WhyRefused::NoMirror.into()],
+        refreshed: Ok(()),
+    };
     group.step(leader, vec![Input::Registry(Some(RegistryView::default())), offers]);
     group.propose(leader, add(9));
     assert_eq!(group.views[&leader].registry, Some(true));
@@ -566,4 +601,22 @@ fn what_is_sent_comes_before_what_it_leads_to() {
     let answer = at(|output| matches!(output, Output::Answer { .. }));
     let view = at(|output| matches!(output, Output::View(_)));
     assert!(happened < answer && answer < view && happened.is_some(), "{outputs:?}");
+}
+
+#[test]
+fn a_snapshot_is_requested_once_and_taken_though_entries_have_come_since() {
+    let (mut group, leader) = Group::led(1);
+    for n in 0..2 * ENTRIES_BEFORE_SNAPSHOT {
+        group.propose(leader, add(10 + n % 2));
+    }
+    let requested = group.said[&leader].iter().filter_map(|output| match output {
+        Output::Compact { index, state } => Some((*index, serialized(state))),
+        _ => None,
+    });
+    let requested: Vec<(u64, Vec<u8>)> = requested.collect();
+    let [(index, data)] = &requested[..] else { panic!("{} snapshots", requested.len()) };
+    assert!(group.views[&leader].raft.applied.0 > *index);
+    group.step(leader, vec![Input::Snapshot { index: *index, data: data.clone() }]);
+    let snapshot = group.members[&leader].log().snapshot().unwrap();
+    assert_eq!((snapshot.index.0, &snapshot.data), (*index, data));
 }

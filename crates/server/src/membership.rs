@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{GroupId, Incarnation, MemberId, Platform, ServerId};
+use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, Platform, ServerId};
+use cohort_core::orders::Orders;
 use cohort_core::{Body, Command, State};
 
 use crate::asking::Received;
@@ -13,6 +14,8 @@ pub const LOOK_EVERY_MS: u64 = 5_000;
 /// A member with a leader only asks at every 12th check, once a minute: the old incarnation may
 /// still have a majority.
 const LOOKS_WHILE_LED: u64 = 12;
+/// The label of a server's zone.
+const ZONE: &str = "zone";
 /// The first member of a group.
 pub const FIRST_MEMBER: MemberId = MemberId(1);
 
@@ -64,6 +67,14 @@ pub fn carries_another(
         && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
 }
 
+/// Whether this server's disk is an earlier one, at the first orders since the agent's `start`: the
+/// group has reports of this start or a later one, and this agent has sent none. The agent counts
+/// on from there: the group would ignore its reports as old ones.
+#[must_use]
+pub fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
+    orders.heard >= start
+}
+
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued
 /// and its first server; `founded` is the incarnation of the members in the registry, if any.
 ///
@@ -76,6 +87,19 @@ pub fn founds(
 ) -> bool {
     let (incarnation, first) = bootstrap;
     first == server && founded.is_none_or(|founded| founded < incarnation)
+}
+
+/// A server's failure domain, widest part first: its rack, within its zone in a group that spans
+/// zones. `own` are its labels, `shared` those of the group.
+#[must_use]
+pub fn failure_domain(
+    rack: Option<&str>,
+    own: &BTreeMap<String, String>,
+    shared: &BTreeMap<String, String>,
+) -> Option<String> {
+    let zone = own.get(ZONE).filter(|_| !shared.contains_key(ZONE)).map(String::as_str);
+    let parts: Vec<&str> = zone.into_iter().chain(rack).collect();
+    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 /// A founder's facts about its server and its group.

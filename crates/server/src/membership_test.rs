@@ -1,8 +1,12 @@
-use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{MemberOrder, Orders};
 
 use crate::asking::Received;
-use crate::membership::{Found, asks_for_incarnation, carries_another, found, founds};
+use crate::membership::{
+    Found, asks_for_incarnation, carries_another, failure_domain, found, founds, is_earlier_disk,
+};
 
 const FIRST: Incarnation = Incarnation(1);
 const SECOND: Incarnation = Incarnation(2);
@@ -50,6 +54,7 @@ fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() 
             apps: Vec::new(),
             member: member.map(|member| MemberOrder { member: MemberId(member) }),
             members: Vec::new(),
+            heard: BootEpoch(0),
         };
         let received = Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None };
         carries_another(&received, now_ms, FIRST, MemberId(4))
@@ -60,4 +65,35 @@ fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() 
     assert!(replaced(1_499, FIRST, None), "its number is retired");
     assert!(!replaced(1_500, FIRST, None), "stale orders");
     assert!(!replaced(1_000, SECOND, None), "another incarnation");
+}
+
+#[test]
+fn an_agent_that_starts_where_the_group_has_heard_it_already_has_an_earlier_disk() {
+    let earlier = |heard, start| {
+        let orders = Orders {
+            group: web(),
+            incarnation: FIRST,
+            server: server("s1"),
+            apps: Vec::new(),
+            member: None,
+            members: Vec::new(),
+            heard: BootEpoch(heard),
+        };
+        is_earlier_disk(&orders, BootEpoch(start))
+    };
+    assert!(!earlier(0, 1) && !earlier(6, 7));
+    assert!(earlier(7, 7) && earlier(9, 7));
+}
+
+#[test]
+fn a_failure_domain_names_the_zone_in_a_group_that_spans_zones() {
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let own = labels(&[("platform", "intel"), ("zone", "a")]);
+    let (spans, one) = (labels(&[("platform", "intel")]), own.clone());
+    assert_eq!(failure_domain(Some("r7"), &own, &spans).as_deref(), Some("a/r7"));
+    assert_eq!(failure_domain(None, &own, &spans).as_deref(), Some("a"));
+    assert_eq!(failure_domain(Some("r7"), &own, &one).as_deref(), Some("r7"));
+    assert_eq!(failure_domain(None, &own, &one), None);
 }

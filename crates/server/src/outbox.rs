@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use cohort_core::ids::{AppId, BootEpoch, ServerId};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, REPORT_TEXT_BYTES_MAX, Report};
-use cohort_core::state::APPS_MAX;
+use cohort_core::state::{APPS_MAX, HOLDS_MAX};
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
 /// With this many reports, the outbox has no room: apps start no further step until the group has
 /// received the earlier ones.
 pub const QUEUE_MAX: usize = 256;
-/// Most reports that the outbox ever holds; further ones are dropped. Twice the size of the queue:
+/// Most reports that the outbox ever holds; further ones are dropped. Three times the queue's size:
 /// every app may have seen the last free slot and then report everything it has.
-const HELD_MAX: usize = 2 * QUEUE_MAX;
-/// Most reports of one app between two checks for room: its start, an outcome, its health, what it
-/// found again, and an artifact of each ordered kind (coming, granted, good).
-const AT_ONCE_MAX: usize = 7;
+const HELD_MAX: usize = 3 * QUEUE_MAX;
+/// Most reports of one app between two checks for room: its start, an outcome, its health, checks
+/// on trial, what it found again, an artifact of each ordered kind (coming, granted, good), and all
+/// that were lost.
+const AT_ONCE_MAX: usize = 8 + HOLDS_MAX;
 const _: () = assert!(QUEUE_MAX + AT_ONCE_MAX * APPS_MAX <= HELD_MAX);
 /// How long the response to a request may take, in milliseconds: longer than a member tries.
 pub const ANSWER_MS_MAX: u64 = 6_000;
@@ -94,8 +95,11 @@ impl Outbox {
                 keep_end(output);
             }
             Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => keep_start(reason),
-            Outcome::Found { .. }
+            Outcome::Tried { failed: Some(reason), .. } => keep_start(reason),
+            Outcome::Tried { failed: None, .. }
+            | Outcome::Found { .. }
             | Outcome::Holds { .. }
+            | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService => {}
@@ -141,10 +145,12 @@ impl Outbox {
         (self.in_flight == 0 && !self.queue.is_empty()).then_some(self.not_before_ms)
     }
 
-    /// Records that the open request is in the log; `taken` says for each report whether it was
-    /// accepted. One that was refused confirms nothing.
+    /// Records that the oldest reports of the open request are in the log; `taken` says for each of
+    /// them whether it was accepted. One that was refused confirms nothing; the others are sent
+    /// again.
     pub fn answered(&mut self, taken: &[bool]) {
-        let reports = self.queue.drain(..self.in_flight.min(self.queue.len()));
+        let done = self.in_flight.min(self.queue.len()).min(taken.len());
+        let reports = self.queue.drain(..done);
         for (report, taken) in reports.zip(taken) {
             if *taken && report.outcome == Outcome::Checked {
                 self.confirmed.insert(report.app, report.fence);

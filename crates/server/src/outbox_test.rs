@@ -59,6 +59,20 @@ fn only_accepted_checks_confirm() {
 }
 
 #[test]
+fn what_a_slow_member_did_is_not_sent_again() {
+    let mut outbox = outbox();
+    let members = [member("s1", 1)];
+    for generation in 1..=3 {
+        report(&mut outbox, generation, Outcome::Checked);
+    }
+    let _ = outbox.next(0, &members).unwrap();
+    outbox.answered(&[true, true]);
+    let left = outbox.next(0, &members).unwrap().reports;
+    assert_eq!(left.iter().map(|report| report.sequence).collect::<Vec<_>>(), [3]);
+    assert_eq!(outbox.confirmed().values().copied().collect::<Vec<_>>(), [fence(2)]);
+}
+
+#[test]
 fn a_batch_is_bounded_and_what_came_meanwhile_stays() {
     let mut outbox = outbox();
     let members = [member("s1", 1)];
@@ -87,7 +101,7 @@ fn half_of_the_queue_is_kept_for_outcomes() {
 #[test]
 fn the_outbox_is_bounded_whoever_does_not_ask_for_room() {
     let mut outbox = outbox();
-    for _ in 0..3 * QUEUE_MAX {
+    for _ in 0..4 * QUEUE_MAX {
         report(&mut outbox, 1, Outcome::Applied);
     }
     let mut held = 0;
@@ -95,7 +109,7 @@ fn the_outbox_is_bounded_whoever_does_not_ask_for_room() {
         held += sending.reports.len();
         outbox.answered(&vec![true; sending.reports.len()]);
     }
-    assert_eq!(held, 2 * QUEUE_MAX);
+    assert_eq!(held, 3 * QUEUE_MAX);
 }
 
 #[test]

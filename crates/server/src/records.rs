@@ -77,7 +77,7 @@ impl Written {
 pub fn due(state: &State, configuration: &Configuration, written: &Written) -> Vec<Record> {
     let mut due = Vec::new();
     if let Some(platform) = state.platform.clone().filter(|_| !written.info) {
-        due.push(Record::Info { labels: state.labels.clone(), platform });
+        due.push(Record::Info { labels: (*state.labels).clone(), platform });
     }
     let place = |at: MemberAddress| {
         let voter = configuration.is_voter(RaftId(at.member.0));

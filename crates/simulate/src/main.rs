@@ -12,7 +12,7 @@ use cohort_simulate::play::{Count, Kind, play};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask simulate", bin_name = "cargo xtask simulate")]
 struct Args {
-    /// The only simulation to play [default: both, seed by seed]
+    /// The only simulation to play [default: fleet and consensus, seed by seed]
     #[arg(long, value_enum)]
     kind: Option<Simulation>,
     /// Number of seeds [default: 100, or as many as fit into --minutes]
@@ -47,6 +47,8 @@ enum Simulation {
     Fleet,
     /// The consensus of one group
     Consensus,
+    /// The same, of members with different election timeouts and heartbeats
+    Timings,
 }
 
 impl Args {
@@ -54,6 +56,7 @@ impl Args {
         match self.kind {
             Some(Simulation::Fleet) => &[Kind::Fleet],
             Some(Simulation::Consensus) => &[Kind::Consensus],
+            Some(Simulation::Timings) => &[Kind::Timings],
             None => &[Kind::Fleet, Kind::Consensus],
         }
     }
@@ -96,6 +99,7 @@ fn seeds(kinds: &[Kind], first: u64, count: u64, limit: Option<Duration>, trace:
                     let name = match kind {
                         Kind::Fleet => "fleet",
                         Kind::Consensus => "consensus",
+                        Kind::Timings => "timings",
                     };
                     println!("seed {seed}, {name}: {what}");
                     println!("  replay: cargo xtask simulate --kind {name} --replay {seed}");

@@ -35,6 +35,7 @@ const ON: Weaken = Weaken {
     lease_reads: false,
     no_filter: false,
     same_read_context: false,
+    no_proof: false,
 };
 
 const fn consensus_without(weaken: Weaken) -> Off {
@@ -84,6 +85,12 @@ pub const PROTECTIONS: &[Protection] = &[
         quick: true,
         off: consensus_without(Weaken { same_read_context: true, ..ON }),
         checks: &[raft::STALE_READ],
+    },
+    Protection {
+        name: "proof that the disk is the latest",
+        quick: true,
+        off: consensus_without(Weaken { no_proof: true, ..ON }),
+        checks: &[],
     },
     Protection {
         name: "entries unaltered in transit",

@@ -16,6 +16,8 @@ pub enum Kind {
     Fleet,
     /// The consensus of one group, with memberships that people draw at random.
     Consensus,
+    /// The same, of members with different election timeouts and heartbeats.
+    Timings,
 }
 
 /// What runs amounted to.
@@ -42,9 +44,9 @@ impl Count {
 pub fn play(kind: Kind, seed: u64, trace: &Trace) -> Result<Count, String> {
     match kind {
         Kind::Fleet => fleet(seed, None, trace),
-        Kind::Consensus => {
-            let trace = *trace != Trace::Off;
-            consensus(Setup { trace, ..Setup::new(seed, CONSENSUS_STEPS) })
+        Kind::Consensus | Kind::Timings => {
+            let (timings, trace) = (kind == Kind::Timings, *trace != Trace::Off);
+            consensus(Setup { timings, trace, ..Setup::new(seed, CONSENSUS_STEPS) })
         }
     }
 }

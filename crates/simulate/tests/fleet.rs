@@ -13,7 +13,7 @@ fn everything_comes_right_whatever_happens() {
         println!("seed {seed}; to replay it: cargo xtask simulate --kind fleet --replay {seed}");
         all.add(&Chaos::new(seed).play());
     }
-    let seen = [all.reads, all.transfers, all.logs_lost, all.gone];
+    let seen = [all.reads, all.transfers, all.logs_lost, all.gone, all.restored];
     assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
 }
 

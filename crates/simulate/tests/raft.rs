@@ -32,6 +32,15 @@ fn seeds_hold_3() {
 }
 
 #[test]
+fn seeds_hold_with_every_timing_that_may_be_set() {
+    for seed in 4_000_000..4_000_000 + number("SEEDS").unwrap_or(300) {
+        if let Err(violation) = run(Setup { timings: true, ..Setup::new(seed, STEPS) }) {
+            panic!("{violation}");
+        }
+    }
+}
+
+#[test]
 fn long_runs_hold() {
     hold(3_000_000, 12, 100_000);
 }
@@ -44,4 +53,10 @@ fn a_seed_gives_the_same_run_every_time() {
             assert_eq!(run(Setup::new(seed, STEPS)).expect("the seed holds"), first);
         }
     }
+}
+
+#[test]
+fn restored_disks_are_found_out() {
+    let outcomes = (0..40).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
+    assert!(outcomes.map(|outcome| outcome.went_back).sum::<u64>() > 0);
 }

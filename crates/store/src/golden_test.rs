@@ -1,5 +1,6 @@
 //! Every record of a member's log, and the format of small records, byte by byte.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -8,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::{seal, unseal};
 use crate::{
-    Configuration, DurableFile, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot,
-    Term,
+    Configuration, DurableFile, Entry, EntryKind, HardState, Identity, Index, Mark, RaftId,
+    Snapshot, Term,
 };
 
 /// A sealed record, in hexadecimal, starting with its version.
@@ -21,6 +22,8 @@ enum Stored {
     Snapshot(Snapshot),
     Base((Index, Term)),
     Identity(Identity),
+    Written(u64),
+    Marks(BTreeMap<RaftId, Mark>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ enum Hex {
     Snapshot(String),
     Base(String),
     Identity(String),
+    Written(String),
+    Marks(String),
 }
 
 fn text<T: BorshSerialize>(record: &T) -> String {
@@ -48,6 +53,8 @@ impl From<Stored> for Hex {
             Stored::Snapshot(record) => Hex::Snapshot(text(&record)),
             Stored::Base(record) => Hex::Base(text(&record)),
             Stored::Identity(record) => Hex::Identity(text(&record)),
+            Stored::Written(record) => Hex::Written(text(&record)),
+            Stored::Marks(record) => Hex::Marks(text(&record)),
         }
     }
 }
@@ -60,6 +67,8 @@ impl From<Hex> for Stored {
             Hex::Snapshot(text) => Stored::Snapshot(read(&text)),
             Hex::Base(text) => Stored::Base(read(&text)),
             Hex::Identity(text) => Stored::Identity(read(&text)),
+            Hex::Written(text) => Stored::Written(read(&text)),
+            Hex::Marks(text) => Stored::Marks(read(&text)),
         }
     }
 }
@@ -94,6 +103,8 @@ fn sealed_records() {
             incarnation: 3,
             raft_id: RaftId(5),
         }),
+        Stored::Written(258),
+        Stored::Marks([(RaftId(2), Mark { boot_epoch: 3, life: 4, written: 5 })].into()),
     ];
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sealed.jsonl");
     hold(&file, &records);

@@ -1,16 +1,18 @@
 //! The log in memory (base, entries, snapshot, hard state), and the batch that changes it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use borsh::BorshDeserialize;
 
 use crate::encoding::{DecodeError, seal, unseal};
 use crate::error::StoreError;
-use crate::types::{Entry, HardState, Index, Snapshot, Term};
+use crate::types::{Entry, HardState, Index, Mark, RaftId, Snapshot, Term};
 
 pub(crate) const KEY_HARD_STATE: &str = "hard-state";
 pub(crate) const KEY_SNAPSHOT: &str = "snapshot";
 pub(crate) const KEY_BASE: &str = "base";
+pub(crate) const KEY_WRITTEN: &str = "written";
+pub(crate) const KEY_MARKS: &str = "marks";
 
 /// A durable log: the newest snapshot, the entries after it, and the member's vote.
 ///
@@ -44,6 +46,8 @@ pub struct Image {
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) base: (Index, Term),
     pub(crate) entries: VecDeque<Entry>,
+    pub(crate) written: u64,
+    pub(crate) marks: BTreeMap<RaftId, Mark>,
 }
 
 /// Sealed records to write and positions to remove, as one transaction.
@@ -81,16 +85,23 @@ pub struct Batch {
     pub hard_state: Option<HardState>,
     /// Drop the entries up to and including this position, which may not exceed the snapshot's.
     pub cut: Option<Index>,
+    /// Replaces what is known of the peers' disks.
+    pub marks: Option<BTreeMap<RaftId, Mark>>,
 }
 
 impl Batch {
     /// Whether the batch changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.snapshot.is_none()
-            && self.entries.is_empty()
-            && self.hard_state.is_none()
-            && self.cut.is_none()
+        !self.is_counted() && self.marks.is_none()
+    }
+
+    /// Whether the batch changes the log or the vote, and therefore counts in [`Image::written`].
+    fn is_counted(&self) -> bool {
+        self.snapshot.is_some()
+            || !self.entries.is_empty()
+            || self.hard_state.is_some()
+            || self.cut.is_some()
     }
 }
 
@@ -132,6 +143,19 @@ impl Image {
             return Some(self.base.1);
         }
         self.entry(index).map(|entry| entry.term)
+    }
+
+    /// Number of batches that changed the log or the vote. It only grows; a disk that went back to
+    /// an earlier state has fewer than its peers have heard of.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// What the member has heard of its peers' disks, as stored.
+    #[must_use]
+    pub fn marks(&self) -> &BTreeMap<RaftId, Mark> {
+        &self.marks
     }
 
     /// The entry at a position, if stored.
@@ -203,6 +227,10 @@ impl Image {
 
     /// Applies a checked batch.
     pub(crate) fn apply(&mut self, batch: &Batch) {
+        self.written += u64::from(batch.is_counted());
+        if let Some(marks) = &batch.marks {
+            self.marks.clone_from(marks);
+        }
         if let Some(snapshot) = &batch.snapshot {
             if batch.replace_log {
                 self.entries.clear();
@@ -235,6 +263,12 @@ impl Image {
         if let Some(hard_state) = &batch.hard_state {
             records.push((KEY_HARD_STATE, seal(hard_state)));
         }
+        if batch.is_counted() {
+            records.push((KEY_WRITTEN, seal(&(self.written + 1))));
+        }
+        if let Some(marks) = &batch.marks {
+            records.push((KEY_MARKS, seal(marks)));
+        }
         let (base, last) = self.bounds_after(batch);
         if base != self.base {
             records.push((KEY_BASE, seal(&base)));
@@ -260,6 +294,8 @@ impl Image {
             hard_state: read(KEY_HARD_STATE, record(KEY_HARD_STATE)?)?.unwrap_or_default(),
             snapshot: read(KEY_SNAPSHOT, record(KEY_SNAPSHOT)?)?,
             base: read(KEY_BASE, record(KEY_BASE)?)?.unwrap_or_default(),
+            written: read(KEY_WRITTEN, record(KEY_WRITTEN)?)?.unwrap_or_default(),
+            marks: read(KEY_MARKS, record(KEY_MARKS)?)?.unwrap_or_default(),
             ..Image::default()
         };
         for item in entries {

@@ -32,7 +32,7 @@ pub use redb_store::{RedbStore, STORE_FILE};
 #[cfg(any(test, feature = "testing"))]
 pub use testing::{Disk, FaultyStore, WriteFault};
 pub use types::{
-    Configuration, Entry, EntryKind, HardState, Identity, Index, RaftId, Snapshot, Term,
+    Configuration, Entry, EntryKind, HardState, Identity, Index, Mark, RaftId, Snapshot, Term,
 };
 
 #[cfg(test)]

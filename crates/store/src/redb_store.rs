@@ -44,6 +44,8 @@ const CACHE_BYTES: usize = 4 * 1024 * 1024;
 ///   hard-state  sealed hard state
 ///   snapshot    sealed snapshot
 ///   base        sealed base
+///   written     sealed count of batches
+///   marks       sealed marks
 /// ```
 ///
 /// redb syncs at every commit. Its checksums protect its pages in a crash; opening the store
@@ -101,6 +103,12 @@ impl RedbStore {
             }
             Err(fault) => Err(fault.into_error(path)),
         }
+    }
+
+    /// Whether there is a store in `folder`, usable or not.
+    #[must_use]
+    pub fn exists_in(folder: &Path) -> bool {
+        folder.join(STORE_FILE).exists()
     }
 
     /// The owner of the store in `folder`, if there is one: a starting process learns its identity

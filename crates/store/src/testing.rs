@@ -70,6 +70,14 @@ impl Disk {
         }
     }
 
+    /// A disk with the same content, like one restored from an image taken now.
+    #[must_use]
+    pub fn image(&self) -> Disk {
+        let written = self.inner.lock().written.clone();
+        let inner = DiskState { written, ..DiskState::default() };
+        Disk { inner: Arc::new(Mutex::new(inner)) }
+    }
+
     /// Loses the last entry and keeps everything else, like a disk that reported a write as durable
     /// too early.
     pub fn lose_last_entry(&self) {
@@ -128,6 +136,14 @@ impl FaultyStore {
             source: damage.into(),
         })?;
         Ok(FaultyStore { disk: disk.clone(), image, poisoned: false })
+    }
+}
+
+impl FaultyStore {
+    /// Its disk.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 }
 

@@ -91,6 +91,18 @@ pub struct HardState {
     pub commit: Index,
 }
 
+/// What a member has heard of a peer's disk. A disk that was set back to an earlier state is behind
+/// the mark that some peer has of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Mark {
+    /// The start of the peer's agent in which it was heard.
+    pub boot_epoch: u64,
+    /// The process in which it was heard: a random number.
+    pub life: u64,
+    /// The peer's [`Image::written`](crate::Image::written) then.
+    pub written: u64,
+}
+
 /// A group's membership.
 ///
 /// During a change the configuration is *joint*: `outgoing` is not empty, and every decision needs

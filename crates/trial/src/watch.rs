@@ -30,7 +30,7 @@ pub fn runs(status: &GroupStatus, version: &str) -> bool {
             && app.last_good.as_ref().is_some_and(|good| good.as_str() == version)
             && app.servers.values().all(|server| {
                 server.in_service
-                    && !server.silent
+                    && !server.unknown
                     && server.debt.is_none()
                     && server.running.as_ref().is_some_and(|running| running.as_str() == version)
             })
@@ -45,7 +45,7 @@ pub fn holds(status: &GroupStatus, rejected: &str, running: &str) -> bool {
             && app.servers.values().all(|server| {
                 server.running.as_ref().is_some_and(|now| now.as_str() == running)
                     && server.in_service
-                    && !server.silent
+                    && !server.unknown
             })
     })
 }

@@ -18,6 +18,8 @@ pub enum Command {
     ContextRenew,
     GroupList,
     GroupShow { group: GroupId },
+    GroupRecover { group: GroupId, first_server: ServerId },
+    GroupRemove { group: GroupId },
     GroupRemoveServer { group: GroupId, server: ServerId },
     Hub { config: String },
     Init,
@@ -55,6 +57,14 @@ impl Command {
             Command::ContextRenew => words.add("context renew"),
             Command::GroupList => words.add("group list"),
             Command::GroupShow { group } => words.add("group show").one(group),
+            Command::GroupRecover { group, first_server } => words
+                .add("group recover")
+                .one(group)
+                .flag("--first-server", Some(first_server))
+                .add("--reason REASON --majority-is-lost"),
+            Command::GroupRemove { group } => {
+                words.add("group remove").one(group).add("--servers-are-lost")
+            }
             Command::GroupRemoveServer { group, server } => {
                 words.add("group remove-server").one(group).one(server)
             }

@@ -1,6 +1,9 @@
 //! `cohort rollout plan`: what a rollout would do, as far as known in advance.
 
-use cohort_core::ids::{AppId, Digest, GroupId, Revision, Version};
+use std::collections::BTreeSet;
+
+use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId, Version};
+use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
@@ -10,6 +13,7 @@ use crate::command::Command;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
 use crate::moving::{self, Difference, Moving, moving};
+use crate::report::rollback;
 use crate::waiting::{hints, sentence};
 
 /// The release that the channel offers for the group's platform.
@@ -70,8 +74,13 @@ pub fn plan(
         let here = |here: &&ServerAppStatus| here.running.as_ref() == Some(&offered.version);
         u32::try_from(status.servers.values().filter(here).count()).unwrap_or(u32::MAX)
     };
-    let missing = servers.saturating_sub(app.map_or(0, there));
     let running = app.and_then(|app| app.last_good.clone());
+    // A rollback takes them off it again.
+    let leaves = |app: &&AppStatus| {
+        app.state == PhaseName::RollingBack && app.last_good.as_ref() != Some(&offered.version)
+    };
+    let kept_there = app.filter(|app| !leaves(app)).map_or(0, there);
+    let missing = servers.saturating_sub(kept_there);
     let change = missing > 0 || running.as_ref() != Some(&offered.version);
     let waves = if change { wave_sizes(policy, servers, missing) } else { Vec::new() };
     let update = &policy.update;
@@ -132,6 +141,21 @@ fn gates(
     if status.registry_reachable == Some(false) {
         gate(&WaitingOn::RegistryAway);
     }
+    silent_gates(status, policy, &mut gate);
+    if let Some(app) = status.apps.get(id)
+        && app.state == PhaseName::RollingBack
+    {
+        let rejected = app.target.as_ref() == Some(version);
+        let retry = Command::RolloutRetry { group: group.clone(), app: id.clone() };
+        let then = if rejected { "is then held" } else { "starts after that" };
+        gates.push(Gate {
+            sentence: format!("{}; {version} {then}", rollback(app)),
+            hints: if rejected { vec![Hint::run_to("once it is held", retry)] } else { Vec::new() },
+        });
+    }
+    let mut gate = |on: &WaitingOn| {
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
+    };
     for waiting in status.apps.get(id).into_iter().flat_map(|app| &app.waiting) {
         match &waiting.on {
             WaitingOn::Paused { .. } => gate(&waiting.on),
@@ -147,6 +171,22 @@ fn gates(
         });
     }
     gates
+}
+
+/// What unknown servers stop: the start, if there are more than a rollout tolerates; else every
+/// server that would go out of service, if they are as many as may.
+fn silent_gates(status: &GroupStatus, policy: &Policy, gate: &mut impl FnMut(&WaitingOn)) {
+    let servers = u32::try_from(status.servers.len()).unwrap_or(u32::MAX);
+    let out: BTreeSet<ServerId> =
+        status.unknown_servers().map(|(server, _)| server.clone()).collect();
+    if out.len() > policy.surroundings_allowed_of(servers) as usize {
+        for (server, known) in status.unknown_servers() {
+            let for_ms = known.silent_ms.unwrap_or(0);
+            gate(&WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
+        }
+    } else if out.len() >= policy.max_unavailable_of(servers) as usize {
+        gate(&WaitingOn::Capacity { out, max: policy.max_unavailable_of(servers) });
+    }
 }
 
 /// The plan as text.

@@ -1,9 +1,11 @@
 use cohort_core::ids::{GroupId, Revision};
+use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
 
 use super::{Offered, plan, text};
-use crate::sample::{app, settled, version};
+use crate::report::report_test::lose;
+use crate::sample::{app, fine, held, server, settled, version};
 
 fn policy(update: &str) -> Policy {
     toml::from_str(&format!("app = \"web\"\nchannel = \"stable\"\n{update}")).unwrap()
@@ -19,6 +21,26 @@ fn a_group_that_runs_the_release_has_nothing_to_do() {
     assert!(!plan.change);
     assert!(plan.waves.is_empty() && plan.gates.is_empty());
     assert_eq!(text(&plan).lines().count(), 1);
+}
+
+#[test]
+fn a_plan_knows_the_rollback_in_progress_and_the_servers_that_are_silent() {
+    let mut status = held();
+    status.apps.get_mut(&app()).unwrap().state = PhaseName::RollingBack;
+    status.apps.get_mut(&app()).unwrap().servers.insert(server("web-1"), fine("1.1.0"));
+    lose(&mut status, "web-3", 45_000);
+    let of = |version: &str| {
+        plan(&status, &app(), &policy(""), Revision(4), &offered(version, 10), None)
+    };
+    let same = of("1.1.0");
+    assert_eq!(same.waves.iter().sum::<u32>(), 3, "web-1 is taken off it");
+    let gates: Vec<&str> = same.gates.iter().map(|gate| gate.sentence.as_str()).collect();
+    assert_eq!(gates[0], "at the limit of 1 out of service: web-3");
+    assert_eq!(gates[1], "rolling back from 1.1.0 to 1.0.0; 1.1.0 is then held");
+    assert!(of("1.2.0").gates[1].sentence.ends_with("1.2.0 starts after that"));
+    lose(&mut status, "web-2", 31_000);
+    let gates = plan(&status, &app(), &policy(""), Revision(4), &offered("1.2.0", 10), None).gates;
+    assert!(gates[0].sentence.starts_with("web-2 has been unreachable"), "{gates:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus};
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, ServerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
@@ -16,8 +16,8 @@ use crate::hint::Hint;
 use crate::waiting::{is_idle, sentence};
 use crate::words;
 
-/// Silent servers that one sentence names.
-const SILENT_NAMED_MAX: usize = 5;
+/// Unknown servers that one sentence names.
+const UNKNOWN_NAMED_MAX: usize = 5;
 
 /// The responses of the groups and the hub: the input of a report.
 #[derive(Debug, Clone)]
@@ -129,7 +129,7 @@ pub struct AppReport {
     pub updated: usize,
     /// Servers that serve: they said so, and have been heard from since.
     pub in_service: usize,
-    /// Servers that are silent: it is unknown whether they serve.
+    /// Servers of which nobody knows whether they serve.
     pub unknown: usize,
     /// How long it has been in this phase, in milliseconds.
     pub for_ms: u64,
@@ -174,11 +174,15 @@ impl GroupReport {
         let mut status = match status {
             Ok(status) => status,
             Err(sentence) => {
-                let hint = "start the agents on its servers, and check their logs".into();
+                let remove = Command::GroupRemove { group: group.clone() };
+                let hints = vec![
+                    "start the agents on its servers, and check their logs".into(),
+                    Hint::run_to("if all its servers are lost permanently", remove),
+                ];
                 return GroupReport {
                     group,
                     healthy: false,
-                    problems: vec![Problem { sentence, hints: vec![hint] }],
+                    problems: vec![Problem { sentence, hints }],
                     apps: BTreeMap::new(),
                     registry,
                     status: None,
@@ -215,15 +219,8 @@ fn problems(
     joined: &BTreeSet<ServerId>,
 ) -> Vec<Problem> {
     let group = &status.group;
-    let mut problems = Vec::new();
+    let mut problems: Vec<Problem> = silence(status).into_iter().collect();
     let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
-    if !status.linearizable {
-        let voters: Vec<&str> = status.voters.iter().map(|voter| voter.server.as_str()).collect();
-        problem(
-            format!("no quorum of voters; showing what {} last knew", status.answered_by),
-            vec![Hint::Do(format!("start the agents of a majority of {}", voters.join(", ")))],
-        );
-    }
     if let Some(reason) = &status.killed {
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
         problem(sentence(&on), vec![Command::KillStatus.into()]);
@@ -231,8 +228,6 @@ fn problems(
     for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
-    problems.extend(silence(status));
-    let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
     let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
     if let Some(first) = missing().next() {
         let remove = Command::GroupRemoveServer { group: group.clone(), server: first.clone() };
@@ -247,20 +242,42 @@ fn problems(
     problems
 }
 
-/// Unreachable servers, and what that means for the group.
-fn silence(status: &GroupStatus) -> Option<Problem> {
-    let silent: Vec<&ServerId> = status.silent_servers().collect();
-    let first = *silent.first()?;
-    let longest = silent.iter().filter_map(|server| status.servers[*server].silent_ms).max();
-    let shown = silent.iter().take(SILENT_NAMED_MAX);
+/// Without a quorum, nothing that is known is known to be true now.
+fn no_quorum(status: &GroupStatus) -> Problem {
+    let voters: Vec<&str> = status.voters.iter().map(|voter| voter.server.as_str()).collect();
+    let (group, first_server) = (status.group.clone(), status.answered_by.clone());
+    let recover = Command::GroupRecover { group, first_server };
+    Problem {
+        sentence: format!(
+            "no quorum of voters: showing what {} last knew, unknown whether any server serves",
+            status.answered_by
+        ),
+        hints: vec![
+            format!("start the agents of a majority of {}", voters.join(", ")).into(),
+            Hint::run_to("if that majority is lost permanently", recover),
+        ],
+    }
+}
+
+/// Unknown servers, and what that means for the group.
+pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
+    if !status.linearizable {
+        return Some(no_quorum(status));
+    }
+    let unknown: Vec<(&ServerId, &ServerStatus)> = status.unknown_servers().collect();
+    let (first, _) = *unknown.first()?;
+    let shown = || unknown.iter().take(UNKNOWN_NAMED_MAX);
     let mut sentence = format!(
-        "no contact with {} for {}: unknown whether {}",
-        names(shown, silent.len() as u64),
-        brief(longest.unwrap_or(0)),
-        if silent.len() == 1 { "it serves" } else { "they serve" },
+        "no contact with {}: unknown whether {}",
+        names(
+            shown().map(|(server, known)| format!("{server} for {}", silent_for(known))),
+            unknown.len() as u64
+        ),
+        if unknown.len() == 1 { "it serves" } else { "they serve" },
     );
     let voters = status.voters.len();
-    let left = status.voters.iter().filter(|voter| !silent.contains(&&voter.server)).count();
+    let is_known = |server: &ServerId| unknown.iter().all(|(other, _)| *other != server);
+    let left = status.voters.iter().filter(|voter| is_known(&voter.server)).count();
     if left < voters {
         let means = match left.checked_sub(voters / 2 + 1) {
             None => "the group has lost its majority".to_owned(),
@@ -269,12 +286,21 @@ fn silence(status: &GroupStatus) -> Option<Problem> {
         };
         sentence.push_str(&format!("; {left} of {voters} voters left, {means}"));
     }
-    let remove = Command::GroupRemoveServer { group: status.group.clone(), server: first.clone() };
-    let hints = vec![
-        format!("start the agent on {first}, or check its network").into(),
-        Hint::run_to("if it is lost permanently", remove),
-    ];
+    let mut hints = vec![format!("start the agent on {first}, or check its network").into()];
+    hints.extend(shown().map(|(server, _)| {
+        let (group, server) = (status.group.clone(), (*server).clone());
+        let remove = Command::GroupRemoveServer { group, server };
+        Hint::run_to("if it is lost permanently", remove)
+    }));
     Some(Problem { sentence, hints })
+}
+
+/// How long a server has been silent: at least, if it may have asked the previous leader since.
+fn silent_for(server: &ServerStatus) -> String {
+    match (server.silent_ms, server.contact_age_ms) {
+        (Some(silent_ms), Some(age_ms)) if age_ms <= silent_ms => brief(silent_ms),
+        (silent_ms, _) => format!("at least {}", brief(silent_ms.unwrap_or(0))),
+    }
 }
 
 impl AppReport {
@@ -284,7 +310,7 @@ impl AppReport {
         let on_it = |here: &&ServerAppStatus| here.running.as_ref() == wanted;
         let updated = app.servers.values().filter(on_it).count();
         let in_service = app.servers.values().filter(|here| serves(here)).count();
-        let unknown = app.servers.values().filter(|here| here.silent).count();
+        let unknown = group.servers.keys().filter(|server| is_unknown(app, group, server)).count();
         let reason = unhealthy_because(app, group);
         let waiting = app.waiting.iter().filter(|waiting| !is_idle(&waiting.on));
         AppReport {
@@ -299,7 +325,7 @@ impl AppReport {
             unknown,
             for_ms: group.clock.since(app.since).max(age_ms),
             reason,
-            waiting: waiting.map(|waiting| sentence(&waiting.on)).collect(),
+            waiting: waiting.map(|waiting| wait_sentence(app, &waiting.on)).collect(),
         }
     }
 }
@@ -330,30 +356,60 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
         PhaseName::Forward(_) => return "rollout in progress".to_owned(),
         PhaseName::Running => {}
     }
-    for server in group.servers.keys() {
-        let problem = match app.servers.get(server) {
-            None => Some("has not reported yet".to_owned()),
-            Some(here) if here.silent => Some("is silent".to_owned()),
-            Some(here) => server_problem(here, app.last_good.as_ref()),
-        };
-        if let Some(problem) = problem {
-            return format!("{server} {problem}");
-        }
+    if let Some((server, problem)) = server_problems(app, group).next() {
+        return format!("{server} {problem}");
     }
     // A release that cannot start: refused, bad elsewhere, waiting for its stage.
     let waiting = app.waiting.iter().find(|waiting| !is_idle(&waiting.on));
     waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
 }
 
-/// What is wrong with an app on a server of a settled group.
-fn server_problem(here: &ServerAppStatus, good: Option<&Version>) -> Option<String> {
-    if let Some(debt) = &here.debt {
-        return Some(format!("is not back on the last good release: {}", words::debt(debt)));
+/// What is wrong with an app on the servers of a settled group.
+pub(crate) fn server_problems<'a>(
+    app: &'a AppStatus,
+    group: &'a GroupStatus,
+) -> impl Iterator<Item = (&'a ServerId, String)> {
+    let good = app.last_good.as_ref();
+    group.servers.iter().filter_map(move |(server, known)| {
+        let here = app.servers.get(server);
+        let problem = match here {
+            _ if known.unknown => "is silent: unknown whether it serves".to_owned(),
+            None => "has not reported yet".to_owned(),
+            Some(here) if here.unknown => {
+                "was lost in a change, and has not said since what it runs".to_owned()
+            }
+            Some(ServerAppStatus { debt: Some(debt), .. }) => {
+                format!("is not back on the last good release: {}", words::debt(debt))
+            }
+            Some(here) if here.running.as_ref() != good => runs(here),
+            Some(here) if !here.in_service => format!("is {}", traffic(here)),
+            Some(_) => return None,
+        };
+        Some((server, problem))
+    })
+}
+
+/// What an app waits for; a rollback says that it is one.
+pub(crate) fn wait_sentence(app: &AppStatus, on: &WaitingOn) -> String {
+    let sentence = sentence(on);
+    match app.state {
+        PhaseName::RollingBack => format!("{}: {sentence}", rollback(app)),
+        PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) | PhaseName::Held => sentence,
     }
-    if here.running.as_ref() != good {
-        return Some(runs(here));
+}
+
+/// A rollback in progress: from where to where.
+pub(crate) fn rollback(app: &AppStatus) -> String {
+    match (&app.target, &app.last_good) {
+        (Some(target), Some(good)) => format!("rolling back from {target} to {good}"),
+        (Some(target), None) => format!("rolling back {target}, to nothing"),
+        (None, _) => "rolling back".to_owned(),
     }
-    (!here.in_service).then(|| traffic(here))
+}
+
+/// Whether it is unknown what an app does on a server.
+fn is_unknown(app: &AppStatus, group: &GroupStatus, server: &ServerId) -> bool {
+    group.servers[server].unknown || app.servers.get(server).is_some_and(|here| here.unknown)
 }
 
 /// What it runs, such as `runs 1.2.0`.
@@ -363,12 +419,12 @@ pub(crate) fn runs(here: &ServerAppStatus) -> String {
 
 /// Whether a server takes traffic, as far as known.
 pub(crate) fn serves(here: &ServerAppStatus) -> bool {
-    here.in_service && !here.silent
+    here.in_service && !here.unknown
 }
 
 /// Whether it serves, and if not, why.
 pub(crate) fn traffic(here: &ServerAppStatus) -> String {
-    if here.silent {
+    if here.unknown {
         return "unknown whether it serves".to_owned();
     }
     match (here.in_service, &here.unfit) {

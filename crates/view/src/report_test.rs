@@ -41,25 +41,64 @@ fn a_settled_group_is_healthy() {
 #[test]
 fn what_a_silent_server_does_is_unknown_and_people_are_told() {
     let mut status = settled();
-    for (name, silent_ms) in [("web-2", 40_000), ("web-3", 103_000)] {
-        let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server(name)).unwrap();
-        here.silent = true;
-        status.servers.get_mut(&server(name)).unwrap().silent_ms = Some(silent_ms);
-    }
+    lose(&mut status, "web-2", 40_000);
+    lose(&mut status, "web-3", 103_000);
+    status.servers.get_mut(&server("web-2")).unwrap().contact_age_ms = None;
     let judged = judged(&status);
     assert_eq!((judged.in_service, judged.unknown, judged.healthy), (1, 2, false));
     let report = report([status]);
     assert!(!report.healthy && !report.settled_on(None, Some(&version("1.0.0"))));
     let [problem] = &report.groups[0].problems[..] else { panic!("{:?}", report.groups) };
-    for said in ["web-2, web-3", "1m 43s", "1 of 3 voters left, the group has lost its majority"] {
+    for said in [
+        "web-2 for at least 40s, web-3 for 1m 43s",
+        "1 of 3 voters left, the group has lost its majority",
+    ] {
         assert!(problem.sentence.contains(said), "{}", problem.sentence);
     }
-    let remove = Command::GroupRemoveServer {
-        group: GroupId::new("intel.zone-a").unwrap(),
-        server: server("web-2"),
-    };
-    let offers = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == remove);
-    assert!(problem.hints.iter().any(offers), "{:?}", problem.hints);
+    for name in ["web-2", "web-3"] {
+        let group = GroupId::new("intel.zone-a").unwrap();
+        let remove = Command::GroupRemoveServer { group, server: server(name) };
+        let offers = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == remove);
+        assert!(problem.hints.iter().any(offers), "{:?}", problem.hints);
+    }
+}
+
+/// Nobody has heard from the server for this long.
+pub(crate) fn lose(status: &mut GroupStatus, name: &str, silent_ms: u64) {
+    let known = status.servers.get_mut(&server(name)).unwrap();
+    known.unknown = true;
+    (known.silent_ms, known.contact_age_ms) = (Some(silent_ms), Some(silent_ms));
+    for app in status.apps.values_mut() {
+        app.servers.get_mut(&server(name)).unwrap().unknown = true;
+    }
+}
+
+#[test]
+fn a_silent_server_of_a_group_without_apps_is_told_too() {
+    let mut status = settled();
+    status.apps.clear();
+    lose(&mut status, "web-3", 31_000);
+    let report = report([status]);
+    assert!(!report.healthy && !report.settled_on(None, None));
+    let problems = &report.groups[0].problems;
+    assert!(problems.iter().any(|it| it.sentence.contains("web-3 for 31s")), "{problems:?}");
+}
+
+#[test]
+fn without_a_quorum_nothing_is_known_to_serve() {
+    let mut status = settled();
+    status.linearizable = false;
+    for name in ["web-1", "web-2", "web-3"] {
+        lose(&mut status, name, 0);
+    }
+    assert_eq!((judged(&status).in_service, judged(&status).unknown), (0, 3));
+    let report = report([status]);
+    assert!(!report.healthy);
+    let [problem] = &report.groups[0].problems[..] else { panic!("{:?}", report.groups) };
+    assert!(problem.sentence.contains("unknown whether any server serves"));
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let recover = Command::GroupRecover { group, first_server: server("web-1") };
+    assert!(matches!(&problem.hints[1], Hint::Run(_, command) if *command == recover));
 }
 
 #[test]

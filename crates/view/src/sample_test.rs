@@ -6,6 +6,7 @@ use cohort_core::doing::{BytesFrom, Download};
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, ServerId, Version,
 };
+use cohort_core::machine::DiskSpace;
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
@@ -38,7 +39,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
     ServerAppStatus {
         running: Some(version(running)),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation: None,
@@ -59,6 +60,9 @@ pub(crate) fn settled() -> GroupStatus {
             member: Some(MemberId(index as u64 + 1)),
             contact_age_ms: Some(400),
             silent_ms: Some(400),
+            clock_ahead_ms: 0,
+            disk: DiskSpace::Enough,
+            unknown: false,
         };
         (server(name), status)
     });
@@ -102,6 +106,7 @@ pub(crate) fn settled() -> GroupStatus {
         registry_reachable: Some(true),
         voters: voters.collect(),
         standbys: Vec::new(),
+        placing: None,
         servers: servers.collect(),
         apps: BTreeMap::from([(app(), app_status)]),
         refusals: Vec::new(),

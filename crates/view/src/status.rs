@@ -80,7 +80,7 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
             cell(version(report.target.as_ref())),
             cell(if report.wave == 0 { "-".to_owned() } else { report.wave.to_string() }),
             cell(progress(app, status, report)),
-            cell(format!("{}/{}", report.in_service, report.servers)),
+            cell(serving(report)),
             cell(leader),
             cell(why),
         ]);
@@ -89,6 +89,15 @@ fn add_group(rows: &mut comfy_table::Table, group: &GroupReport, look: Look) {
 
 fn state_text(app: &AppStatus) -> String {
     if app.paused { format!("{} (paused)", app.state) } else { app.state.to_string() }
+}
+
+/// Servers that serve, such as `3/5`, or `3/5 (2 unknown)`.
+fn serving(report: &AppReport) -> String {
+    let AppReport { in_service, servers, unknown, .. } = report;
+    match unknown {
+        0 => format!("{in_service}/{servers}"),
+        unknown => format!("{in_service}/{servers} ({unknown} unknown)"),
+    }
 }
 
 /// The most important fact for an app's row.
@@ -137,7 +146,7 @@ fn tone_of(healthy: bool) -> Tone {
 }
 
 /// Progress, such as `3/10 ###>......`: `#` updated, `>` changing, `x` failed or in debt, `?`
-/// silent, `.` pending.
+/// unknown, `.` pending.
 fn progress(app: &AppStatus, group: &GroupStatus, report: &AppReport) -> String {
     let numbers = format!("{}/{}", report.updated, report.servers);
     let all = report.updated == report.servers && report.unknown == 0;
@@ -155,7 +164,7 @@ fn mark(here: Option<&ServerAppStatus>, goal: Option<&cohort_core::ids::Version>
         here.activation,
         Some(ActivationStage::Failed { .. } | ActivationStage::Undone { .. })
     );
-    if here.silent {
+    if here.unknown {
         '?'
     } else if failed || here.debt.is_some() {
         'x'
@@ -253,7 +262,7 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
         let here = app.servers.get(id);
         let heard = server.contact_age_ms.map_or_else(|| "-".to_owned(), brief);
         let serving = here.is_some_and(serves);
-        let silent = here.is_some_and(|here| here.silent);
+        let unknown = server.unknown || here.is_some_and(|here| here.unknown);
         rows.add_row([
             cell(id),
             cell(member_text(id, status)),
@@ -262,7 +271,7 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
             toned(
                 look,
                 tone_of(serving),
-                if silent {
+                if unknown {
                     "unknown"
                 } else if serving {
                     "yes"
@@ -293,10 +302,14 @@ pub fn member_text(id: &ServerId, status: &GroupStatus) -> &'static str {
     }
 }
 
-/// The step that a server is taking, with details; `None` if no change is in progress.
+/// The step that a server is taking, with details; `None` if no change is in progress. Of an
+/// unknown server, the last one that it reported.
 pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
     if let Some(doing) = &here.doing {
         let name = doing.step().name();
+        if here.unknown {
+            return Some(format!("{name} (last seen)"));
+        }
         let detail = detail(doing);
         return Some(if detail.is_empty() {
             name.to_owned()

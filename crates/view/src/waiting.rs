@@ -2,8 +2,9 @@
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::Prestage;
+use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
-use cohort_core::waiting::WaitingOn;
+use cohort_core::waiting::{Placing, WaitingOn};
 
 use crate::command::Command;
 use crate::figures::{brief, names};
@@ -26,6 +27,9 @@ pub fn sentence(on: &WaitingOn) -> String {
         }
         WaitingOn::ReleaseRefused(refused) => {
             format!("release refused: {}", words::refused(refused))
+        }
+        WaitingOn::NotRefreshed(refused) => {
+            format!("cannot look for newer releases: {}", words::refused(refused))
         }
         WaitingOn::NoServers => "no server has joined".into(),
         WaitingOn::FirstReports { servers } => {
@@ -77,8 +81,57 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ServerUnreachable { server, for_ms } => {
             format!("{server} has been unreachable for {}", brief(*for_ms))
         }
+        WaitingOn::ChecksFail { servers, text } => {
+            let text = words::line(text);
+            format!("changed checks do not pass and are not used on {}: {text}", list(servers))
+        }
+        WaitingOn::ChecksFlap { servers } => {
+            format!("changed checks pass and then fail on {}: not used", list(servers))
+        }
+        WaitingOn::ChecksTried { servers } => {
+            format!("changed checks are not used yet on {}", list(servers))
+        }
         WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
+        }
+    }
+}
+
+/// What the next change of the voters is waiting for, in one sentence.
+#[must_use]
+pub fn placing_sentence(on: &Placing) -> String {
+    match on {
+        Placing::Joint => {
+            "voters are changing: waiting for a majority of the old and of the new ones".into()
+        }
+        Placing::CatchingUp { servers } => {
+            format!("voters are changing: waiting for {} to catch up with the log", list(servers))
+        }
+        Placing::Majority { heard, voters } => {
+            format!("voters cannot change: only {heard} of the {voters} next ones respond")
+        }
+        Placing::Replacement { silent } => {
+            format!("silent, and no other server can vote instead: {}", list(silent))
+        }
+    }
+}
+
+/// What an operator can do about it; empty if it resolves automatically.
+#[must_use]
+pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
+    match on {
+        Placing::Joint | Placing::Majority { .. } => {
+            vec!["start the agents of the silent voters, or check their network".into()]
+        }
+        Placing::CatchingUp { servers } => servers
+            .first()
+            .map(|server| Hint::Do(format!("if it takes long, check the agent's log on {server}")))
+            .into_iter()
+            .collect(),
+        Placing::Replacement { silent } => {
+            let start = silent.first().map(|one| Hint::Do(format!("start the agent on {one}")));
+            let join = Hint::Do(format!("or let another server join {group}"));
+            start.into_iter().chain([join]).collect()
         }
     }
 }
@@ -94,13 +147,16 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
+        | WaitingOn::ChecksTried { .. }
         | WaitingOn::BakeTime { .. } => Vec::new(),
         WaitingOn::NewRelease => {
             vec![Command::Publish { app: Some(app.clone()), channel: None }.into()]
         }
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
-        WaitingOn::NoRelease(refused) | WaitingOn::ReleaseRefused(refused) => {
+        WaitingOn::NoRelease(refused)
+        | WaitingOn::ReleaseRefused(refused)
+        | WaitingOn::NotRefreshed(refused) => {
             vec![refused_hint(&refused.why, app)]
         }
         WaitingOn::NoServers => {
@@ -122,6 +178,15 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
             vec![Hint::run_to("publish a fix", publish)]
         }
+        WaitingOn::Person { reason: Reason::Undone { .. }, .. } => {
+            let (app, channel, version) = (Some(app.clone()), None, None);
+            let stay = Command::ChannelSet { app, channel, version };
+            vec![
+                Hint::run_to("to stay on the release that runs", stay),
+                "or publish a fix".into(),
+                Hint::run_to("or take the undo back", retry()),
+            ]
+        }
         WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
         WaitingOn::Paused { .. } => {
             vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
@@ -140,6 +205,13 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
+        }
+        WaitingOn::ChecksFail { .. } => {
+            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
+        }
+        WaitingOn::ChecksFlap { .. } => {
+            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
+            vec![Hint::run_to("try again", retry()), mend]
         }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
@@ -190,11 +262,13 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
 pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     match on {
         WaitingOn::FirstReports { servers }
+        | WaitingOn::ChecksFail { servers, .. }
+        | WaitingOn::ChecksFlap { servers }
         | WaitingOn::NewerRelease { servers, .. }
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
-        WaitingOn::Download { servers } | WaitingOn::Capacity { out: servers, .. } => {
-            servers.contains(server)
-        }
+        WaitingOn::Download { servers }
+        | WaitingOn::ChecksTried { servers }
+        | WaitingOn::Capacity { out: servers, .. } => servers.contains(server),
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
@@ -206,6 +280,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::RegistryRecord
         | WaitingOn::NoRelease(_)
         | WaitingOn::ReleaseRefused(_)
+        | WaitingOn::NotRefreshed(_)
         | WaitingOn::NoServers
         | WaitingOn::NoLeader
         | WaitingOn::StageBefore { .. }
@@ -218,11 +293,12 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     }
 }
 
-/// Whether nothing needs to happen: the group runs the release that its channel names, or only the
-/// hub's records lag behind.
+/// Whether nothing needs to happen: the group runs the release that its channel names, as far as
+/// known while the hub or the mirrors are unreachable.
 #[must_use]
 pub fn is_idle(on: &WaitingOn) -> bool {
     matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
+        || matches!(on, WaitingOn::NotRefreshed(refused) if refused.why.is_unreachable())
 }
 
 /// The first few names, and the number of others.

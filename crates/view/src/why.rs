@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::machine::DiskSpace;
+use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
     AppStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
@@ -14,10 +16,12 @@ use crate::command::Command;
 use crate::doing::detail;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
-use crate::report::{FleetReport, GroupReport, runs, traffic, wanted};
+use crate::report::{
+    FleetReport, GroupReport, runs, server_problems, silence, traffic, wait_sentence, wanted,
+};
 use crate::status::step;
 use crate::transfer;
-use crate::waiting::{concerns, hints, is_idle, sentence};
+use crate::waiting::{concerns, hints, is_idle, placing_hints, placing_sentence};
 use crate::words;
 
 /// A wait of an app, a server or a group.
@@ -43,12 +47,12 @@ impl Wait {
         Wait { group, app, server: None, on: None, sentence, hints: None, for_ms: None }
     }
 
-    fn of(group: &GroupId, app: &AppId, waiting: &WaitingStatus) -> Self {
+    fn of(group: &GroupId, id: &AppId, app: &AppStatus, waiting: &WaitingStatus) -> Self {
         Wait {
-            hints: Some(hints(&waiting.on, group, app)),
+            hints: Some(hints(&waiting.on, group, id)),
             on: Some(waiting.on.clone()),
             for_ms: Some(waiting.for_ms),
-            ..Wait::state(group, Some(app), sentence(&waiting.on))
+            ..Wait::state(group, Some(id), wait_sentence(app, &waiting.on))
         }
     }
 }
@@ -66,17 +70,72 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         ..Wait::state(group, None, problem.sentence.clone())
     });
     let mut waits: Vec<Wait> = problems.collect();
+    let placing = report.status.iter().find_map(|status| status.placing.as_ref());
+    waits.extend(placing.map(|placing| Wait {
+        hints: Some(placing_hints(&placing.on, group)),
+        for_ms: Some(placing.for_ms),
+        ..Wait::state(group, None, placing_sentence(&placing.on))
+    }));
     for (id, app) in report.status.iter().flat_map(|status| &status.apps) {
-        let busy = app.waiting.iter().any(|waiting| !is_idle(&waiting.on));
+        let broken: Vec<Wait> =
+            report.status.iter().flat_map(|status| broken(status, id, app)).collect();
+        let busy = !broken.is_empty() || app.waiting.iter().any(|waiting| !is_idle(&waiting.on));
         let shown = app.waiting.iter().filter(|waiting| !busy || !is_idle(&waiting.on));
         waits.extend(shown.map(|waiting| {
-            let mut wait = Wait::of(group, id, waiting);
+            let mut wait = Wait::of(group, id, app, waiting);
             wait.sentence.push_str(&fetch_details(&waiting.on, app));
             wait
         }));
+        waits.extend(broken);
     }
+    waits.extend(report.status.iter().flat_map(machines));
     waits.extend(report.status.iter().flat_map(|status| offenders(status, None)));
     waits
+}
+
+/// Servers whose machines are at fault: a clock that differs from the others', a full disk.
+fn machines(status: &GroupStatus) -> Vec<Wait> {
+    let mut waits = Vec::new();
+    for (id, server) in &status.servers {
+        let mut wait = |sentence, hint: String| {
+            let hints = Some(vec![hint.into()]);
+            let server = Some(id.clone());
+            waits.push(Wait { server, hints, ..Wait::state(&status.group, None, sentence) });
+        };
+        let ahead_ms = server.clock_ahead_ms;
+        if ahead_ms != 0 {
+            let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+            let by = brief(ahead_ms.unsigned_abs());
+            wait(
+                format!("the clock of {id} is {by} {side} the other servers'"),
+                format!("set the clock of {id}"),
+            );
+        }
+        let left = match server.disk {
+            DiskSpace::Enough => continue,
+            DiskSpace::Low => "little space left on",
+            DiskSpace::Exhausted => "no space left on, or no write access to,",
+        };
+        wait(format!("{left} the data directory of {id}"), format!("free space on {id}"));
+    }
+    waits
+}
+
+/// Servers at rest that do not do what they should, although nothing waits for them.
+fn broken(status: &GroupStatus, id: &AppId, app: &AppStatus) -> Vec<Wait> {
+    if app.state != PhaseName::Running {
+        return Vec::new();
+    }
+    let named = |server: &ServerId| {
+        status.servers[server].unknown
+            || app.waiting.iter().any(|waiting| concerns(&waiting.on, server))
+    };
+    let wait = |(server, problem): (&ServerId, String)| Wait {
+        server: Some(server.clone()),
+        hints: Some(vec![format!("inspect {id} and its log on {server}").into()]),
+        ..Wait::state(&status.group, Some(id), problem)
+    };
+    server_problems(app, status).filter(|(server, _)| !named(server)).map(wait).collect()
 }
 
 /// Most servers of one download whose progress is shown.
@@ -133,8 +192,10 @@ pub fn text(waits: &[Wait]) -> String {
                 (None, Some(app)) => format!("{app}: "),
                 (None, None) => String::new(),
             };
+            // How long a server has been silent is said once, by its own age.
+            let has_age = matches!(wait.on, Some(WaitingOn::ServerUnreachable { .. }));
             let since = match wait.for_ms {
-                Some(ms) if ms >= 1000 => format!(" (for {})", brief(ms)),
+                Some(ms) if ms >= 1000 && !has_age => format!(" (for {})", brief(ms)),
                 Some(_) | None => String::new(),
             };
             text.push_str(&format!("  {about}{}{since}\n", wait.sentence));
@@ -175,7 +236,16 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
             .waiting
             .iter()
             .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
-        waits.extend(shown.map(|waiting| mine(Wait::of(group, id, waiting))));
+        waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
+    }
+    if known.unknown
+        && let Some(problem) = silence(status)
+    {
+        let hints = Some(problem.hints);
+        waits.insert(
+            waits.len().min(1),
+            mine(Wait { hints, ..Wait::state(group, None, problem.sentence) }),
+        );
     }
     waits.extend(offenders(status, Some(server)));
     waits

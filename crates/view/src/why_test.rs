@@ -1,12 +1,14 @@
 use cohort_core::ids::{AppId, GroupId};
-use cohort_core::reason::PausedBy;
-use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::GroupStatus;
+use cohort_core::machine::DiskSpace;
+use cohort_core::phase::PhaseName;
+use cohort_core::reason::{PausedBy, Unfit};
+use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::{GroupStatus, PlacingStatus};
 
 use crate::command::Command;
 use crate::hint::Hint;
-use crate::report::report_test::report;
-use crate::sample::{app, held, moving, rolling, server, settled};
+use crate::report::report_test::{lose, report};
+use crate::sample::{app, held, moving, rolling, server, settled, waiting};
 use crate::waiting::{hints, sentence};
 use crate::why::{Wait, server_waits, text, waits};
 
@@ -32,6 +34,60 @@ fn a_group_that_is_up_to_date_says_only_that() {
     let waits = waits(&report([settled()]));
     assert_eq!(waits.len(), 1);
     assert_eq!(waits[0].on, Some(WaitingOn::NewRelease));
+}
+
+#[test]
+fn a_group_at_rest_names_the_server_that_does_not_serve() {
+    let mut status = settled();
+    let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
+    here.in_service = false;
+    here.unfit = Some(Unfit::Unhealthy { text: "http: status 500".to_owned() });
+    let seen = waits(&report([status]));
+    let [wait] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!(wait.server, Some(server("web-2")));
+    assert!(wait.sentence.contains("http: status 500"), "{}", wait.sentence);
+    assert!(wait.hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+}
+
+#[test]
+fn what_is_silent_is_named_once_and_its_last_step_is_old() {
+    let mut status = rolling();
+    lose(&mut status, "web-2", 50_000);
+    let own = server_waits(&status, &server("web-2"));
+    assert!(own[0].sentence.contains("unknown whether it serves, step check (last seen)"));
+    assert!(own[1].sentence.contains("one more loss stops the group"), "{own:?}");
+    let mut status = settled();
+    lose(&mut status, "web-2", 50_000);
+    let named = |wait: &&Wait| wait.sentence.contains("web-2") || wait.server.is_some();
+    assert_eq!(waits(&report([status])).iter().filter(named).count(), 1);
+}
+
+#[test]
+fn a_rollback_that_waits_says_that_it_is_one() {
+    let mut status = held();
+    let app = status.apps.get_mut(&app()).unwrap();
+    app.state = PhaseName::RollingBack;
+    let out = [server("web-3")].into();
+    app.waiting = vec![waiting(WaitingOn::Capacity { out, max: 1 }, 5_000)];
+    let seen = waits(&report([status]));
+    assert!(seen[0].sentence.starts_with("rolling back from 1.1.0 to 1.0.0: "), "{seen:?}");
+}
+
+#[test]
+fn a_change_of_the_voters_that_waits_is_named() {
+    let silent = [server("web-3")].into();
+    for on in [
+        Placing::Joint,
+        Placing::CatchingUp { servers: [server("web-3")].into() },
+        Placing::Majority { heard: 1, voters: 3 },
+        Placing::Replacement { silent },
+    ] {
+        let mut status = settled();
+        status.placing = Some(PlacingStatus { on: on.clone(), for_ms: 7_000 });
+        let waits = waits(&report([status]));
+        assert_eq!((waits.len(), waits[0].for_ms), (2, Some(7_000)), "{on:?}");
+        assert!(waits[0].hints.as_ref().is_some_and(|hints| !hints.is_empty()), "{on:?}");
+    }
 }
 
 #[test]
@@ -88,4 +144,23 @@ fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
     assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");
+}
+
+#[test]
+fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
+    let mut status = settled();
+    let said = |status: &GroupStatus| -> Vec<String> {
+        let waits = waits(&report([status.clone()])).into_iter();
+        waits.filter(|wait| wait.server.is_some()).map(|wait| wait.sentence).collect()
+    };
+    assert_eq!(said(&status), Vec::<String>::new());
+    let machine = |status: &mut GroupStatus, clock_ahead_ms, disk| {
+        let server = status.servers.get_mut(&server("web-2")).unwrap();
+        (server.clock_ahead_ms, server.disk) = (clock_ahead_ms, disk);
+    };
+    machine(&mut status, -90_000, DiskSpace::Enough);
+    assert_eq!(said(&status), ["the clock of web-2 is 1m 30s behind the other servers'"]);
+    machine(&mut status, 90_000, DiskSpace::Low);
+    assert_eq!(said(&status).len(), 2);
+    assert!(report([status]).healthy, "the apps serve");
 }

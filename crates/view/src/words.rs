@@ -12,7 +12,10 @@ pub fn reason(reason: &Reason) -> String {
         Reason::ServerFailed { server, step, text } => {
             format!("{} failed on {server}: {text}", step.name())
         }
-        Reason::ServersLost => "too many servers are unreachable".into(),
+        Reason::ServersLost { servers } => {
+            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
+            format!("too many servers are unreachable: {}", servers.join(", "))
+        }
         Reason::NoServerLeft => "no server is left that runs it".into(),
         Reason::NoProgress { wave, within, servers } => {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
@@ -33,7 +36,9 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::Found { running: None } => "was running nothing".into(),
         DebtReason::LeftBehind => "left behind by the rollout".into(),
         DebtReason::NotRolledBack => "not reached by the rollback".into(),
-        DebtReason::Silent { for_ms } => format!("unreachable for {} s", for_ms / 1000),
+        DebtReason::Silent { for_ms } => {
+            format!("lost after {} s without contact", for_ms / 1000)
+        }
         DebtReason::Failed { text } => text.clone(),
     })
 }
@@ -138,7 +143,8 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::NotPaused => "nothing is paused",
         WhyNot::NoApprovalNeeded => "nothing waits for approval",
         WhyNot::NothingToRetry => "nothing is held and no server owes",
-        WhyNot::NotRunning => "only a running group can undo a release; use `abort`",
+        WhyNot::NotRunning => "a rollout is in progress; use `abort`",
+        WhyNot::HeldInPlace => "the rollout was stopped in place; use `abort`",
         WhyNot::NoEarlierRelease => "no earlier release is known to be good",
         WhyNot::NotItsTurn => "the server is not in this wave, or the wave is downloading",
         WhyNot::NothingToGrant => "no wave or rollback is in progress",

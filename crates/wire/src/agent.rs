@@ -5,18 +5,20 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::ability::Ability;
 pub use cohort_core::doing::Doing;
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, REQUEST_ID_BYTES_MAX,
     RequestId, ServerId, Version,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::refused::Refused;
 use cohort_core::report::{Report, Step};
 use cohort_core::state::{ActivationStage, HistoryEntry};
-use cohort_core::waiting::WaitingOn;
+use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_core::{Body, Rejection};
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +50,7 @@ pub const CLAIM_MEMBER: &str = "/v1/claim-member";
 pub const COMMAND: &str = "/v1/command";
 /// `POST` a [`cohort_core::Command`], forwarded by a member to the leader.
 pub const FORWARD: &str = "/v1/forward";
-/// `POST` a [`ContactsRequest`] to the leader. The response is the leader's kill registers: in a
-/// group where every server is a member and asks itself for orders, they spread this way.
+/// `POST` a [`ContactsRequest`] to the leader. The response is a [`ContactsAnswer`].
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
@@ -95,6 +96,7 @@ pub struct OrdersRequest {
     pub doing: BTreeMap<AppId, Doing>,
     /// The hash of the orders that it has, for [`WAIT`]: 0 if it has none.
     pub known: u64,
+    pub machine: Machine,
 }
 
 /// The response to an [`OrdersRequest`].
@@ -128,13 +130,16 @@ pub struct CommandAnswer {
     pub rejection: Option<Rejection>,
 }
 
+/// Longest rack of a server, in bytes: its zone, a slash and its own name.
+const RACK_BYTES_MAX: usize = 2 * LABEL_BYTES_MAX + 1;
+
 /// A server's request to join the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGroupRequest {
     /// Its peer port, `host:port`.
     pub address: String,
-    /// Its failure domain; used only if the server is new.
+    /// Its failure domain, widest part first; used only if the server is new.
     pub rack: Option<String>,
 }
 
@@ -145,7 +150,7 @@ impl JoinGroupRequest {
     /// With the answer for the sender.
     pub fn check(&self) -> Result<(), ApiError> {
         within("an address", self.address.len(), ADDRESS_BYTES_MAX)?;
-        within("a rack", self.rack.as_ref().map_or(0, String::len), LABEL_BYTES_MAX)
+        within("a rack", self.rack.as_ref().map_or(0, String::len), RACK_BYTES_MAX)
     }
 }
 
@@ -182,6 +187,20 @@ pub struct ContactsRequest {
     pub age_ms: BTreeMap<ServerId, u64>,
     /// What each server said it was doing.
     pub doing: BTreeMap<ServerId, BTreeMap<AppId, Doing>>,
+    /// What each server said of its machine, at the time of `age_ms`.
+    pub machines: BTreeMap<ServerId, Machine>,
+    /// What the member's server reaches; `None` unless the leader asked.
+    pub ability: Option<Ability>,
+}
+
+/// The response to a [`ContactsRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContactsAnswer {
+    /// The leader's kill registers: in a group where every server is a member and asks itself for
+    /// orders, they spread this way.
+    pub kill: Vec<SignedKill>,
+    /// Whether the leader lacks something and asks what the member's server reaches.
+    pub asks_ability: bool,
 }
 
 /// The outcome of a leadership transfer.
@@ -211,7 +230,7 @@ pub struct GroupStatus {
     pub commit: u64,
     /// The index that this agent has applied.
     pub applied: u64,
-    /// Whether it was read through the leader. If not, it is a minority's last knowledge.
+    /// Whether a leader with a quorum responded. If not, it is what a minority last knew.
     pub linearizable: bool,
     pub clock: ClockMs,
     /// The reason for the kill switch, while it is on.
@@ -220,6 +239,9 @@ pub struct GroupStatus {
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
+    /// What the next change of the voters is waiting for; `None` if they are as desired, or the
+    /// leader does not respond.
+    pub placing: Option<PlacingStatus>,
     pub servers: BTreeMap<ServerId, ServerStatus>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
@@ -232,6 +254,15 @@ pub struct GroupStatus {
     pub downlink_bytes_per_second: Option<u64>,
     /// `download_limit` of the responding server, in bytes per second; `None`: unlimited.
     pub download_limit_bytes_per_second: Option<u64>,
+}
+
+/// A change of the voters that is waiting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacingStatus {
+    #[serde(flatten)]
+    pub on: Placing,
+    /// How long it has been waiting, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// A server of the group.
@@ -249,15 +280,20 @@ pub struct ServerStatus {
     /// How long it has certainly not asked any member, in milliseconds; `None` if no leader
     /// responds.
     pub silent_ms: Option<u64>,
+    /// How far its clock is ahead of most other servers', in milliseconds; 0 if it agrees with
+    /// them, or is unknown.
+    pub clock_ahead_ms: i64,
+    /// The space left for its agent, as far as known.
+    pub disk: DiskSpace,
+    /// Whether it has not asked any member for longer than the shortest `unreachable_after`, or no
+    /// leader with a quorum responds: what is known of it may no longer hold.
+    pub unknown: bool,
 }
 
 impl GroupStatus {
-    /// The servers that are silent for one of their apps: it is unknown whether they are serving.
-    pub fn silent_servers(&self) -> impl Iterator<Item = &ServerId> {
-        self.servers.keys().filter(|server| {
-            let mut here = self.apps.values().filter_map(|app| app.servers.get(*server));
-            here.any(|here| here.silent)
-        })
+    /// The servers that are unknown.
+    pub fn unknown_servers(&self) -> impl Iterator<Item = (&ServerId, &ServerStatus)> {
+        self.servers.iter().filter(|(_, server)| server.unknown)
     }
 }
 
@@ -301,9 +337,9 @@ pub struct ServerAppStatus {
     pub running: Option<Version>,
     /// Whether it takes traffic, by its last report.
     pub in_service: bool,
-    /// Whether it has not asked any member for longer than `unreachable_after`: it is unknown
-    /// whether it is still serving, and the other fields are stale.
-    pub silent: bool,
+    /// Whether its server is unknown, or was lost in a change of this app and has not said since
+    /// what it runs: the other fields are stale.
+    pub unknown: bool,
     /// Why it takes no traffic; `None` if it does, or if it has not run anything yet.
     pub unfit: Option<Unfit>,
     /// Whether it has all bytes of the release being rolled out.

@@ -43,6 +43,8 @@ pub struct Hello {
     pub from: ServerId,
     /// The server that the client expects.
     pub to: ServerId,
+    /// The client's process: a random number. Connections of different processes are unrelated.
+    pub life: u64,
     /// Increases with each connection; see [`connection_number`].
     pub connection: u64,
 }
@@ -65,10 +67,21 @@ pub fn connection_number(boot_epoch: u64, count: u32) -> u64 {
     (boot_epoch << 32) | u64::from(count)
 }
 
-/// The newest connection from each server.
+/// The newest connection from each server's process.
 #[derive(Debug, Default)]
 pub struct Connections {
-    newest: Mutex<HashMap<ServerId, (u64, CancellationToken)>>,
+    newest: Mutex<HashMap<ServerId, Vec<Newest>>>,
+}
+
+/// Processes of one server that are remembered: the one that runs, one that has ended, and a copy.
+const LIVES_MAX: usize = 4;
+
+/// The newest connection of one process.
+#[derive(Debug)]
+struct Newest {
+    life: u64,
+    number: u64,
+    superseded: CancellationToken,
 }
 
 impl Connections {
@@ -76,16 +89,23 @@ impl Connections {
     /// older one.
     fn supersede(&self, hello: &Hello, superseded: CancellationToken) -> Result<(), String> {
         let mut newest = self.newest.lock();
-        if let Some((number, older)) = newest.get(&hello.from) {
-            if hello.connection <= *number {
+        let lives = newest.entry(hello.from.clone()).or_default();
+        if let Some(older) = lives.iter_mut().find(|known| known.life == hello.life) {
+            let number = older.number;
+            if hello.connection <= number {
                 return Err(format!(
                     "connection {} from {} arrived after connection {number}",
                     hello.connection, hello.from
                 ));
             }
-            older.cancel();
+            older.superseded.cancel();
+            (older.number, older.superseded) = (hello.connection, superseded);
+            return Ok(());
         }
-        newest.insert(hello.from.clone(), (hello.connection, superseded));
+        if lives.len() == LIVES_MAX {
+            lives.remove(0).superseded.cancel();
+        }
+        lives.push(Newest { life: hello.life, number: hello.connection, superseded });
         Ok(())
     }
 }

@@ -29,6 +29,7 @@ fn hello(connection: u64) -> Hello {
         incarnation: Incarnation(3),
         from: server("one"),
         to: server("two"),
+        life: 1,
         connection,
     }
 }
@@ -242,6 +243,7 @@ fn frames_and_greetings_are_held() {
         incarnation: Incarnation(16),
         from: "web-1".parse().unwrap(),
         to: "web-2".parse().unwrap(),
+        life: 5,
         connection: connection_number(3, 1),
     };
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");

@@ -45,6 +45,12 @@ pub fn recover_path(group: &GroupId) -> String {
     format!("/v1/groups/{group}/recover")
 }
 
+/// `POST`, operators: removes a group that has no server left.
+#[must_use]
+pub fn remove_group_path(group: &GroupId) -> String {
+    format!("/v1/groups/{group}/remove")
+}
+
 /// `DELETE`, operators: removes a server's record; its certificate is no longer renewed.
 #[must_use]
 pub fn server_path(server: &ServerId) -> String {
@@ -217,6 +223,14 @@ pub struct RecoverRequest {
     pub first_server: ServerId,
     /// Reason, shown in status.
     pub because: String,
+}
+
+/// Body of [`remove_group_path`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveGroupRequest {
+    /// Also removes the servers that it still lists. If false, such a group is left alone.
+    pub servers_are_lost: bool,
 }
 
 /// Response to a recovery.

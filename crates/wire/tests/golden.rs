@@ -7,18 +7,21 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
+use cohort_core::ability::Ability;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::PhaseName;
 use cohort_core::refused::{Field, Refused, WhyRefused};
 use cohort_core::report::Blame;
 use cohort_core::state::ActivationStage;
+use cohort_core::waiting::Placing;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence, OffenderStatus,
-    OrdersAnswer, OrdersRequest, ReportRequest, ServerAppStatus, ServerStatus, SourceName, ToGroup,
-    TransferLeaderAnswer, TransferStatus,
+    ContactsAnswer, ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence,
+    OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest, ServerAppStatus,
+    ServerStatus, SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -117,6 +120,7 @@ enum Control {
     CommandAnswer(CommandAnswer),
     Forward(Box<ToGroup<cohort_core::Command>>),
     Contacts(ToGroup<ContactsRequest>),
+    ContactsAnswer(ContactsAnswer),
     TransferLeader(ToGroup<Option<ServerId>>),
     TransferLeaderAnswer(TransferLeaderAnswer),
 }
@@ -128,7 +132,10 @@ fn to_group<T>(body: T) -> ToGroup<T> {
 #[test]
 fn control() {
     let incarnation = Incarnation(16);
-    let orders = ToGroup::new(&group(), OrdersRequest { doing: BTreeMap::new(), known: 7 });
+    let orders = ToGroup::new(
+        &group(),
+        OrdersRequest { doing: BTreeMap::new(), machine: machine(), known: 7 },
+    );
     let messages = [
         Control::Orders(ToGroup { kill: vec![signed()], ..orders }),
         Control::OrdersAnswer(OrdersAnswer {
@@ -157,7 +164,10 @@ fn control() {
         Control::Contacts(to_group(ContactsRequest {
             age_ms: [(server("web-2"), 150)].into(),
             doing: BTreeMap::new(),
+            machines: [(server("web-2"), machine())].into(),
+            ability: Some(Ability { repository: false, ..Ability::FULL }),
         })),
+        Control::ContactsAnswer(ContactsAnswer { kill: Vec::new(), asks_ability: true }),
         Control::TransferLeader(to_group(Some(server("web-2")))),
         Control::TransferLeaderAnswer(TransferLeaderAnswer {
             from: server("web-1"),
@@ -165,6 +175,10 @@ fn control() {
         }),
     ];
     hold("control.jsonl", &messages);
+}
+
+fn machine() -> Machine {
+    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough }
 }
 
 fn transfer() -> TransferStatus {
@@ -211,7 +225,7 @@ fn group_status() {
     let on_server = |activation| ServerAppStatus {
         running: Some("1.1.0".parse().unwrap()),
         in_service: true,
-        silent: false,
+        unknown: false,
         unfit: None,
         holds_target: true,
         activation,
@@ -251,6 +265,9 @@ fn group_status() {
         member: Some(MemberId(1)),
         contact_age_ms: Some(150),
         silent_ms: Some(150),
+        clock_ahead_ms: -90_000,
+        disk: DiskSpace::Low,
+        unknown: false,
     };
     let status = GroupStatus {
         version: CONTROL_VERSION,
@@ -269,6 +286,10 @@ fn group_status() {
         registry_reachable: Some(true),
         voters: vec![member()],
         standbys: vec![],
+        placing: Some(PlacingStatus {
+            on: Placing::CatchingUp { servers: [server("web-2")].into() },
+            for_ms: 12,
+        }),
         servers: [(server("web-1"), first)].into(),
         apps: [(app(), web)].into(),
         refusals: refused(),

@@ -14,7 +14,7 @@ use super::{GROUP, PLATFORM, Row, median, one_group};
 const SERVERS: usize = 5;
 const TIMES: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(120);
-const KILL_GOAL_S: f64 = 1.5;
+const KILL_GOAL_S: f64 = 0.25;
 const HANDOVER_GOAL_MS: f64 = 100.0;
 /// Age of a server's check when the leader is killed: the next step, which only the group can
 /// allow, is due soon after, so that only the wait for a leader is measured.

@@ -39,6 +39,7 @@ fn step() -> Running {
         reached: Reached::new(now.ms),
         held: &[release("2.0.0").artifact],
         health: None,
+        trial: None,
         room: true,
         room_for_health: true,
     };

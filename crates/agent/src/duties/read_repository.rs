@@ -24,11 +24,13 @@ pub(super) async fn run(
     repository: Arc<TrustedRepository>,
 ) {
     let every = Duration::from_millis(shared.config.poll_interval.ms.max(POLL_MS_MIN));
+    let mut failing = false;
     while let Some(term) = until_leading(&mut handle).await {
-        let refreshed = repository.refresh().await.map_err(|error| error.refused());
+        let refreshed = repository.refresh().await.map(drop).map_err(|error| error.refused());
+        log_once(&mut failing, &refreshed);
         let view = handle.view();
-        let offers = offers(&repository, &view, refreshed.as_ref().map(|_| ())).await;
-        let input = Input::Offers { offers, refusals: refusals(&repository) };
+        let offers = offers(&repository, &view, refreshed.as_ref().copied()).await;
+        let input = Input::Offers { offers, refusals: refusals(&repository), refreshed };
         if !handle.inputs.put(input).await {
             return;
         }
@@ -39,6 +41,19 @@ pub(super) async fn run(
             views.wait_for(|now| now.raft.term != term || !now.state.apps.keys().eq(apps.iter()));
         let _ = tokio::time::timeout(every, new_app).await;
     }
+}
+
+/// Logs that refreshes fail, and that they succeed again: once each.
+fn log_once(failing: &mut bool, refreshed: &Result<(), Refused>) {
+    match refreshed {
+        Err(refused) if !*failing => {
+            let (why, mirror, causes) = (&refused.why, &refused.mirror, &refused.causes);
+            tracing::warn!(%why, mirror, causes, "cannot look for newer releases, retrying");
+        }
+        Ok(()) if *failing => tracing::info!("looking for newer releases again"),
+        _ => {}
+    }
+    *failing = refreshed.is_err();
 }
 
 /// The releases and mirrors that were refused lately, for people.

@@ -64,6 +64,24 @@ async fn a_mirror_with_metadata_that_nobody_trusts_is_a_refusal_and_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_that_fails_is_reported_with_the_older_offer() {
+    let lab = Lab::new().await;
+    lab.publish("1.0.0").await;
+    let shared = lab.agent("s1", Some(lab.repository.dir())).await;
+    let repository = Arc::clone(shared.repository.as_ref().unwrap());
+    let (channel, platform) = ("stable".parse().unwrap(), "intel".parse().unwrap());
+    repository.latest(&web(), &channel, &platform).await.unwrap();
+    std::fs::remove_dir_all(lab.repository.dir()).unwrap();
+    let (handle, views, queue) = handle(with_web(lab.leading()));
+    let task = tokio::spawn(run(shared, handle, repository));
+    let Input::Offers { offers, refreshed, .. } = next_input(&queue) else { panic!() };
+    assert!(matches!(offers[&web()], Offer::Release(_)), "{offers:?}");
+    assert!(refreshed.is_err_and(|refused| refused.why.is_unreachable()));
+    drop((views, queue));
+    task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_looks_when_it_leads_and_at_once_for_a_new_app() {
     let lab = Lab::new().await;
     lab.publish("1.0.0").await;

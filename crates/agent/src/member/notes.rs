@@ -58,6 +58,12 @@ impl Notes {
             Note::GivesAway => {
                 tracing::info!(event = events::LEADERSHIP_TRANSFER, "transferring leadership");
             }
+            Note::HandsOver { to, reaches } => {
+                let (event, registry) = (events::LEADERSHIP_TRANSFER, reaches.registry);
+                let repository = reaches.repository;
+                tracing::warn!(event, %to, registry, repository,
+                    "transferring leadership to a server that reaches hub and mirrors");
+            }
             Note::Rejected { index, command, rejection } => {
                 tracing::debug!(index, command, ?rejection, "command rejected");
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cohort_core::refused::WhyRefused;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tough::schema::RoleType;
 use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
@@ -23,9 +23,6 @@ use cohort_base::durable::UNFINISHED_PREFIX;
 
 /// Most new roots in one refresh: one a year for 256 years.
 const ROOT_UPDATES_MAX: u64 = 256;
-
-/// How often the clock is recorded if nothing else changes.
-const CLOCK_SAVE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 impl TrustedRepository {
     /// Newer metadata from a mirror; `None` if it serves exactly the known one.
@@ -130,39 +127,18 @@ impl TrustedRepository {
         &self,
         on_disk: &mut Option<State>,
         loaded: Loaded,
-        now: Timestamp,
     ) -> Result<bool, TrustError> {
         let same_bundle = on_disk.as_ref().is_some_and(|state| {
             state.bundle == loaded.bundle && state.anchor_sha256 == self.anchor_sha256
         });
-        if same_bundle {
-            self.note_clock(on_disk, now)?;
-        } else {
-            let seen = on_disk.as_ref().map_or(now, |state| state.clock_seen.max(now));
-            let state = State::new(self.anchor_sha256.clone(), seen, loaded.bundle.clone());
+        if !same_bundle {
+            let state = State::new(self.anchor_sha256.clone(), loaded.bundle.clone());
             state.save(&self.store)?;
             *on_disk = Some(state);
             self.prune_cache(&loaded);
         }
         self.set_loaded(loaded);
         Ok(!same_bundle)
-    }
-
-    /// Records the clock, once per [`CLOCK_SAVE_EVERY`].
-    pub(super) fn note_clock(
-        &self,
-        on_disk: &mut Option<State>,
-        now: Timestamp,
-    ) -> Result<(), TrustError> {
-        if let Some(state) = on_disk
-            && now.duration_since(state.clock_seen) > CLOCK_SAVE_EVERY
-        {
-            let mut newer = state.clone();
-            newer.clock_seen = now;
-            newer.save(&self.store)?;
-            *state = newer;
-        }
-        Ok(())
     }
 }
 

@@ -55,6 +55,9 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let hub = Hub::of(&context_of(global)?)?;
     let known = known_policy(&hub, app).await?;
     let value = serde_json::to_value(&policy).or_fail("policy")?;
+    let checks = |policy: &Value| policy.get("check").cloned();
+    let rechecks =
+        known.as_ref().is_some_and(|known| checks(&known.record.policy) != checks(&value));
     let (revision, changed) = match known {
         Some(known) if known.record.policy == value => (known.revision, false),
         known => {
@@ -66,10 +69,21 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
         }
     };
     global.output.answer(&Answer::AppApply { app, revision, changed }, || match changed {
-        true => format!("policy of {app} applied (revision {revision})\n"),
+        true => format!("policy of {app} applied (revision {revision})\n{}", tried(rechecks)),
         false => format!("policy of {app} is unchanged\n"),
     });
     Ok(Exit::Done)
+}
+
+/// What happens to changed checks.
+fn tried(rechecks: bool) -> String {
+    let why = Command::Why { group: None };
+    match rechecks {
+        true => format!(
+            "servers try its changed checks before they use them; those that do not pass: {why}\n"
+        ),
+        false => String::new(),
+    }
 }
 
 async fn diff(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {

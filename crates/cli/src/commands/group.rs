@@ -9,9 +9,12 @@ use cohort_registry::fleet::Fleet;
 use cohort_view::command::{Command, Flag};
 use cohort_view::groups::{self, GroupSummary};
 use cohort_view::hint::Hint;
-use cohort_wire::agent::{TRANSFER_LEADER, ToGroup, TransferLeaderAnswer};
+use cohort_wire::agent::{GroupStatus, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer};
 use cohort_wire::http::{Call, CallError};
-use cohort_wire::hub::{FLEET, RecoverAnswer, RecoverRequest, recover_path, server_path};
+use cohort_wire::hub::{
+    FLEET, RecoverAnswer, RecoverRequest, RemoveGroupRequest, recover_path, remove_group_path,
+    server_path,
+};
 use http::Method;
 
 use crate::answer::Answer;
@@ -19,7 +22,8 @@ use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout};
 use crate::connect::Hub;
 use crate::failure::{Exit, Failure};
-use crate::group::{Steered, report};
+use crate::fleet::know;
+use crate::group::{Steered, ask_group, report};
 use crate::output::{look, note, warn};
 
 /// A server that asked for its orders within this time is alive, in milliseconds. 6 s: agents ask
@@ -53,6 +57,8 @@ pub(crate) enum GroupCommand {
     },
     /// Remove a server permanently; another one replaces it as a voter
     RemoveServer(RemoveArgs),
+    /// Remove a group whose last server is gone: status and stages no longer wait for it
+    Remove(RemoveGroupArgs),
     /// Make a server a voter, replacing the one that joined last
     AddVoter(VoterArgs),
     /// Make a server no voter; another one replaces it in the same step
@@ -72,6 +78,15 @@ pub(crate) struct RemoveArgs {
     force: bool,
     #[command(flatten)]
     direct: Direct,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveGroupArgs {
+    /// Group name
+    group: GroupId,
+    /// Confirm that all servers that it still lists are lost permanently, and remove them too
+    #[arg(long)]
+    servers_are_lost: bool,
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +126,7 @@ pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit,
             transfer(global, group, to.as_ref(), direct).await
         }
         GroupCommand::RemoveServer(args) => remove(global, args).await,
+        GroupCommand::Remove(args) => remove_group(global, args).await,
         GroupCommand::AddVoter(args) => place(global, args, true).await,
         GroupCommand::RemoveVoter(args) => place(global, args, false).await,
         GroupCommand::Recover(args) => recover(global, args).await,
@@ -180,6 +196,25 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };
         note(&format!("once the hub answers: {again}"));
     }
+    Ok(Exit::Done)
+}
+
+async fn remove_group(global: &Global, args: &RemoveGroupArgs) -> Result<Exit, Failure> {
+    let RemoveGroupArgs { group, servers_are_lost } = args;
+    let context = context_of(global)?;
+    let (known, _) = know(&context).await?;
+    let asked = ask_group(&context.client()?, group.clone(), known.group(group)?.clone()).await;
+    if let Ok(GroupStatus { answered_by: server, .. }) = asked.status {
+        let error = format!("group {group} is alive: {server} responds");
+        let (group, stop) = (group.clone(), format!("stop the agent on {server} first"));
+        let remove = Command::GroupRemoveServer { group, server };
+        return Err(Failure::new("alive", error).hint(stop).hint(Hint::run_to("or", remove)));
+    }
+    let request = RemoveGroupRequest { servers_are_lost: *servers_are_lost };
+    let call = Call::post(remove_group_path(group), &request);
+    Hub::of(&context)?.call::<serde_json::Value>(call).await?;
+    let answer = Answer::GroupGone { group };
+    global.output.answer(&answer, || format!("group {group} removed\n"));
     Ok(Exit::Done)
 }
 

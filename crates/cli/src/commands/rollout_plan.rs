@@ -108,7 +108,7 @@ fn kept_by(
     offered: &Offered,
 ) -> Option<WaitingOn> {
     let mut state = State::new(status.group.clone(), status.incarnation);
-    state.labels.clone_from(&status.labels);
+    state.labels = status.labels.clone().into();
     state.platform.clone_from(&status.platform);
     let groups = fleet.groups.iter().filter_map(|(name, group)| {
         let info = group.info.as_ref()?;

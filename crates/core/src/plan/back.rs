@@ -62,7 +62,7 @@ impl Planner<'_> {
         }
         // Those that cost nothing first: others may wait for them.
         payable.retain(|server| !self.waits_for_another_app(server));
-        payable.sort_by_key(|server| self.costs(server, Purpose::Debt));
+        payable.sort_by_cached_key(|server| self.costs(server, Purpose::Debt));
         // One at a time: each grant of a debt raises the generation.
         payable.truncate(1);
         self.grants(&payable, Purpose::Debt, self.state.clock);

@@ -5,7 +5,7 @@ use crate::command::Planned;
 use crate::gate;
 use crate::ids::{ClockMs, ServerId};
 use crate::phase::Phase;
-use crate::refused::WhyRefused;
+use crate::refused::{Refused, WhyRefused};
 use crate::release::Release;
 use crate::state::Rollout;
 use crate::waiting::WaitingOn;
@@ -72,6 +72,8 @@ impl Planner<'_> {
 
     /// The release that may start in this group, or the reasons why none can.
     fn eligible(&self, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
+        let stale = self.not_refreshed();
+        reasons.extend(stale.cloned().map(WaitingOn::NotRefreshed));
         let release = match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) => release,
             Some(Offer::Refused(refused)) => {
@@ -90,8 +92,20 @@ impl Planner<'_> {
         reasons.extend(self.seen.refusals.iter().cloned().map(WaitingOn::ReleaseRefused));
         let obstacle = self.obstacle(release);
         let eligible = obstacle.is_none().then(|| release.clone());
-        reasons.extend(obstacle);
+        // An offer from old metadata does not prove that the group is up to date.
+        reasons.extend(obstacle.filter(|on| *on != WaitingOn::NewRelease || stale.is_none()));
         eligible
+    }
+
+    /// Why newer releases may be unknown, unless the offer or the refusals already say so.
+    fn not_refreshed(&self) -> Option<&Refused> {
+        let stale = self.seen.not_refreshed.as_ref()?;
+        let told = match self.seen.offers.get(self.id) {
+            Some(Offer::Refused(refused) | Offer::Unknown(refused)) => refused == stale,
+            Some(Offer::Release(_)) => self.seen.refusals.contains(stale),
+            None => false,
+        };
+        (!told).then_some(stale)
     }
 
     /// What keeps an offered release from starting, if anything.

@@ -14,6 +14,10 @@ use crate::state::{Activation, ActivationStage, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
+/// A server that serves is not lost sooner, in milliseconds: if the member that it asks goes
+/// silent, it takes up to 12 s to ask another one.
+const SERVING_LOST_AFTER_MS: u64 = 15_000;
+
 impl Planner<'_> {
     pub(super) fn next_wave(&mut self, rollout: &Rollout) {
         self.find_lost(rollout);
@@ -32,8 +36,11 @@ impl Planner<'_> {
             }
             return;
         }
-        // A server in debt gets the good release before its turn.
-        let is_ready = |server: &&ServerId| self.app.servers[*server].in_flight().is_none();
+        // A server that is still paying a debt does not delay the release that may be its cure.
+        let is_ready = |server: &&ServerId| {
+            let change = self.app.servers[*server].in_flight();
+            change.is_none_or(|change| change.purpose == Purpose::Debt)
+        };
         let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
             self.steps(rollout.progress, &reachable);
@@ -54,12 +61,8 @@ impl Planner<'_> {
             return self.next_wave(rollout);
         }
         self.find_lost(rollout);
+        self.lose_silent(rollout, servers);
         let open: BTreeSet<ServerId> = servers.difference(&rollout.lost).cloned().collect();
-        for server in &open {
-            if !self.app.servers[server].serves(&rollout.release) && self.is_silent(server) {
-                self.lose(server);
-            }
-        }
         let interrupted = self.is_interrupted(rollout);
         if step != WaveStep::Baking && self.is_stuck(rollout, &open) {
             return;
@@ -88,6 +91,20 @@ impl Planner<'_> {
                 self.steps(since, &open);
             }
             WaveStep::Baked => {}
+        }
+    }
+
+    /// Declares lost what is silent in the wave, or served the release when it was last heard: it
+    /// may be the release that silenced it, so it counts against the budget, and is not watched.
+    fn lose_silent(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>) {
+        let app = self.app;
+        for (server, here) in &app.servers {
+            let moved = here.serves(&rollout.release);
+            let silent = self.is_silent(server)
+                && (!moved || self.silent_ms(server) >= SERVING_LOST_AFTER_MS);
+            if (moved || wave.contains(server)) && !rollout.lost.contains(server) && silent {
+                self.lose(server);
+            }
         }
     }
 
@@ -120,10 +137,9 @@ impl Planner<'_> {
         let own = |change: &Activation| {
             change.purpose == Purpose::Wave && change.release.as_ref() == Some(&rollout.release)
         };
-        let free = here
-            .activation
-            .as_ref()
-            .is_none_or(|change| change.void || (!change.in_flight() && !own(change)));
+        let free = here.activation.as_ref().is_none_or(|change| {
+            change.purpose == Purpose::Debt || change.void || (!change.in_flight() && !own(change))
+        });
         free && !here.serves(&rollout.release)
     }
 
@@ -189,7 +205,7 @@ impl Planner<'_> {
 
     fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {
         for server in &out {
-            if self.is_silent(server) {
+            if !self.is_counted_on(server) {
                 let (server, for_ms) = (server.clone(), self.silent_ms(server));
                 self.wait(since, WaitingOn::ServerUnreachable { server, for_ms });
             }
@@ -197,15 +213,23 @@ impl Planner<'_> {
         self.wait(since, WaitingOn::Capacity { out, max });
     }
 
-    /// The servers that are out of service, or may be: also those that are silent, unless they run
-    /// nothing.
-    fn out_servers(&self) -> BTreeSet<ServerId> {
+    /// The servers that are out of service, or may be: also those not heard recently, unless they
+    /// run nothing.
+    pub(super) fn out_servers(&self) -> BTreeSet<ServerId> {
         let mut out = capacity::out_servers(self.state);
         let silent = self.state.servers.keys().filter(|server| {
-            !self.is_heard(server) && capacity::standing(self.state, server) != Standing::Idle
+            !self.is_counted_on(server) && capacity::standing(self.state, server) != Standing::Idle
         });
         out.extend(silent.cloned());
         out
+    }
+
+    /// Whether a server was heard so recently that another one may be taken out of service. The
+    /// same for all apps, and stricter than what makes it unknown: until then, it may be dead.
+    fn is_counted_on(&self, server: &ServerId) -> bool {
+        let bound_ms = capacity::unknown_after_ms(self.state).min(capacity::COUNTED_ON_MS);
+        let heard = self.seen.contact_age_ms.get(server).copied();
+        server == self.leader || heard.is_some_and(|age_ms| age_ms < bound_ms)
     }
 
     /// Whether another app is changing on the server; if so, waits for it.
@@ -241,6 +265,12 @@ impl Planner<'_> {
         if !held.is_empty() {
             let max = self.app.max_unavailable(self.state.size());
             self.wait_for_room(since, self.out_servers(), max);
+        }
+        for server in &servers {
+            if !self.is_counted_on(server) {
+                let (server, for_ms) = ((*server).clone(), self.silent_ms(server));
+                self.wait(since, WaitingOn::ServerUnreachable { server, for_ms });
+            }
         }
         let step = |server: &&ServerId| {
             let change = self.app.servers.get(*server)?.in_flight()?;

@@ -1,29 +1,41 @@
 //! Changes of single servers: granted, lost, found again.
 
+use std::collections::BTreeSet;
+
 use super::{Applied, Turn};
 use crate::capacity;
 use crate::command::{Event, Planned, Rejection, WhyNot};
-use crate::ids::{AppId, ServerId};
+use crate::ids::{AppId, Revision, ServerId};
 use crate::orders::{Fence, Purpose};
 use crate::phase::{Phase, WaveStep};
 use crate::reason::DebtReason;
 use crate::release::Release;
 use crate::state::{Activation, ActivationStage, App, State};
+use crate::trial;
 
 impl State {
     /// Checks a step against the whole group: a grant needs capacity, and a server on which no app
-    /// is changing. A rollback or a debt may replace a change that is no longer wanted. Returns
-    /// whether the step takes a serving server out.
+    /// is changing. A rollback or a debt may replace a change that is no longer wanted, a wave the
+    /// payment of a debt. Returns whether the step takes a serving server out.
     pub(crate) fn clear(&self, app_id: &AppId, step: &Planned) -> Result<bool, Rejection> {
-        let Planned::Grant { server, purpose } = step else { return Ok(false) };
-        let purpose = *purpose;
         let Some(app) = self.apps.get(app_id) else {
             return Err(Rejection::NoApp { app: app_id.clone() });
         };
+        if let Planned::TakeChecks { revision, servers } = step {
+            return self.clear_checks(app, *revision, servers);
+        }
+        let Planned::Grant { server, purpose } = step else { return Ok(false) };
+        let purpose = *purpose;
         let busy = self.apps.iter().any(|(id, other)| {
             let here = other.servers.get(server);
             here.and_then(|here| here.in_flight()).is_some_and(|activation| {
-                id != app_id || purpose == Purpose::Wave || app.wants(activation)
+                // The release of a wave may be the cure of what the debt cannot repair.
+                let gives_way = if purpose == Purpose::Wave {
+                    activation.purpose == Purpose::Debt
+                } else {
+                    !app.wants(activation)
+                };
+                id != app_id || !gives_way
             })
         });
         if busy {
@@ -39,6 +51,25 @@ impl State {
             }
         }
         Ok(costs)
+    }
+
+    /// Servers take only the policy's checks, having passed them, within `max_unavailable`.
+    fn clear_checks(
+        &self,
+        app: &App,
+        revision: Revision,
+        servers: &BTreeSet<ServerId>,
+    ) -> Result<bool, Rejection> {
+        if app.newest_checks().revision != revision {
+            let (state, why) = (app.phase.name(), WhyNot::PolicyChanged);
+            return Err(Rejection::NotNow { state, why });
+        }
+        let out = capacity::out_servers(self);
+        let (count, max) = (out.len(), app.max_unavailable(self.size()));
+        if trial::may_take(self, app, out, servers.iter().cloned()) != *servers {
+            return Err(Rejection::Capacity { out: u32::try_from(count).unwrap_or(u32::MAX), max });
+        }
+        Ok(false)
     }
 }
 
@@ -99,12 +130,14 @@ impl Turn<'_> {
     }
 
     /// Declares a server lost: the rollout continues without it, its change is void, and it is in
-    /// debt.
+    /// debt unless it serves the release already.
     pub(crate) fn lose(&mut self, server: &ServerId, silent_ms: u64) -> Applied {
         let App { servers, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else {
             return Err(Rejection::NoServer { server: server.clone() });
         };
+        // It has moved: the rollout finds it again, or leaves it behind.
+        let moved = phase.forward().is_some_and(|rollout| here.serves(&rollout.release));
         let newly = phase.rollout_mut().is_some_and(|rollout| {
             let newly = rollout.lost.insert(server.clone());
             if newly {
@@ -121,7 +154,9 @@ impl Turn<'_> {
             None if newly => {}
             None => return self.not_now(WhyNot::AlreadyLost),
         }
-        here.owe(self.clock, DebtReason::Silent { for_ms: silent_ms });
+        if !moved {
+            here.owe(self.clock, DebtReason::Silent { for_ms: silent_ms });
+        }
         let (app, server) = (self.id.clone(), server.clone());
         self.events.push(Event::ServerLost { app, server, silent_ms });
         Ok(())

@@ -37,11 +37,17 @@ fn course(turn: &Turn<'_>, rollout: &Rollout, raised: Option<Reason>, by_person:
 fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
     let first = |blame: Blame| {
         let failure = rollout.failures.iter().find(|failure| failure.blame == blame);
-        failure.map_or(Reason::ServersLost, |failure| Reason::ServerFailed {
-            server: failure.server.clone(),
-            step: failure.step,
-            text: failure.reason.clone(),
-        })
+        let lost = || rollout.lost.difference(&rollout.failed);
+        match failure {
+            None => Reason::ServersLost {
+                servers: lost().take(Reason::SERVERS_NAMED_MAX).cloned().collect(),
+            },
+            Some(failure) => Reason::ServerFailed {
+                server: failure.server.clone(),
+                step: failure.step,
+                text: failure.reason.clone(),
+            },
+        }
     };
     let app = &*turn.app;
     let nobody_left = || {

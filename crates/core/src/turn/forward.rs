@@ -21,6 +21,7 @@ impl Turn<'_> {
             return self.not_now(WhyNot::NotOnAllServers);
         }
         self.app.last_good = Some(release.clone());
+        self.app.good_checks = self.app.newest_checks().revision;
         let entry = HistoryEntry {
             version: release.version.clone(),
             ending: Ending::Adopted,
@@ -58,6 +59,7 @@ impl Turn<'_> {
             release: release.clone(),
             policy: self.app.policy.clone(),
             revision,
+            checks: self.app.newest_checks().revision,
             by: self.actor.to_owned(),
             started: self.clock,
             lead: lead.clone(),

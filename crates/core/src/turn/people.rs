@@ -73,7 +73,8 @@ impl Turn<'_> {
         self.fail(Reason::Aborted { by, text: reason.to_owned() }, true)
     }
 
-    /// Allows another try of the held release, and of debts without tries left.
+    /// Allows another try of every rejected release, of debts and of changed checks without tries
+    /// left. Only the release on the channel is tried.
     pub(crate) fn retry(&mut self) -> Applied {
         let app = &mut *self.app;
         let mut did = false;
@@ -81,10 +82,12 @@ impl Turn<'_> {
             did |= debt.tries > 0;
             debt.tries = 0;
         }
-        if let Phase::Held { rejected, .. } = &app.phase {
-            app.rejected.retain(|entry| entry.release != *rejected);
-            did = true;
+        for trial in app.servers.values_mut().filter_map(|here| here.trial.as_mut()) {
+            did |= trial.falls > 0;
+            trial.falls = 0;
         }
+        did |= !app.rejected.is_empty() || matches!(app.phase, Phase::Held { .. });
+        app.rejected.clear();
         if !did {
             return self.not_now(WhyNot::NothingToRetry);
         }
@@ -94,8 +97,17 @@ impl Turn<'_> {
 
     /// Rolls out the good release before the current one, and rejects the current one.
     pub(crate) fn undo(&mut self, lead: &ServerId) -> Applied {
-        if !matches!(self.app.phase, Phase::Running { .. }) {
-            return self.not_now(WhyNot::NotRunning);
+        match self.app.phase {
+            Phase::Empty | Phase::Running { .. } | Phase::Held { in_place: None, .. } => {}
+            Phase::Held { in_place: Some(ref rollout), .. } => {
+                return self.not_now(match rollout.release.rollback {
+                    Rollback::ForwardOnly => WhyNot::ForwardOnly,
+                    Rollback::Revert | Rollback::Freeze => WhyNot::HeldInPlace,
+                });
+            }
+            Phase::Forward { .. } | Phase::RollingBack { .. } => {
+                return self.not_now(WhyNot::NotRunning);
+            }
         }
         let Some(target) = self.app.good_before.last().cloned() else {
             return self.not_now(WhyNot::NoEarlierRelease);

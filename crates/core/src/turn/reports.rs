@@ -3,7 +3,7 @@
 use super::{Applied, Turn};
 use crate::capacity;
 use crate::command::{Event, Limited, Rejection};
-use crate::ids::{Digest, Generation, ServerId};
+use crate::ids::{Digest, Generation, Revision, ServerId};
 use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::reason::{DebtReason, Unfit};
@@ -13,6 +13,7 @@ use crate::state::{
     Activation, ActivationStage, App, FAILURES_KEPT_MAX, Failure, HOLDS_MAX, ServerApp, State,
     push_bounded,
 };
+use crate::trial::{Trial, TrialResult};
 
 impl State {
     /// Applies a report. A repeated one, or one about an older plan, is ignored, so a server can
@@ -63,7 +64,9 @@ impl Turn<'_> {
         match &report.outcome {
             Outcome::Found { release, in_service } => self.found(server, release, *in_service),
             Outcome::Holds { artifact } => self.holds(server, artifact),
+            Outcome::Lacks { artifact } => self.lacks(server, artifact),
             Outcome::Health { in_service, reason } => self.health(server, *in_service, reason),
+            Outcome::Tried { revision, failed } => self.tried(server, *revision, failed.as_deref()),
             Outcome::Applied => self.advanced(report, ActivationStage::Applied { at: self.clock }),
             Outcome::Checked => self.advanced(report, ActivationStage::Checked { at: self.clock }),
             Outcome::InService => self.done(report),
@@ -137,7 +140,15 @@ impl Turn<'_> {
         true
     }
 
+    fn lacks(&mut self, server: &ServerId, artifact: &Digest) -> bool {
+        let Some(here) = self.app.servers.get_mut(server) else { return false };
+        here.holds.retain(|held| held != artifact);
+        true
+    }
+
     fn health(&mut self, server: &ServerId, in_service: bool, reason: &str) -> bool {
+        let watched = self.app.servers.get(server);
+        let watched = watched.is_some_and(|here| self.app.is_watched(here, self.clock));
         let App { servers, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else { return false };
         if here.in_flight().is_some() {
@@ -156,7 +167,10 @@ impl Turn<'_> {
         let broke_down = served && !here.in_service;
         // A server that was done and broke while the rollout continues is a failure of the release
         // like any other; the next waves would only include it again.
-        if let Some(rollout) = phase.forward()
+        if watched && !in_service {
+            // No failure of the release: these checks are new here.
+            here.fall_back(reason);
+        } else if let Some(rollout) = phase.forward()
             && broke_down
             && here.running.as_ref() == Some(&rollout.release)
             && !rollout.lost.contains(server)
@@ -165,6 +179,22 @@ impl Turn<'_> {
             let failure = self.failure(server, Blame::Release, Step::Check, reason, "");
             self.count(failure, Purpose::Wave, of.as_ref());
         }
+        true
+    }
+
+    /// Checks on trial: they do not decide about traffic yet.
+    fn tried(&mut self, server: &ServerId, revision: Revision, failed: Option<&str>) -> bool {
+        let newest = self.app.newest_checks().revision;
+        let Some(here) = self.app.servers.get_mut(server) else { return false };
+        if revision != newest || here.checks == newest {
+            return false;
+        }
+        let falls = here.trial.as_ref().map_or(0, |trial| trial.falls);
+        let result = match failed {
+            Some(text) => TrialResult::Fails { text: text.to_owned() },
+            None => TrialResult::Passes,
+        };
+        here.trial = Some(Trial { revision, falls, result });
         true
     }
 
@@ -194,7 +224,11 @@ impl Turn<'_> {
         let coming = self.app.phase.forward().map(|rollout| rollout.release.clone());
         let good = self.app.last_good.clone();
         let Some((here, true)) = self.here(report) else { return false };
-        here.running = here.activation.take().and_then(|activation| activation.release);
+        let Some(change) = here.activation.take() else { return false };
+        let passed = self.app.preflight_set(change.purpose).revision;
+        let Some(here) = self.app.servers.get_mut(&report.server) else { return false };
+        (here.checks, here.trial) = (passed, None);
+        here.running = change.release;
         here.unsure = false;
         here.in_service = here.running.is_some();
         here.unfit = None;
@@ -262,7 +296,7 @@ impl Turn<'_> {
     fn count(&mut self, failure: Failure, purpose: Purpose, of: Option<&Release>) {
         let Failure { server, blame, reason, .. } = &failure;
         if let Some(here) = self.app.servers.get_mut(server) {
-            here.owe(self.clock, DebtReason::Failed { text: reason.clone() });
+            here.owe_after_failure(self.clock, reason.clone());
         }
         let (app, server, reason) = (self.id.clone(), server.clone(), reason.clone());
         self.events.push(Event::ServerFailed { app, server: server.clone(), reason });

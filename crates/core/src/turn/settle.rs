@@ -41,6 +41,7 @@ impl Turn<'_> {
         let rollout = rollout.clone();
         let release = &rollout.release;
         let old = self.app.last_good.replace(release.clone());
+        self.app.good_checks = rollout.checks;
         if let Some(old) = old.filter(|old| old != release) {
             self.app.good_before.retain(|good| *good != old && good != release);
             if self.app.rejection_of(&old).is_none() {

@@ -161,7 +161,10 @@ impl Wish {
             21 if n < 80 => plan(Planned::Fail { reason: Reason::NoServerLeft }),
             22 => {
                 let group = GroupId::new("intel.zone-b").expect("a name");
-                plan(Planned::PauseForVerdict { group, reason: Reason::ServersLost })
+                plan(Planned::PauseForVerdict {
+                    group,
+                    reason: Reason::ServersLost { servers: Vec::new() },
+                })
             }
             23 => Body::Pause { app, reason },
             24 => Body::Resume { app },
@@ -185,7 +188,9 @@ impl Wish {
             28 => {
                 Outcome::Found { release: Some(release), in_service: self.number.is_multiple_of(2) }
             }
-            29 | 30 => Outcome::Holds { artifact: release.artifact },
+            29 => Outcome::Holds { artifact: release.artifact },
+            30 if self.number.is_multiple_of(4) => Outcome::Lacks { artifact: release.artifact },
+            30 => Outcome::Holds { artifact: release.artifact },
             31 => Outcome::Applied,
             32 => Outcome::Checked,
             33 => Outcome::InService,

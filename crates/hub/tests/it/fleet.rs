@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_identity::Role;
+use cohort_registry::fleet::Fleet;
 use cohort_registry::typed::{bootstrap_group, policies, read_bootstrap};
 use cohort_registry::{Registry as _, RegistryError, Selector, WatchRequest, keys};
 use cohort_wire::http::Call;
-use cohort_wire::hub::{PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest};
+use cohort_wire::hub::{
+    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveGroupRequest,
+};
 
 use crate::support::Running;
 
@@ -100,6 +103,32 @@ async fn a_hub_that_is_away_is_told_apart_from_one_that_says_no() {
     hub.stop().await;
     let error = read_bootstrap(&registry, &group).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_group_whose_servers_are_gone_is_removed_with_all_that_waits_for_it() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    hub.join_agent("b-1", "zone-b").await;
+    let group = GroupId::new("intel.zone-a").unwrap();
+    let me = ServerId::new("a-1").unwrap();
+    bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    let path = cohort_wire::hub::remove_group_path(&group);
+    let request = |servers_are_lost| RemoveGroupRequest { servers_are_lost };
+    let operator = hub.operator();
+    let refused = agent.post::<()>(&path, &request(true)).await.unwrap_err();
+    assert_eq!(refused.status, 403);
+    let refused = operator.post::<()>(&path, &request(false)).await.unwrap_err();
+    assert_eq!(refused.status, 409);
+    assert!(refused.hints[0].contains("--servers-are-lost"), "{:?}", refused.hints);
+    operator.post::<()>(&path, &request(true)).await.unwrap();
+    let fleet: Fleet = operator.get("/v1/fleet").await.unwrap();
+    assert_eq!(fleet.groups.keys().map(GroupId::as_str).collect::<Vec<_>>(), ["intel.zone-b"]);
+    assert_eq!(fleet.servers.len(), 1);
+    let error = bootstrap_group(&agent.registry(), &group, &me).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "it does not come back: {error}");
+    assert_eq!(operator.post::<()>(&path, &request(true)).await.unwrap_err().status, 404);
+    hub.stop().await;
 }
 
 #[tokio::test]

@@ -173,6 +173,7 @@ async fn the_matrix_of_roles_and_routes() {
     let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
     let everything = RangeRequest { select: Selector::Prefix("/".into()), after: None, limit: 0 };
     let recover = serde_json::json!({ "incarnation": 1, "first_server": "a-1", "because": "x" });
+    let remove = serde_json::json!({ "servers_are_lost": false });
     let token = serde_json::json!({ "role": "viewer" });
     // Which roles each route admits; other tests check the responses.
     let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
@@ -182,6 +183,7 @@ async fn the_matrix_of_roles_and_routes() {
         (Call::get("/v1/kill"), &read),
         (Call::post("/v1/policies/web", &policy), &[Role::Operator]),
         (Call::post("/v1/groups/intel.zone-a/recover", &recover), &[Role::Operator]),
+        (Call::post("/v1/groups/intel.zone-a/remove", &remove), &[Role::Operator]),
         (Call::post("/v1/token", &token), &[Role::Operator]),
         (
             Call::new(cohort_put(), "/v1/repository/metadata/timestamp.json").bytes("x"),

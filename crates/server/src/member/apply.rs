@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use cohort_consensus::{Committed, Effects, LogStore, RaftId, ReadId, Role, Term};
+use cohort_consensus::{Committed, Effects, Index, LogStore, RaftId, ReadId, Role, Term};
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::phase::PhaseName;
+use cohort_core::shared::Shared;
 use cohort_core::state::HistoryEntry;
 use cohort_core::{Body, Command, Event, State};
 
 use super::{Member, MemberError, Note, Output, Proposed, TransferFailure, Unreadable};
 
 impl<S: LogStore> Member<S> {
-    /// Compacts the log in its own step: it takes long in a large group, and the messages and
-    /// answers of the step that found it due should not wait for it.
-    pub(super) fn compact(&mut self) {
-        let Some(applied) = self.compaction.take() else { return };
-        let data = serde_json::to_vec(&*self.state).expect("a state has text keys only");
-        if let Err(error) = self.node.compact(applied, data) {
+    /// Compacts the log up to a snapshot, which may be some entries old by now.
+    pub(super) fn compact(&mut self, index: Index, data: Vec<u8>) {
+        self.compacting = false;
+        if let Err(error) = self.node.compact(index, data) {
             self.outputs.push(Output::Noted(Note::NotCompacted(error)));
         }
     }
@@ -60,8 +59,10 @@ impl<S: LogStore> Member<S> {
             self.shown = applied.0;
             self.changed = true;
         }
-        if snapshot_wanted {
-            self.compaction = Some(applied);
+        if snapshot_wanted && !self.compacting {
+            self.compacting = true;
+            let (index, state) = (applied.0, Arc::clone(&self.state));
+            self.outputs.push(Output::Compact { index, state });
         }
         self.answer_reads(reads_ready.into_iter().map(|(id, _)| id));
         Ok(())
@@ -125,8 +126,12 @@ impl<S: LogStore> Member<S> {
     fn role_changed(&mut self, now_ms: u64, role: Role, term: Term, leader: Option<RaftId>) {
         self.outputs.push(Output::Noted(Note::Role { role, term, leader }));
         self.changed = true;
-        self.waiting.clear();
+        self.waiting = Shared::default();
         self.announced = false;
+        // The leader that was to answer them may be gone.
+        if let Some((_, _, readers)) = self.reading.take() {
+            self.next_readers.extend(readers);
+        }
         let leads = role == Role::Leader;
         self.led = leads.then_some(term);
         if leads {

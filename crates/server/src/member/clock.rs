@@ -16,7 +16,7 @@ impl<S: LogStore> Member<S> {
     /// When the next step is due without input; in the past if there is already work.
     #[must_use]
     pub fn wake_ms(&self, now_ms: u64) -> u64 {
-        if self.compaction.is_some() || self.may_plan(now_ms) {
+        if self.may_plan(now_ms) {
             return now_ms;
         }
         let at_ms = self.next_tick_ms + self.idle_ticks() * TICK_MS;

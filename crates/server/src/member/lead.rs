@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use cohort_consensus::{LogStore, RaftId};
+use cohort_consensus::{LogStore, MembershipError, RaftId};
 use cohort_core::Body;
-use cohort_core::ids::MemberId;
+use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
+use cohort_core::waiting::Placing;
 
 use super::{Member, Note, Output};
 use crate::contacts::Contacts;
@@ -20,13 +21,23 @@ impl<S: LogStore> Member<S> {
     }
 
     pub(super) fn lead(&mut self, now_ms: u64, contacts: &Contacts) {
-        self.place(now_ms, contacts);
+        self.hand_over_to_an_heir(now_ms);
+        let asks = self.leading.asks_voters();
+        self.changed |= std::mem::replace(&mut self.asks, asks) != asks;
+        if !self.leading.may_write() {
+            return;
+        }
+        if self.leading.may_place(now_ms) {
+            let placing = self.leading.placing().cloned();
+            self.place(now_ms, contacts);
+            self.changed |= self.leading.placing() != placing.as_ref();
+        }
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
         let plan = self.leading.plan(now_ms, &self.state, contacts);
-        if plan.waiting != self.waiting {
-            self.waiting = plan.waiting;
+        if plan.waiting != *self.waiting {
+            self.waiting = plan.waiting.into();
             self.changed = true;
         }
         for body in plan.commands {
@@ -41,6 +52,22 @@ impl<S: LogStore> Member<S> {
         let voters = self.node.status().configuration.voters;
         let mut heirs = voters.iter().filter(|id| self.state.server_of(MemberId(id.0)).is_some());
         self.changed |= heirs.any(|id| self.node.transfer_leadership(*id).is_ok());
+    }
+
+    /// The leader's server cannot do a leader's work, and another voter's can.
+    fn hand_over_to_an_heir(&mut self, now_ms: u64) {
+        let voters = self.node.status().configuration.voters;
+        let member = |server: &ServerId| {
+            let member = self.state.servers.get(server)?.member?;
+            voters.get(&RaftId(member.0)).copied()
+        };
+        let heir = self.leading.heir(now_ms, |server| member(server).is_some());
+        let Some((to, id)) = heir.and_then(|to| member(&to).map(|id| (to, id))) else { return };
+        if self.node.transfer_leadership(id).is_ok() {
+            let reaches = self.leading.reaches();
+            self.outputs.push(Output::Noted(Note::HandsOver { to, reaches }));
+            self.changed = true;
+        }
     }
 
     /// Takes the next step towards the desired placement of voters.
@@ -58,7 +85,7 @@ impl<S: LogStore> Member<S> {
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },
             Some(Placement::Change { voters, standbys }) => {
-                return self.change_membership(&voters, &standbys);
+                return self.change_membership(now_ms, &voters, &standbys);
             }
         };
         if let Some(index) = self.propose_own(body.clone()) {
@@ -66,10 +93,19 @@ impl<S: LogStore> Member<S> {
         }
     }
 
-    fn change_membership(&mut self, voters: &BTreeSet<MemberId>, standbys: &BTreeSet<MemberId>) {
+    /// If the change does not start, the next plan tries again.
+    fn change_membership(
+        &mut self,
+        now_ms: u64,
+        voters: &BTreeSet<MemberId>,
+        standbys: &BTreeSet<MemberId>,
+    ) {
         let ids = |members: &BTreeSet<MemberId>| members.iter().map(|id| RaftId(id.0)).collect();
         let (voters, standbys): (BTreeSet<RaftId>, BTreeSet<RaftId>) = (ids(voters), ids(standbys));
         let begun = self.node.change_membership(&voters, &standbys);
+        if let Err(MembershipError::NoMajority { heard, voters }) = begun {
+            self.leading.place_waits(now_ms, Placing::Majority { heard, voters });
+        }
         let (voters, standbys) = (voters.into_iter().collect(), standbys.into_iter().collect());
         self.outputs.push(Output::Noted(Note::Membership { voters, standbys, begun }));
     }

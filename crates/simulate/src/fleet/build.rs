@@ -56,3 +56,9 @@ pub(crate) fn policy(app: &str) -> Policy {
 pub(crate) fn server(n: usize) -> ServerId {
     ServerId::new(format!("s{n:02}")).expect("a server id")
 }
+
+/// The rack of a server in a group whose servers are in that many racks, by turns.
+pub(crate) fn rack_of(server: &ServerId, racks: usize) -> Option<String> {
+    let number: usize = server.as_str().trim_start_matches('s').parse().expect("s and a number");
+    number.checked_sub(1)?.checked_rem(racks).map(|rack| format!("r{}", rack + 1))
+}

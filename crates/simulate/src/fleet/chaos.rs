@@ -20,10 +20,12 @@ use super::build;
 pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, STALE_READ};
 use super::net::Weather;
 pub use super::prober::{COLLECTED, STALE_ORDER, TOO_MANY_OUT, UNTRUE};
+use super::server::{Disk, Service};
 pub use super::server::{OWES, TWICE};
 use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
+mod size;
 mod trace;
 mod trouble;
 
@@ -58,10 +60,14 @@ pub struct Run {
     pub transfers: u64,
     /// Logs that servers lost.
     pub logs_lost: u64,
+    /// Servers that were restored from an image.
+    pub restored: u64,
     /// Servers that were down for good.
     pub gone: u64,
     /// Faults that were drawn.
     pub faults: u64,
+    /// Waves that started.
+    pub waves: u64,
     /// A digest of what members and servers did, and when.
     pub digest: u64,
 }
@@ -76,6 +82,8 @@ impl Run {
         self.logs_lost += other.logs_lost;
         self.gone += other.gone;
         self.faults += other.faults;
+        self.restored += other.restored;
+        self.waves += other.waves;
     }
 }
 
@@ -122,11 +130,20 @@ pub struct Chaos {
     trace: Trace,
     told: ToldByGroup,
     faults: u64,
+    /// Every policy rolls a release out in ten waves.
+    ten_waves: bool,
     /// Logs that servers lost, and when the last one did.
     logs_lost: u64,
     lost_ms: u64,
     gone: u64,
+    /// Earlier states of servers.
+    images: BTreeMap<ServerId, Image>,
+    /// Servers that were restored from one.
+    restored: u64,
 }
+
+/// A machine's disk and services.
+type Image = (Disk, BTreeMap<AppId, Service>);
 
 impl Chaos {
     /// A fleet of one to three groups with one or two apps, all drawn from the seed.
@@ -149,10 +166,22 @@ impl Chaos {
         Chaos::found(fleet, Trace::Off)
     }
 
-    fn found(mut fleet: Fleet, trace: Trace) -> Chaos {
+    fn found(fleet: Fleet, trace: Trace) -> Chaos {
+        let mut chaos = Chaos::empty(fleet, trace);
+        let zones = chaos.draw(3) + 1;
+        for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
+            let count = chaos.draw(8) as usize + 1;
+            chaos.add_group(zone, count);
+        }
+        chaos.first_releases();
+        chaos
+    }
+
+    /// A fleet without groups, and how its members are opened.
+    fn empty(mut fleet: Fleet, trace: Trace) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
-        fleet.replace_after_ms = REPLACE_AFTER_MS;
+        fleet.placer.replace_after_ms = REPLACE_AFTER_MS;
         let apps: Vec<AppId> =
             if fleet.rng.random_ratio(1, 3) { vec!["web", "db"] } else { vec!["web"] }
                 .into_iter()
@@ -168,9 +197,12 @@ impl Chaos {
             trace,
             told: ToldByGroup::new(),
             faults: 0,
+            ten_waves: false,
             logs_lost: 0,
             lost_ms: 0,
             gone: 0,
+            images: BTreeMap::new(),
+            restored: 0,
         };
         for kind in 0..KINDS as usize {
             // Seeds differ in character; what ends a fault always comes.
@@ -179,21 +211,22 @@ impl Chaos {
         for kind in [7, 9, 17, 25, SUPPLY_IS_BACK] {
             chaos.rates[kind as usize] = 2;
         }
-        let zones = chaos.draw(3) + 1;
-        for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
-            let count = chaos.draw(8) as usize + 1;
-            let servers: Vec<ServerId> =
-                (1..=count).map(|n| build::server(chaos.servers + n)).collect();
-            chaos.servers += count;
-            chaos.say(&format!("{zone}: {servers:?}"));
-            let (name, labels) = (format!("intel.{zone}"), [("zone", *zone)]);
-            chaos.groups.push(chaos.fleet.add_group(&name, "intel", &labels, &servers));
-        }
-        for app in chaos.apps.clone() {
-            chaos.policy(&app);
-            chaos.release(&app, false);
-        }
         chaos
+    }
+
+    fn add_group(&mut self, zone: &str, count: usize) {
+        let servers: Vec<ServerId> = (1..=count).map(|n| build::server(self.servers + n)).collect();
+        self.servers += count;
+        self.say(&format!("{zone}: {servers:?}"));
+        let (name, labels) = (format!("intel.{zone}"), [("zone", zone)]);
+        self.groups.push(self.fleet.add_group(&name, "intel", &labels, &servers));
+    }
+
+    fn first_releases(&mut self) {
+        for app in self.apps.clone() {
+            self.policy(&app);
+            self.release(&app, false);
+        }
     }
 
     fn draw(&mut self, below: u32) -> u32 {
@@ -225,6 +258,9 @@ impl Chaos {
         let prestages = [Prestage::All, Prestage::NextWave, Prestage::Wave];
         update.prestage = *prestages.choose(&mut self.fleet.rng).expect("three");
         update.drain_time = Duration::from_ms(u64::from(self.draw(2)) * 500);
+        if self.ten_waves {
+            size::ten_waves(update);
+        }
         self.say(&format!("policy {app}: {:?}", policy.update));
         self.fleet.set_policy(policy);
     }
@@ -416,12 +452,14 @@ impl Chaos {
             run.arrows.extend(&log.arrows);
             run.reads += log.reads;
             run.transfers += log.transfers;
+            run.waves += log.events.iter().filter(|event| event.wave.is_some()).count() as u64;
             let state = serde_json::to_vec(&*log.state).expect("a state has text keys only");
             run.digest = digest(run.digest ^ log.digest, &state);
         }
         run.digest ^= self.fleet.rng.next_u64();
         run.gone = self.gone;
         run.faults = self.faults;
+        run.restored = self.restored;
         run.logs_lost = self.logs_lost;
         run
     }

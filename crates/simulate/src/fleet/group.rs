@@ -8,12 +8,13 @@ use cohort_core::Offer;
 use cohort_core::command::{Body, Command};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_core::placement::VOTERS_MAX;
+use cohort_core::placement::voters_of;
 use cohort_core::release::Release;
 use cohort_server::member::View;
 use cohort_server::membership::{FIRST_MEMBER, Founder, founding_state};
 use cohort_store::{Disk, Entry, EntryKind, FaultyStore};
 
+use super::build;
 use super::log::Log;
 use super::net::Net;
 use super::server::Server;
@@ -52,14 +53,15 @@ impl Group {
         let founder = Founder {
             server: first.clone(),
             address: address_of(first),
-            rack: None,
+            rack: build::rack_of(first, setup.racks),
             labels: labels.clone(),
             platform: platform.parse().expect("a platform"),
         };
         let mut state = founding_state(id.clone(), INCARNATION, founder);
         for server in &servers[1..] {
+            let rack = build::rack_of(server, setup.racks);
             let (server, address) = (server.clone(), address_of(server));
-            let body = Body::AddServer { server, address, rack: None };
+            let body = Body::AddServer { server, address, rack };
             state.apply(&command("hub".into(), None, body)).expect("there is room");
         }
         let disk = Disk::new();
@@ -133,7 +135,7 @@ impl Group {
         let name = &self.setup.group;
         let (_, view) = self.leader_view().ok_or_else(|| format!("{name}: nobody leads"))?;
         let (configuration, applied) = (&view.raft.configuration, view.raft.applied);
-        let count = VOTERS_MAX.min(view.state.servers.len());
+        let count = voters_of(view.state.servers.len(), self.setup.placer.carriers.voters);
         if configuration.is_joint() || configuration.voters.len() != count {
             return Err(format!("{name}: the membership is {configuration}"));
         }

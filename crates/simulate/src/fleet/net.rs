@@ -4,6 +4,7 @@ use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::{Envelope, Message};
+use cohort_core::ability::Ability;
 use cohort_core::command::Rejection;
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, MemberId, ServerId};
@@ -55,8 +56,9 @@ pub(crate) enum What {
     Claim(MemberId),
     /// Whether it may; `None`: that member does not lead.
     Claimed(Option<bool>),
-    /// A member passes on, with ages in milliseconds, which servers it has heard from.
-    Contacts(BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>),
+    /// A member passes on, with ages in milliseconds, which servers it has heard from, and what its
+    /// own server reaches.
+    Contacts(BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>, Ability),
 }
 
 impl What {

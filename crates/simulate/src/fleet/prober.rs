@@ -77,12 +77,11 @@ impl Prober {
         };
         let (leader, term) = (&group.servers[leader], view.raft.term);
         for (app, of) in &view.state.apps {
-            let after_ms = of.policy_in_force().update.unreachable_after.ms;
             for (id, here) in &of.servers {
                 let key = (name.clone(), app.clone(), id.clone());
                 let service = group.servers.get(id).and_then(|server| server.services.get(app));
                 let serves = service.is_some_and(Service::serves);
-                let unknown = here.unsure || leader.finds_silent(id, now_ms, after_ms);
+                let unknown = here.unsure || leader.shows_unknown(id, now_ms);
                 if unknown || here.in_service == serves {
                     self.untrue.remove(&key);
                     continue;

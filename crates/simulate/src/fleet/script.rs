@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use cohort_core::ability::Ability;
 use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::gate::ForeignVerdict;
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
@@ -16,6 +17,8 @@ use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Outcome, Report, Step};
+use cohort_view::command::Command;
+use cohort_view::hint::Hint;
 use cohort_view::words;
 
 use super::behaviour::{Behaviour, Fault};
@@ -141,6 +144,8 @@ impl Script {
             "state" => self.state(out),
             "servers" => self.servers(line, out),
             "why" => self.why(out),
+            "holders" => self.holders(line, out),
+            "voters" => self.voters(out),
             "fetching" => self.fetching(out),
             "history" => self.history(line, out),
             "churn" => self.churn(line),
@@ -153,6 +158,7 @@ impl Script {
                 self.fleet.settle(true);
                 self.verdicts(out);
             }
+            "entries" => self.entries(line, out),
             "clock" => {
                 let _ = writeln!(out, "{} s", self.group().log.state.clock.0 / 1000);
             }
@@ -160,7 +166,7 @@ impl Script {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
                 let _ = writeln!(out, "at most {most} out of service");
             }
-            "crash" | "start" | "power-off" | "cut" | "heal" => {
+            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" => {
                 for word in &line.words {
                     for server in servers_of(word) {
                         let server = self.group().servers.get_mut(&server).expect("a server");
@@ -169,6 +175,11 @@ impl Script {
                             "start" => server.start(),
                             "power-off" => server.power_off(),
                             "cut" => server.cut = true,
+                            "lose" => {
+                                server.crash();
+                                server.disk.held.clear();
+                                server.start();
+                            }
                             _ => server.cut = false,
                         }
                     }
@@ -200,14 +211,9 @@ impl Script {
                 let server = self.group().servers.get_mut(&leader).expect("a server");
                 server.ahead_ms += ms_of(line.words[0]);
             }
-            "kill" => {
-                let on = line.words[0] == "on";
-                let reason = line.words[1..].join(" ");
-                for group in self.fleet.groups.values_mut() {
-                    group.killed = on.then(|| reason.clone());
-                }
-            }
+            "kill" => self.kill(line),
             "registry" => self.fleet.registry.away = line.words[0] == "away",
+            "reaches" => self.reaches(line),
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
             "weather" => {
@@ -217,6 +223,7 @@ impl Script {
             }
             "verdict" => self.verdict(line),
             "pause" | "resume" | "approve" | "abort" | "retry" | "undo" => self.person(line, out),
+            "heed" => self.heed(out),
             "keep-orders" | "replay-orders" => self.orders(line),
             "reports" => self.reports(line, out),
             "repeat-report" => self.repeat_report(line, out),
@@ -224,10 +231,50 @@ impl Script {
         }
     }
 
+    fn kill(&mut self, line: &Line<'_>) {
+        let reason = (line.words[0] == "on").then(|| line.words[1..].join(" "));
+        for group in self.fleet.groups.values_mut() {
+            group.killed.clone_from(&reason);
+        }
+    }
+
+    fn entries(&mut self, line: &Line<'_>, out: &mut String) {
+        let before = self.group().log.applied;
+        self.fleet.run_ms(ms_of(line.words[0]));
+        let count = self.group().log.applied - before;
+        let _ = writeln!(out, "{count} entries in {}", line.words[0]);
+    }
+
+    fn holders(&mut self, line: &Line<'_>, out: &mut String) {
+        let app = line.app();
+        let state = &self.group().log.state;
+        let app = &state.apps[&app];
+        let good = app.last_good.as_ref().expect("a good release");
+        let holders = app.servers.iter().filter(|(_, here)| here.has(&good.artifact));
+        let holders: Vec<&str> = holders.map(|(server, _)| server.as_str()).collect();
+        let holders = if holders.is_empty() { "nobody".into() } else { holders.join(" ") };
+        let _ = writeln!(out, "held by {holders}");
+    }
+
+    fn reaches(&mut self, line: &Line<'_>) {
+        let ability = match line.words[1] {
+            "everything" => Ability::FULL,
+            "hub" => Ability { repository: false, ..Ability::FULL },
+            "mirrors" => Ability { registry: false, ..Ability::FULL },
+            "no-space" => Ability { disk: false, ..Ability::FULL },
+            _ => Ability { disk: true, ..Ability::default() },
+        };
+        for server in servers_of(line.words[0]) {
+            self.group().servers.get_mut(&server).expect("a server").ability = ability;
+        }
+    }
+
     fn new_group(&mut self, line: &Line<'_>) {
         let get = |key, usual| line.pairs.get(key).copied().unwrap_or(usual);
         let (platform, zone) = (get("platform", "intel"), get("zone", "zone-a"));
         let name = format!("{platform}.{zone}");
+        self.fleet.racks = get("racks", "0").parse().expect("a number");
+        self.fleet.placer.replace_after_ms = ms_of(get("replace_after", "5m"));
         let servers: usize = get("servers", "10").parse().expect("a number");
         let servers: Vec<ServerId> = (1..=servers).map(build::server).collect();
         self.group = Some(self.fleet.add_group(&name, platform, &[("zone", zone)], &servers));
@@ -244,6 +291,11 @@ impl Script {
                 "stage" => {
                     let stages = value.split(',').map(|zone| serde_json::json!({ "zone": zone }));
                     json["stage"] = stages.collect();
+                }
+                // What a service passes: `up`, `never`, or a version that it has to run.
+                "check" => {
+                    let check = |address| serde_json::json!({ "type": "tcp", "address": address });
+                    json["check"] = value.split(',').filter(|a| *a != "none").map(check).collect();
                 }
                 key => json["update"][key] = value_of(value),
             }
@@ -388,6 +440,44 @@ impl Script {
             None => out.push_str("ok\n"),
             Some(rejection) => {
                 let _ = writeln!(out, "refused: {}", words::rejection(&rejection));
+            }
+        }
+    }
+
+    /// Types the first command that `why` names for each wait. One that is refused is a fault.
+    fn heed(&mut self, out: &mut String) {
+        self.fleet.settle(false);
+        let id = self.group.clone().expect("begin with `fleet`");
+        let view = self.group().leader_view().map(|(_, view)| Arc::clone(view));
+        for waiting in view.iter().flat_map(|view| &view.waiting) {
+            let hints = cohort_view::waiting::hints(&waiting.on, &id, &waiting.app);
+            let commands = hints.into_iter().filter_map(|hint| match hint {
+                Hint::Run(_, command) => Some(command),
+                Hint::Add(..) | Hint::Meant(_) | Hint::Do(_) => None,
+            });
+            for command in
+                commands.filter(|command| !matches!(command, Command::Publish { .. })).take(1)
+            {
+                let app = waiting.app.clone();
+                let body = match &command {
+                    Command::RolloutApprove { .. } => Body::Approve { app },
+                    Command::RolloutResume { .. } => Body::Resume { app },
+                    Command::RolloutRetry { .. } => Body::Retry { app },
+                    Command::ChannelSet { .. } => {
+                        let good = self.group().log.state.apps[&app].last_good.clone();
+                        let version = good.expect("a good release").version.to_string();
+                        self.fleet.channel(&app, &version);
+                        let _ = writeln!(out, "{command} ({version})");
+                        continue;
+                    }
+                    _ => {
+                        let _ = writeln!(out, "{command} (not typed)");
+                        continue;
+                    }
+                };
+                let refused = self.say("ana", body);
+                assert_eq!(refused, None, "`why` says `{command}`");
+                let _ = writeln!(out, "{command}");
             }
         }
     }

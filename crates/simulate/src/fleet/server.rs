@@ -5,11 +5,14 @@
 //! `cohort-server`'s [`Asking`], [`Outbox`] and [`App`], and the core's [`AppRecord`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
+use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
 use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
+use cohort_core::policy::{Check, Probe};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
@@ -18,6 +21,7 @@ use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
 use cohort_server::fetching::Fetching;
+use cohort_server::membership::is_earlier_disk;
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
@@ -68,13 +72,35 @@ pub(crate) struct Service {
     pub(crate) release: Option<Release>,
     pub(crate) up: bool,
     pub(crate) traffic: bool,
+    /// Its running checks fail: the agent says that it is not ready.
+    unfit: bool,
     /// When it dies, if its release makes it die.
     dies_ms: Option<u64>,
 }
 
 impl Service {
+    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
+    fn health(&self, checks: &[Check]) -> Health {
+        let passes = |check: &Check| match &check.probe {
+            Probe::Tcp { address } => match address.as_str() {
+                "up" => true,
+                "never" => false,
+                version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
+            },
+            Probe::Http { .. } | Probe::Exec { .. } => false,
+        };
+        let reason = if !self.up {
+            "the service is not there"
+        } else if !checks.iter().all(passes) {
+            "wrong answer"
+        } else {
+            ""
+        };
+        Health { in_service: reason.is_empty(), reason: reason.into() }
+    }
+
     pub(crate) fn serves(&self) -> bool {
-        self.up && self.traffic && self.release.is_some()
+        self.up && self.traffic && !self.unfit && self.release.is_some()
     }
 }
 
@@ -118,7 +144,9 @@ struct AppAgent {
     record: AppRecord,
     reached: Reached,
     running: Option<(Running, Working)>,
-    watched: bool,
+    /// The running checks, and those on trial.
+    watched: Option<Vec<Check>>,
+    tried: Option<Vec<Check>>,
     doing: Option<Doing>,
     laters: BTreeMap<Step, u32>,
     /// What had changed at the last look, and when the next one is due if nothing else does.
@@ -168,9 +196,13 @@ pub(crate) struct Server {
     pub(crate) stops: bool,
     /// Packets reach it, and what it sends leaves it.
     pub(crate) linked: bool,
+    /// Whether the hub and the mirrors answer it, if they answer at all.
+    pub(crate) ability: Ability,
     /// The member, while the agent runs and the disk has its log.
     pub(crate) member: Option<Box<Carried>>,
     setup: Arc<Setup>,
+    /// Counts the starts of the agent, whatever the disk says.
+    lives: u64,
     /// Counts the boots of the machine.
     boots: u64,
     /// When something on it was last out of service.
@@ -197,7 +229,7 @@ impl Agent {
             fetching: Fetching::default(),
             transfers: Transfers::default(),
             kept: BTreeMap::new(),
-            next_id: boot_epoch << 32,
+            next_id: 0,
             inbox: Vec::new(),
             outgoing: Vec::new(),
             changes: 0,
@@ -230,8 +262,10 @@ impl Server {
             disk_fails: false,
             stops: false,
             linked: true,
+            ability: Ability::FULL,
             member: None,
             setup,
+            lives: 0,
             boots: 0,
             broken_ms: None,
             now_ms,
@@ -279,7 +313,12 @@ impl Server {
         self.up = true;
         self.disk.boot_epoch += 1;
         let outgoing = std::mem::take(&mut self.agent.outgoing);
-        self.agent = Agent { outgoing, ..Agent::new(&self.id, self.disk.boot_epoch) };
+        self.lives += 1;
+        self.agent = Agent {
+            outgoing,
+            next_id: self.lives << 32,
+            ..Agent::new(&self.id, self.disk.boot_epoch)
+        };
         self.open_member();
         let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
         for app in apps {
@@ -392,12 +431,14 @@ impl Server {
         self.verify(around);
         self.fetch(around);
         self.announce();
-        let apps: Vec<AppId> = self.disk.apps.keys().cloned().collect();
-        for app in apps {
-            self.tick_app(&app, around);
+        let mut app = self.disk.apps.keys().next().cloned();
+        while let Some(now) = app {
+            self.tick_app(&now, around);
             if !self.up {
                 return;
             }
+            let after = (Bound::Excluded(&now), Bound::Unbounded);
+            app = self.disk.apps.range::<AppId, _>(after).next().map(|(id, _)| id.clone());
         }
         self.send_reports(around);
     }
@@ -445,11 +486,17 @@ impl Server {
         let carries = self.member.is_some();
         let mut input = Some(input);
         while let Some(given) = input.take() {
-            let known = self.agent.members.clone();
-            let members = Members { known: &known, own: carries.then_some(address.as_str()) };
-            for effect in self.agent.asking.step(now_ms, members, given) {
+            let Agent { asking, members, .. } = &mut self.agent;
+            let members = Members { known: members, own: carries.then_some(address.as_str()) };
+            for effect in asking.step(now_ms, members, given) {
                 match effect {
-                    Effect::Obey(received) => self.take_orders(*received),
+                    Effect::Obey(received) => {
+                        let start = self.disk.boot_epoch;
+                        self.take_orders(*received);
+                        if start != self.disk.boot_epoch {
+                            return;
+                        }
+                    }
                     // The latch is the world's: see `Disk::killed`.
                     Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
                     Effect::OldIncarnation { .. } => {}
@@ -483,6 +530,12 @@ impl Server {
     }
 
     fn take_orders(&mut self, received: Received) {
+        let (own, heard) = (BootEpoch(self.disk.boot_epoch), received.orders.heard);
+        if self.agent.received.is_none() && is_earlier_disk(&received.orders, own) {
+            self.crash();
+            self.disk.boot_epoch = heard.0;
+            return self.start();
+        }
         self.learn_members(&received.orders.members);
         if received.leader.is_some() {
             self.agent.leader.clone_from(&received.leader);
@@ -504,7 +557,7 @@ impl Server {
     }
 
     fn learn_members(&mut self, members: &[MemberAddress]) {
-        if !members.is_empty() {
+        if !members.is_empty() && self.agent.members != members {
             self.agent.members = members.to_vec();
         }
     }
@@ -547,6 +600,9 @@ impl Server {
         let Some(received) = received.as_ref().filter(|_| *fetched != *changes) else { return };
         *fetched = *changes;
         let whole = |artifact: &Digest| self.disk.held.contains(artifact);
+        for (app, artifact) in fetching.lost(&received.orders, whole) {
+            outbox.report(&app, Fence::default(), 1, Outcome::Lacks { artifact });
+        }
         for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }
@@ -557,10 +613,12 @@ impl Server {
         let boot = self.boots.to_string();
         let now = BootTime { boot: &boot, ms: self.now_ms };
         let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
-        let up = self.services.get(app).is_some_and(|service| service.up);
-        let reason = if up { "" } else { "the service is not there" };
-        let health = Health { in_service: up, reason: reason.into() };
         let off = self.setup.mutation;
+        let service = self.services.get(app).cloned().unwrap_or_default();
+        let health = |checks: &Vec<Check>| service.health(checks);
+        let agent = &self.agent.apps[app];
+        let trial = agent.tried.as_ref().map(health);
+        let health = agent.watched.as_ref().map(health);
         let Agent { received, outbox, apps, .. } = &mut self.agent;
         let orders = received.as_ref().and_then(|received| received.of(app));
         let debtless = orders
@@ -584,7 +642,8 @@ impl Server {
             record: unfenced.as_ref().unwrap_or(&here.record),
             reached: here.reached,
             held: &held,
-            health: here.watched.then_some(&health),
+            health: health.as_ref(),
+            trial: trial.as_ref(),
             room: outbox.has_room(),
             room_for_health: outbox.has_room_for_health(),
         };

@@ -11,6 +11,7 @@ use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
+use cohort_server::leading::Placer;
 use cohort_server::records::Record;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -54,8 +55,10 @@ pub(crate) struct Fleet {
     /// When time stops, even in the middle of a plan, if members propose one entry at a time.
     pub(crate) break_at: Option<Break>,
     pub(crate) limits: Limits,
-    /// For how long a voter may be silent before it is replaced, in milliseconds.
-    pub(crate) replace_after_ms: u64,
+    /// How leaders place voters.
+    pub(crate) placer: Placer,
+    /// How many racks the servers of a group are in; 0: each is its own.
+    pub(crate) racks: usize,
     /// Only the first server that can lead stands for election, as scripts want it.
     pub(crate) first_leads: bool,
     /// The protection that is switched off.
@@ -81,7 +84,8 @@ impl Fleet {
             fetch_ms: TICK_MS,
             break_at: None,
             limits: Limits::default(),
-            replace_after_ms: cohort_server::leading::REPLACE_AFTER_MS,
+            placer: Placer::default(),
+            racks: 0,
             first_leads: false,
             mutation: None,
             every_tick: false,
@@ -106,7 +110,8 @@ impl Fleet {
         let setup = Setup {
             group: id.clone(),
             limits: self.limits,
-            replace_after_ms: self.replace_after_ms,
+            placer: self.placer,
+            racks: self.racks,
             seed: self.seed,
             mutation: self.mutation,
             every_tick: self.every_tick,
@@ -286,10 +291,11 @@ impl Fleet {
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
         let Group { servers, log, net, told, .. } = group;
         let mut servers: Vec<&mut Server> = servers.values_mut().collect();
-        let mut wakes_ms: Vec<u64> = servers.iter().map(|server| server.wakes_ms()).collect();
+        // Few servers carry a member, and only those wake.
+        let wakes = |(at, server): (usize, &&mut Server)| Some((server.wakes_ms()?, at));
+        let mut wakes: Vec<(u64, usize)> = servers.iter().enumerate().filter_map(wakes).collect();
         loop {
-            let first = wakes_ms.iter().copied().enumerate().min_by_key(|(_, wake_ms)| *wake_ms);
-            let (first, wake_ms) = first.unwrap_or((0, u64::MAX));
+            let (wake_ms, first) = wakes.iter().copied().min().unwrap_or((u64::MAX, 0));
             let next_ms = wake_ms.min(net.next_ms());
             if next_ms > until_ms {
                 log.now_ms = log.now_ms.max(until_ms);
@@ -309,7 +315,8 @@ impl Fleet {
                 });
                 first
             };
-            wakes_ms[at] = servers[at].wakes_ms();
+            wakes.retain(|(_, of)| *of != at);
+            wakes.extend(servers[at].wakes_ms().map(|wake_ms| (wake_ms, at)));
             if self.is_there(log, *told) {
                 return false;
             }
@@ -344,14 +351,18 @@ impl Fleet {
         let Group { servers, log, net, told, killed, offers, .. } = group;
         for server in servers.values_mut() {
             server.disk.killed.clone_from(killed);
-            let registry = (!self.registry.away && server.linked).then_some(&self.registry.view);
+            let reaches = server.ability;
+            let answers = !self.registry.away && server.linked && reaches.registry;
+            let registry = answers.then_some(&self.registry.view);
+            let offers = (self.mirrors && reaches.repository).then_some(&*offers);
             let Some(member) = &mut server.member else { continue };
             if server.paused_until_ms > log.now_ms {
                 continue;
             }
             let writes = !self.registry.refuses;
             let stamp = (member.view.raft.term, member.view.raft.applied);
-            let records = member.errands(registry, writes, offers, killed.as_ref());
+            let killed = killed.as_ref();
+            let records = member.errands(registry, writes, offers, killed, reaches.disk);
             let has_inputs = member.has_inputs();
             for record in records {
                 // Those that nobody reads are not sent.

@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     Unreachable,
     Reconnect,
     LoseDisk,
+    TakeImage,
+    RestoreImage,
 }
 
 impl Trouble {
@@ -62,6 +64,8 @@ impl Chaos {
             (weight(&[0, 1, 4]), Trouble::Unreachable),
             (weight(&[0, 1]), Trouble::Reconnect),
             (weight(&[0, 0, 0, 1]), Trouble::LoseDisk),
+            (weight(&[0, 1]), Trouble::TakeImage),
+            (weight(&[0, 1, 4]), Trouble::RestoreImage),
         ];
         let total = weights.iter().map(|(weight, _)| weight).sum();
         Chaos { weights, total }

@@ -49,6 +49,10 @@ pub(crate) struct Process {
 pub(crate) struct Member {
     pub(crate) disk: Disk,
     pub(crate) config: Config,
+    /// An earlier state of the disk.
+    pub(crate) image: Option<Disk>,
+    /// The disk was restored from its image, and nobody has found out yet.
+    pub(crate) restored: bool,
     pub(crate) process: Option<Process>,
     /// Milliseconds between its ticks, by its own clock.
     pub(crate) tick_ms: u64,
@@ -62,12 +66,15 @@ pub(crate) enum After {
     Runs(Box<Effects>),
     /// The disk failed and the process exited.
     Died,
+    /// The disk went back; the process exited, and the log is set aside.
+    WentBack,
 }
 
 impl Member {
     /// Starts a process on the disk.
     pub(crate) fn start(&mut self) -> Result<(), String> {
         self.config.boot_epoch += 1;
+        self.config.life = self.config.boot_epoch;
         let store = FaultyStore::open(&self.disk).map_err(|error| error.to_string())?;
         let node = Node::open(store, self.config.clone()).map_err(|error| error.to_string())?;
         self.process = Some(Process {
@@ -111,6 +118,7 @@ impl Member {
                 self.crash();
                 return Ok(After::Died);
             }
+            Err(NodeError::WentBack { .. }) if self.restored => return Ok(After::WentBack),
             Err(error) => return Err(format!("{id} stopped: {error}")),
         };
         process.apply(id, &effects, checker)?;

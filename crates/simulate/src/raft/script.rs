@@ -386,6 +386,8 @@ fn config(member: RaftId, boot_epoch: u64) -> Config {
     let mut config = Config::new("scripted", 1, member);
     config.boot_epoch = boot_epoch;
     config.limits.retained_entries = 0;
+    // The scripts explain the rest.
+    config.weaken.no_proof = true;
     config
 }
 
@@ -428,5 +430,8 @@ fn describe(message: &Message) -> String {
         Message::TakeOver { term } => format!("take over from term {term}"),
         Message::ReadRequest { read } => format!("where may I read? read {}", read.counter),
         Message::ReadReply { index, read, .. } => format!("read {} at {index}", read.counter),
+        Message::Present { found } => format!("I have started, my log was written {found} times"),
+        Message::Vouch { verdict, .. } => format!("you are {verdict:?}").to_lowercase(),
+        Message::Marks { marks } => format!("marks of {} members", marks.len()),
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 
-use cohort_consensus::{Config, Envelope, Index, Limits, Node, RaftId, Role, Weaken};
+use cohort_consensus::{Config, Envelope, Index, Limits, Node, RaftId, Role, Timing, Weaken};
 use cohort_store::{Disk, FaultyStore, WriteFault};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -30,6 +30,9 @@ const HEAL_MS: u64 = 60_000;
 /// Pause between two final commands proposed to the healed group, in milliseconds.
 const HEAL_PROPOSE_MS: u64 = 500;
 
+/// The extremes of election timeout and heartbeat, and the defaults, in milliseconds.
+const TIMINGS_MS: [(u64, u64); 4] = [(250, 50), (2_000, 400), (2_000, 50), (500, 100)];
+
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -41,6 +44,8 @@ pub struct Setup {
     pub weaken: Weaken,
     /// Whether every disk reports syncs that it did not do.
     pub lying_disks: bool,
+    /// Whether members draw election timeouts and heartbeats within the bounds, each its own.
+    pub timings: bool,
     /// Whether to record a line for every event.
     pub trace: bool,
 }
@@ -49,7 +54,14 @@ impl Setup {
     /// All rules on.
     #[must_use]
     pub fn new(seed: u64, steps: u64) -> Self {
-        Setup { seed, steps, weaken: Weaken::default(), lying_disks: false, trace: false }
+        Setup {
+            seed,
+            steps,
+            weaken: Weaken::default(),
+            lying_disks: false,
+            timings: false,
+            trace: false,
+        }
     }
 }
 
@@ -66,6 +78,8 @@ pub struct Outcome {
     pub acknowledged: u64,
     /// How often a process ended.
     pub crashes: u64,
+    /// Restored disks that were found out.
+    pub went_back: u64,
     /// Snapshots sent to a member.
     pub snapshots: u64,
     /// Configurations that took effect on any member, including joint ones.
@@ -96,8 +110,9 @@ impl fmt::Display for Violation {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Setup { seed, steps, .. } = self.setup;
-        write!(f, "seed {seed} of {steps} steps, step {}: {}", self.step, self.what)
+        let Setup { seed, steps, timings, .. } = self.setup;
+        let timings = if timings { " with timings" } else { "" };
+        write!(f, "seed {seed} of {steps} steps{timings}, step {}: {}", self.step, self.what)
     }
 }
 
@@ -215,6 +230,12 @@ impl World {
         config.weaken = self.setup.weaken;
         config.seed = self.rng.random();
         config.boot_epoch = 0;
+        if self.setup.timings {
+            let (election_ms, heartbeat_ms) =
+                TIMINGS_MS[self.rng.random_range(0..TIMINGS_MS.len())];
+            let timing = Timing::new(election_ms, heartbeat_ms);
+            config.set_timing(timing.map_err(|error| error.to_string())?);
+        }
         let disk = Disk::new();
         if id.0 <= founders {
             let founding = Config { boot_epoch: 1, ..config.clone() };
@@ -228,7 +249,8 @@ impl World {
             0 => self.rng.random_range(TICK_MS / 2..=TICK_MS * 2),
             _ => TICK_MS,
         };
-        let member = Member { disk, config, process: None, tick_ms, paused_until: 0 };
+        let (image, restored, process, paused_until) = (None, false, None, 0);
+        let member = Member { disk, config, image, restored, process, tick_ms, paused_until };
         self.members.insert(id, member);
         self.start(id)?;
         self.schedule(tick_ms, Event::Tick(id));
@@ -317,6 +339,12 @@ impl World {
             After::Died => {
                 self.note(|| format!("{id} exits: its disk failed"));
                 self.down(id);
+            }
+            After::WentBack => {
+                self.note(|| format!("{id} exits: its disk went back"));
+                self.members.remove(&id);
+                self.outcome.went_back += 1;
+                return self.new_server(0);
             }
             After::Runs(effects) => {
                 if let Some((role, term, leader)) = effects.role_changed {

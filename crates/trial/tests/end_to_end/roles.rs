@@ -116,7 +116,11 @@ fn only_those_who_may() -> Result<()> {
     // An operator may not request orders, send reports, or propose the leader's commands.
     let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
     let operator = Caller::as_whom(&trial, of_operator, first)?;
-    let orders = OrdersRequest { doing: std::collections::BTreeMap::new(), known: 0 };
+    let orders = OrdersRequest {
+        doing: std::collections::BTreeMap::new(),
+        machine: Default::default(),
+        known: 0,
+    };
     let orders = ToGroup::new(&group, orders);
     operator.refused("an operator requests orders", Call::post(ORDERS, &orders))?;
     operator.refused("an operator reports", Call::post(REPORT, &reports))?;

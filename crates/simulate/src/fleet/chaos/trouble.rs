@@ -4,7 +4,7 @@ use cohort_consensus::RaftId;
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_core::release::Release;
 use cohort_server::member::Input;
-use cohort_store::WriteFault;
+use cohort_store::{FaultyStore, LogStore as _, WriteFault};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -17,14 +17,25 @@ const PAUSE_MS_MAX: u32 = 3_000;
 const LOST_EVERY_MS: u64 = 12_000;
 
 /// Kinds of faults and wishes; these are the last ones, about what groups get from outside.
-pub(super) const KINDS: u32 = 37;
+pub(super) const KINDS: u32 = 38;
 /// See [`KINDS`].
-pub(super) const REGISTRY_REFUSES: u32 = 32;
-const MIRRORS_AWAY: u32 = 33;
-const MIRRORS_LACK: u32 = 34;
-const SLOW_SOURCES: u32 = 35;
+pub(super) const REGISTRY_REFUSES: u32 = 33;
+const MIRRORS_AWAY: u32 = 34;
+const MIRRORS_LACK: u32 = 35;
+const SLOW_SOURCES: u32 = 36;
 /// See [`KINDS`].
-pub(super) const SUPPLY_IS_BACK: u32 = 36;
+pub(super) const SUPPLY_IS_BACK: u32 = 37;
+
+/// What a server loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Its log.
+    Log,
+    /// Everything, for good.
+    Machine,
+    /// What it has done since an image was taken, if there is one; else, one is taken.
+    SinceImage,
+}
 
 impl Chaos {
     /// The kind of what happens next, by the seed's rates.
@@ -122,7 +133,9 @@ impl Chaos {
                 let input = input[self.draw(2) as usize].clone();
                 self.tell_member(group, server, input);
             }
-            _ => self.lose(group, server, kind == 30),
+            30 => self.lose(group, server, Loss::Machine),
+            31 => self.lose(group, server, Loss::Log),
+            _ => self.lose(group, server, Loss::SinceImage),
         }
     }
 
@@ -142,9 +155,35 @@ impl Chaos {
         self.fleet.now_ms < self.lost_ms + LOST_EVERY_MS
     }
 
-    /// A server loses its log, or is down for good, if the group survives that: everybody else
-    /// runs, and no change of membership is in progress.
-    fn lose(&mut self, group: &GroupId, server: &ServerId, for_good: bool) {
+    /// Restores a server from an image, if there is one; takes one if not. The disks of all other
+    /// members know of what it has written since.
+    fn restore(&mut self, group: &GroupId, server: &ServerId) {
+        let Some(image) = self.images.remove(server) else {
+            let image = self.fleet.groups[group].servers[server].image();
+            self.images.insert(server.clone(), image);
+            return;
+        };
+        let servers = &self.fleet.groups[group].servers;
+        if let Some((member, disk)) = &image.0.log {
+            let Ok(store) = FaultyStore::open(disk) else { return };
+            let written = store.image().written();
+            let members =
+                servers.iter().filter_map(|(id, other)| Some((id, other.member.as_ref()?)));
+            let mut others = members.filter(|(id, _)| *id != server);
+            if others.any(|(_, other)| other.knows_written(*member) <= written) {
+                return;
+            }
+        }
+        self.say_of(group, &format!("{server} is restored from an image"));
+        self.lost_ms = self.fleet.now_ms;
+        self.restored += 1;
+        self.fleet.catch_up(group, server);
+        self.server(group, server).restore(image);
+    }
+
+    /// A server loses something, if the group survives that: everybody else runs, and no change of
+    /// membership is in progress.
+    fn lose(&mut self, group: &GroupId, server: &ServerId, loss: Loss) {
         let known = &self.fleet.groups[group];
         let Some((_, view)) = known.leader_view() else { return };
         let voters = view.raft.configuration.voters.len();
@@ -158,6 +197,10 @@ impl Chaos {
         if !settled {
             return;
         }
+        if loss == Loss::SinceImage {
+            return self.restore(group, server);
+        }
+        let for_good = loss == Loss::Machine;
         let how = if for_good { "is gone" } else { "loses its log" };
         self.say_of(group, &format!("{server} {how}"));
         self.lost_ms = self.fleet.now_ms;

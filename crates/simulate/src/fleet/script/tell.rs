@@ -131,6 +131,11 @@ impl Script {
         let many = self.fleet.groups.len() > 1;
         for (id, group) in &self.fleet.groups {
             let view = group.leader_view().map(|(_, view)| Arc::clone(view));
+            let placing = view.as_ref().and_then(|view| view.placing.as_ref());
+            if let Some((on, _)) = placing {
+                let group = if many { format!("{id}: ") } else { String::new() };
+                let _ = writeln!(out, "{group}{}", cohort_view::waiting::placing_sentence(on));
+            }
             for waiting in view.iter().flat_map(|view| &view.waiting) {
                 let mut text = cohort_view::waiting::sentence(&waiting.on);
                 if group.log.state.apps.len() > 1 {
@@ -140,6 +145,30 @@ impl Script {
                     text = format!("{id}: {text}");
                 }
                 let _ = writeln!(out, "{text}");
+            }
+        }
+    }
+
+    /// Who votes, and who only holds the log, as the leader has applied.
+    pub(super) fn voters(&mut self, out: &mut String) {
+        self.fleet.settle(false);
+        let group = self.group();
+        let Some((_, view)) = group.leader_view() else {
+            out.push_str("nobody leads\n");
+            return;
+        };
+        let configuration = &view.raft.configuration;
+        for (members, does) in [
+            (&configuration.voters, "vote"),
+            (&configuration.outgoing, "vote until the change ends"),
+            (&configuration.standbys, "stand by"),
+        ] {
+            let servers: BTreeSet<ServerId> = members
+                .iter()
+                .filter_map(|member| group.log.carriers.get(member).cloned())
+                .collect();
+            if !servers.is_empty() {
+                let _ = writeln!(out, "{} {does}", ranges(&servers));
             }
         }
     }

@@ -1,11 +1,13 @@
 //! How a virtual server comes to carry the group's log, and what drives its member.
 
-use cohort_core::ids::{MemberId, ServerId};
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
-use super::Server;
 use super::member::{Carried, Ended, INCARNATION};
+use super::{Disk, Server, Service};
 use crate::fleet::log::Log;
 use crate::fleet::net::What;
 
@@ -19,8 +21,26 @@ impl Server {
         let Some((own, disk)) = &self.disk.log else { return };
         let store = FaultyStore::open(disk).expect("no record is ever torn here");
         let (now_ms, killed) = (self.now_ms + self.ahead_ms, self.disk.killed.clone());
-        let me = (self.id.clone(), self.disk.boot_epoch);
+        let me = (self.id.clone(), self.disk.boot_epoch, self.lives);
         self.member = Some(Box::new(Carried::open(now_ms, me, *own, store, &self.setup, killed)));
+    }
+
+    /// The machine as it is now, for [`Self::restore`].
+    pub(crate) fn image(&self) -> (Disk, BTreeMap<AppId, Service>) {
+        let log = self.disk.log.as_ref().map(|(member, disk)| (*member, disk.image()));
+        (Disk { log, ..self.disk.clone() }, self.services.clone())
+    }
+
+    /// The machine is restored from an image, and starts.
+    pub(crate) fn restore(&mut self, (disk, services): (Disk, BTreeMap<AppId, Service>)) {
+        // The kill switch's latch is the world's.
+        let killed = self.disk.killed.take();
+        self.power_off();
+        (self.disk, self.services) = (Disk { killed, ..disk }, services);
+        self.power_off();
+        self.accepted.clear();
+        self.collected.clear();
+        self.start();
     }
 
     /// Creates the member, with an empty log, or with what `disk` has of one.
@@ -30,16 +50,16 @@ impl Server {
         self.open_member();
     }
 
-    /// When the member wants to step, by the fleet's clock; at the end of time if there is none.
-    pub(crate) fn wakes_ms(&self) -> u64 {
-        let Some(member) = &self.member else { return u64::MAX };
-        member.wakes_ms().saturating_sub(self.ahead_ms).max(self.paused_until_ms)
+    /// When the member wants to step, by the fleet's clock; none if there is no member.
+    pub(crate) fn wakes_ms(&self) -> Option<u64> {
+        let wakes_ms = self.member.as_ref()?.wakes_ms();
+        Some(wakes_ms.saturating_sub(self.ahead_ms).max(self.paused_until_ms))
     }
 
-    /// Whether the leader's member here finds a server silent.
-    pub(crate) fn finds_silent(&self, server: &ServerId, now_ms: u64, after_ms: u64) -> bool {
+    /// Whether the member here tells people that a server is unknown.
+    pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
         let now_ms = now_ms + self.ahead_ms;
-        self.member.as_ref().is_some_and(|member| member.finds_silent(server, now_ms, after_ms))
+        self.member.as_ref().is_some_and(|member| member.shows_unknown(server, now_ms))
     }
 
     /// Lets the member do something, and whatever follows from it now.
@@ -58,6 +78,11 @@ impl Server {
             Ended::Failed => self.crash(),
             Ended::Stopped => {
                 self.crash();
+                self.start();
+            }
+            Ended::WentBack => {
+                self.crash();
+                self.disk.log = None;
                 self.start();
             }
         }

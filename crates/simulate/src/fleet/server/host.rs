@@ -28,14 +28,15 @@ impl Server {
         }
         let in_service = release.is_some() && !record.under_way();
         // A starting agent is not ready until it knows better.
-        service.traffic = false;
+        (service.traffic, service.unfit) = (false, false);
         let found = Outcome::Found { release, in_service };
         let here = AppAgent {
             app: App::new(self.now_ms, READY_WITHOUT_ORDERS_AFTER_MS, found),
             record,
             reached: Reached::new(self.now_ms),
             running: None,
-            watched: false,
+            watched: None,
+            tried: None,
             doing: None,
             laters: std::collections::BTreeMap::new(),
             looked: None,
@@ -149,10 +150,12 @@ impl Server {
                 assert!(!takes || !owes || busy, "{} ms: {app} on {} {OWES}", self.now_ms, self.id);
                 self.service(app).traffic = takes;
             }
-            // Services that are up pass their checks here.
-            Effect::Unfit(_) | Effect::EnsureRunning => {}
-            Effect::Watch { .. } => self.here(app).watched = true,
-            Effect::Unwatch => self.here(app).watched = false,
+            Effect::Unfit(reason) => self.service(app).unfit = reason.is_some(),
+            Effect::EnsureRunning => {}
+            Effect::Watch { checks, .. } => self.here(app).watched = Some(checks),
+            Effect::Unwatch => self.here(app).watched = None,
+            Effect::Try { checks } => self.here(app).tried = Some(checks),
+            Effect::EndTrial => self.here(app).tried = None,
             Effect::Collect(keep) => self.collect(app, &keep),
         }
     }

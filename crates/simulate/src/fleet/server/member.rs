@@ -4,26 +4,33 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cohort_consensus::{Config, Limits, RaftId, TICK};
+use cohort_consensus::{Config, Limits, NodeError, RaftId, TICK};
+use cohort_core::ability::Ability;
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::Orders;
-use cohort_core::report::Report;
 use cohort_server::answers::{self, Committing, Joining, Next};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
-use cohort_server::member::{Input, Member, MemberError, Output, Proposed, Ticket, View};
+use cohort_server::health_pace::HealthPace;
+use cohort_server::leading::Placer;
+use cohort_server::member::{
+    Input, Member, MemberError, Output, Proposed, Ticket, View, serialized,
+};
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
+use crate::fleet::build;
 use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
 mod errands;
+mod reports;
 
 use errands::Read;
+use reports::Batch;
 
 /// The only incarnation of a simulated group.
 pub(crate) const INCARNATION: Incarnation = Incarnation(1);
@@ -35,8 +42,10 @@ const STEPS_AT_ONCE_MAX: u32 = 1_000;
 pub(crate) struct Setup {
     pub(crate) group: GroupId,
     pub(crate) limits: Limits,
-    /// For how long a voter may be silent before it is replaced, in milliseconds.
-    pub(crate) replace_after_ms: u64,
+    /// How leaders place voters.
+    pub(crate) placer: Placer,
+    /// How many racks its servers are in, by their numbers; 0: each is its own.
+    pub(crate) racks: usize,
     /// Makes the members of one run differ from those of another.
     pub(crate) seed: u64,
     /// The protection that is switched off.
@@ -77,8 +86,8 @@ struct Commit {
 
 #[derive(Debug)]
 enum Client {
-    /// A server that reports: what of its request is left, and what was accepted so far.
-    Reports(Request, Vec<Report>, Vec<bool>),
+    /// A server that reports.
+    Reports(Batch),
     /// A server that wants to be taken in.
     Join(Request),
     Person(u64),
@@ -104,8 +113,10 @@ pub(crate) struct Carried {
     opened_ms: u64,
     /// It steps at every tick, although it could sleep.
     every_tick: bool,
+    racks: usize,
     now_ms: u64,
     contacts: Contacts,
+    health_pace: HealthPace,
     tracker: Tracker,
     asked: BTreeMap<Ticket, Waits>,
     held: Vec<Held>,
@@ -121,6 +132,8 @@ pub(crate) struct Carried {
     pass_on_ms: u64,
     read: Read,
     mutation: Option<Mutation>,
+    /// What its server reaches, of what a leader needs.
+    ability: Ability,
     /// When the member wants to step again.
     wakes_ms: u64,
     /// Numbers tickets and packets.
@@ -136,27 +149,29 @@ pub(crate) enum Ended {
     /// It was asked to stop, and may.
     Stopped,
     Failed,
+    /// The disk is an earlier one.
+    WentBack,
 }
 
 impl Carried {
     /// Opens the member whose log is in `store`.
     pub(crate) fn open(
         now_ms: u64,
-        (server, boot_epoch): (ServerId, u64),
+        (server, boot_epoch, life): (ServerId, u64, u64),
         own: MemberId,
         store: FaultyStore,
         setup: &Setup,
         killed: Option<String>,
     ) -> Carried {
         let mut config = Config::new(setup.group.as_str(), INCARNATION.0, RaftId(own.0));
-        config.boot_epoch = boot_epoch;
+        (config.boot_epoch, config.life) = (boot_epoch, life);
         config.limits = setup.limits;
         config.seed = setup.seed;
         config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
         let (name, group) = (server.clone(), setup.group.clone());
         let member = Member::open(now_ms, name, group, store, config, killed);
         let mut member = member.expect("a member wrote this log");
-        member.replace_after(setup.replace_after_ms);
+        member.place_by(setup.placer);
         Carried {
             view: Arc::new(member.view()),
             outgoing: Vec::new(),
@@ -165,8 +180,10 @@ impl Carried {
             member,
             opened_ms: now_ms,
             every_tick: setup.every_tick,
+            racks: setup.racks,
             now_ms,
             contacts: Contacts::default(),
+            health_pace: HealthPace::default(),
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
             held: Vec::new(),
@@ -178,10 +195,16 @@ impl Carried {
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
             mutation: setup.mutation,
+            ability: Ability::FULL,
             wakes_ms: now_ms,
-            last_id: boot_epoch << 32,
+            last_id: life << 32,
             steps: 0,
         }
+    }
+
+    /// How often a member had written to its log, as far as this one's disk knows.
+    pub(crate) fn knows_written(&self, of: MemberId) -> u64 {
+        self.member.log().marks().get(&RaftId(of.0)).map_or(0, |mark| mark.written)
     }
 
     /// When it wants to step again, by the server's clock.
@@ -201,8 +224,8 @@ impl Carried {
                 let of = &request.from;
                 let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
                 checked.expect("agents report for themselves, and not too much at once");
-                let reports = self.renumbered(log.now_ms, reports);
-                self.next_report(request, reports, Vec::new());
+                let left = self.renumbered(log.now_ms, reports);
+                self.next_report(Batch { request, left, taken: Vec::new(), arrived_ms: now_ms });
             }
             What::Forward(command) => {
                 assert!(answers::for_members(&command.body), "{command:?} was passed on");
@@ -221,7 +244,9 @@ impl Carried {
                 let ticket = self.wait(Waits::Claim(request));
                 self.inputs.push(Input::Claim { ticket, server, member });
             }
-            What::Contacts(contacts) => {
+            What::Contacts(contacts, ability) => {
+                let reaches = Input::Reaches { voter: request.from, ability };
+                self.inputs.extend(self.view.asks_voters.then_some(reaches));
                 for (server, (age_ms, doing)) in contacts {
                     self.contacts.heard(now_ms, &server, age_ms, doing);
                 }
@@ -265,7 +290,8 @@ impl Carried {
                     }
                     Joining::New | Joining::Moved => {
                         let actor = format!("agent {server}");
-                        let body = Body::AddServer { server, address, rack: None };
+                        let rack = build::rack_of(&server, self.racks);
+                        let body = Body::AddServer { server, address, rack };
                         self.commit(actor, None, body, Client::Join(request));
                     }
                 }
@@ -309,7 +335,7 @@ impl Carried {
         }
         for commit in commits {
             match commit.client {
-                Client::Reports(request, ..) => ended.push((request, What::Taken(None))),
+                Client::Reports(batch) => ended.push((batch.request, What::Taken(None))),
                 Client::Join(request) => ended.push((request, What::Answer(Answer::NoAnswer))),
                 Client::Person(_) => {}
             }
@@ -359,17 +385,6 @@ impl Carried {
         self.inputs.push(Input::Propose { ticket, command });
     }
 
-    fn next_report(&mut self, request: Request, mut left: Vec<Report>, taken: Vec<bool>) {
-        if left.is_empty() {
-            return self.reply(request, What::Taken(Some(taken)));
-        }
-        // One after the other: a later one that overtook would make the earlier one count as old.
-        let report = left.remove(0);
-        let actor = format!("agent {}", report.server);
-        let client = Client::Reports(request, left, taken);
-        self.commit(actor, None, Body::Report { report }, client);
-    }
-
     fn proposed(&mut self, commit: Commit, outcome: Proposed, log: &mut Log) {
         let next = commit.committing.proposed(self.now_ms, outcome);
         self.next(commit, next, log);
@@ -402,11 +417,14 @@ impl Carried {
             log.acknowledged(&commit.command);
         }
         match (commit.client, outcome) {
-            (Client::Reports(request, left, mut taken), Some(rejection)) => {
-                taken.push(rejection.is_none());
-                self.next_report(request, left, taken);
+            (Client::Reports(mut batch), Some(rejection)) => {
+                batch.taken.push(rejection.is_none());
+                self.next_report(batch);
             }
-            (Client::Reports(request, ..), None) => self.reply(request, What::Taken(None)),
+            (Client::Reports(Batch { request, taken, .. }), None) => {
+                let taken = Some(taken).filter(|taken| !taken.is_empty());
+                self.reply(request, What::Taken(taken));
+            }
             (Client::Join(request), outcome) => {
                 self.reply(request, What::Answer(Answer::Joined(outcome == Some(None))));
             }
@@ -426,6 +444,7 @@ impl Carried {
             let inputs = std::mem::take(&mut self.inputs);
             let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
                 Ok(outputs) => outputs,
+                Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
             };
@@ -482,7 +501,10 @@ impl Carried {
                 Waits::Forward(request) => {
                     let outcome = match outcome {
                         Proposed::Done { rejection, .. } => Some(rejection),
-                        Proposed::NotLeader { .. } | Proposed::Busy | Proposed::Unknown => None,
+                        Proposed::NotLeader { .. }
+                        | Proposed::Busy
+                        | Proposed::NoSpace
+                        | Proposed::Unknown => None,
                     };
                     self.reply(request, What::Forwarded(outcome));
                 }
@@ -509,6 +531,10 @@ impl Carried {
                     panic!("{ticket:?} was answered as a claim");
                 };
                 self.reply(request, What::Claimed(granted));
+            }
+            Output::Compact { index, state } => {
+                let data = serialized(&state);
+                self.inputs.push(Input::Snapshot { index, data });
             }
             Output::Noted(_) | Output::Stopped => {}
         }

@@ -82,9 +82,13 @@ impl Server {
             }
             Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => None,
         };
-        let up = self.services.get(app).is_some_and(|service| service.up);
         let failed = failed.or_else(|| match step {
-            Step::Check if !up => failure(Blame::Release, "the service is not there"),
+            Step::Check => {
+                let activation = self.agent.apps[app].record.local.activation.as_ref();
+                let checks = activation.map_or(Vec::new(), |known| known.order.checks.clone());
+                let health = self.services.entry(app.clone()).or_default().health(&checks);
+                (!health.in_service).then(|| failure(Blame::Release, &health.reason)).flatten()
+            }
             _ => None,
         });
         if let Some(failure) = failed {

@@ -217,6 +217,12 @@ impl Server {
     pub(super) fn fetch(&mut self, around: &Around<'_>) {
         let Agent { received, fetching, transfers, changes, .. } = &mut self.agent;
         let Some(received) = received else { return };
+        let idle = received.orders.apps.iter().all(|orders| orders.fetch.is_empty())
+            && transfers.fetches.is_empty()
+            && self.disk.parts.is_empty();
+        if idle {
+            return;
+        }
         let now_ms = around.now_ms;
         let orders: BTreeMap<&Digest, &FetchOrder> = fetching
             .verified(&received.orders)

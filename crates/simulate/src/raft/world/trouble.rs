@@ -1,7 +1,7 @@
 //! Faults in a simulated group, and the changes that people make meanwhile.
 
 use cohort_consensus::RaftId;
-use cohort_store::{EntryKind, LogStore as _};
+use cohort_store::{EntryKind, FaultyStore, LogStore as _};
 use rand::Rng;
 
 use super::{Event, TROUBLE_MS_MAX, World};
@@ -26,6 +26,16 @@ impl World {
                 self.bad_network(trouble, id)
             }
             Trouble::LoseDisk => return self.lose_disk(id),
+            Trouble::RestoreImage => {
+                self.restore_image(id);
+                return Ok(());
+            }
+            Trouble::TakeImage => {
+                if let Some(member) = self.members.get_mut(&id).filter(|member| !member.restored) {
+                    member.image = Some(member.disk.image());
+                }
+                return Ok(());
+            }
             Trouble::Crash
             | Trouble::FailWrite(_)
             | Trouble::Pause { .. }
@@ -136,25 +146,7 @@ impl World {
     /// the membership is settled, no member holds a change that may still take effect, and a
     /// majority of the voters keep their disks.
     fn lose_disk(&mut self, id: RaftId) -> Result<(), String> {
-        let running: Vec<_> =
-            self.members.values().filter_map(|member| member.process.as_ref()).collect();
-        let Some(leader) = running
-            .iter()
-            .map(|process| process.node.status())
-            .filter(|status| status.ready && !status.change_pending)
-            .max_by_key(|status| status.term)
-        else {
-            return Ok(());
-        };
-        let voters = &leader.configuration.voters;
-        let left = voters.iter().filter(|v| **v != id && self.members.contains_key(v)).count();
-        let pending = running.iter().any(|process| {
-            let image = process.node.store().image();
-            image
-                .entries(leader.configuration_index.next(), image.last_index().next())
-                .any(|entry| entry.kind == EntryKind::Membership)
-        });
-        if running.len() < self.members.len() || pending || left * 2 <= voters.len() {
+        if !self.survives_without(id) {
             return Ok(());
         }
         self.note(|| format!("{id} loses its disk"));
@@ -168,5 +160,57 @@ impl World {
         }
         self.outcome.crashes += 1;
         self.new_server(0)
+    }
+
+    /// A disk is restored from an image, if the group can survive its loss, and if the disks of all
+    /// other servers know of what it has written since.
+    fn restore_image(&mut self, id: RaftId) {
+        let Some(member) = self.members.get(&id) else { return };
+        let Some(image) = member.image.as_ref().and_then(|disk| FaultyStore::open(disk).ok())
+        else {
+            return;
+        };
+        let written = image.image().written();
+        let known = self.members.values().filter(|other| other.config.id != id).all(|other| {
+            let process = other.process.as_ref();
+            let mark = process.and_then(|p| p.node.store().image().marks().get(&id));
+            mark.is_some_and(|mark| mark.written > written)
+        });
+        if !known || !self.survives_without(id) {
+            return;
+        }
+        self.note(|| format!("{id} is restored from an image"));
+        if let Some(member) = self.members.get_mut(&id)
+            && let Some(image) = member.image.take()
+        {
+            member.crash();
+            member.disk = image;
+            member.restored = true;
+        }
+        self.down(id);
+    }
+
+    /// Whether the group has all it needs without the disk of this server.
+    fn survives_without(&self, id: RaftId) -> bool {
+        let running: Vec<_> =
+            self.members.values().filter_map(|member| member.process.as_ref()).collect();
+        let Some(leader) = running
+            .iter()
+            .map(|process| process.node.status())
+            .filter(|status| status.ready && !status.change_pending)
+            .max_by_key(|status| status.term)
+        else {
+            return false;
+        };
+        let keeps = |id: &RaftId| self.members.get(id).is_some_and(|member| !member.restored);
+        let voters = &leader.configuration.voters;
+        let left = voters.iter().filter(|v| **v != id && keeps(v)).count();
+        let pending = running.iter().any(|process| {
+            let image = process.node.store().image();
+            image
+                .entries(leader.configuration_index.next(), image.last_index().next())
+                .any(|entry| entry.kind == EntryKind::Membership)
+        });
+        running.len() == self.members.len() && !pending && left * 2 > voters.len()
     }
 }

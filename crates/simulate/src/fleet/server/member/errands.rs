@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use cohort_consensus::Term;
 use cohort_core::Offer;
+use cohort_core::ability::Ability;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, BootEpoch, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::policy::Size;
+use cohort_core::refused::WhyRefused;
 use cohort_core::report::Report;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
@@ -27,7 +30,8 @@ pub(super) struct Read {
     term: Term,
     /// The registry's content; none while it does not answer.
     registry: Option<Arc<RegistryView>>,
-    offers: Option<Arc<BTreeMap<AppId, Offer>>>,
+    /// What the repository offered last, and whether it answers now.
+    offers: Option<(Arc<BTreeMap<AppId, Offer>>, bool)>,
     written: Written,
     /// A view without records to be written.
     settled: Option<Arc<View>>,
@@ -47,23 +51,30 @@ impl Carried {
                 (server, (age_ms, doing))
             });
             let contacts = ages.collect();
-            self.send(leader.clone(), 0, What::Contacts(contacts));
+            self.send(leader.clone(), 0, What::Contacts(contacts, self.ability));
         }
     }
 
-    /// Every member hears of the kill switch; one that leads reads the repository and, unless it is
-    /// away, the registry, and has records for it if it `writes`. What it has read already is not
-    /// an input again.
+    /// Every member hears of the kill switch; one that leads reads the repository and the registry,
+    /// unless they are away, and has records for the registry if it `writes`. What it has read
+    /// already is no input again.
     pub(crate) fn errands(
         &mut self,
         registry: Option<&Arc<RegistryView>>,
         writes: bool,
-        offers: &Arc<BTreeMap<AppId, Offer>>,
+        offers: Option<&Arc<BTreeMap<AppId, Offer>>>,
         killed: Option<&String>,
+        disk: bool,
     ) -> Vec<Record> {
         if self.view.killed.as_ref() != killed {
             self.inputs.push(Input::Kill(killed.cloned()));
         }
+        if self.ability.disk != disk {
+            let space = if disk { DiskSpace::Enough } else { DiskSpace::Exhausted };
+            self.inputs.push(Input::Disk(space));
+        }
+        let (registry_answers, repository) = (registry.is_some(), offers.is_some());
+        self.ability = Ability { registry: registry_answers, repository, disk };
         if !self.view.leads() {
             return Vec::new();
         }
@@ -83,17 +94,30 @@ impl Carried {
             self.inputs.push(Input::Registry(view));
             self.read.registry = registry.cloned();
         }
-        if self.read.offers.as_ref().is_none_or(|read| !Arc::ptr_eq(read, offers)) {
-            let (all, refusals) = (BTreeMap::clone(offers), Vec::new());
-            self.inputs.push(Input::Offers { offers: all, refusals });
-            self.read.offers = Some(Arc::clone(offers));
-        }
+        self.read_repository(offers);
         registry.filter(|_| writes).map_or(Vec::new(), |_| self.write_records())
     }
 
-    /// Whether the leader finds a server silent: people are told that it is unknown.
-    pub(crate) fn finds_silent(&self, server: &ServerId, now_ms: u64, after_ms: u64) -> bool {
-        self.view.is_silent(server, &self.contacts, now_ms, after_ms)
+    /// Whether people are told that a server is unknown.
+    pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
+        self.view.is_unknown(server, &self.contacts, now_ms)
+    }
+
+    fn read_repository(&mut self, offers: Option<&Arc<BTreeMap<AppId, Offer>>>) {
+        let answers = offers.is_some();
+        let last = self.read.offers.as_ref();
+        let held = last.map_or_else(Arc::default, |(held, _)| Arc::clone(held));
+        let offers = offers.map_or(held, Arc::clone);
+        let same =
+            |(held, answered): &(_, bool)| Arc::ptr_eq(held, &offers) && *answered == answers;
+        if last.is_some_and(same) {
+            return;
+        }
+        let away = || WhyRefused::Unreachable { file: "timestamp.json".into() }.into();
+        let refreshed = if answers { Ok(()) } else { Err(away()) };
+        let (all, refusals) = (BTreeMap::clone(&offers), Vec::new());
+        self.inputs.push(Input::Offers { offers: all, refusals, refreshed });
+        self.read.offers = Some((offers, answers));
     }
 
     pub(crate) fn has_inputs(&self) -> bool {

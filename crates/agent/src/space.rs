@@ -1,0 +1,143 @@
+//! The space left for the agent in its data directory, and the ballast that it gives up first.
+
+use std::error::Error;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_base::chain::{causes, chain};
+use cohort_base::disk::{free_bytes, is_read_only, preallocate};
+use cohort_core::machine::DiskSpace;
+use cohort_server::member::Input;
+use cohort_server::space::{BALLAST_BYTES, Ballast, Look, judge};
+use tokio_util::sync::CancellationToken;
+
+use crate::shared::Shared;
+
+/// The ballast's file in the data directory.
+const BALLAST: &str = "ballast";
+/// Pause between two looks at the disk. A service that logs 10 MB/s fills less than the ballast
+/// meanwhile.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Without this much space, in bytes, an agent does not even try to start: it could not count its
+/// starts. Services should come up on a disk that is merely low.
+const START_BYTES: u64 = 1 << 20;
+
+/// Looks at the disk, gives up the ballast or takes it back, and tells the member.
+pub(crate) async fn watch(shared: Arc<Shared>) {
+    let mut told = None;
+    loop {
+        let space = look(&shared.config.data_dir).await;
+        if shared.disk.send_replace(space) != space {
+            let folder = shared.config.data_dir.display();
+            match space {
+                DiskSpace::Enough => tracing::info!(%folder, "enough disk space again"),
+                DiskSpace::Low => tracing::warn!(%folder, "little disk space left, ballast gone"),
+                DiskSpace::Exhausted => tracing::error!(%folder, "no disk space left"),
+            }
+        }
+        let handle = shared.handle();
+        let now = handle.as_ref().map(|handle| (handle.member, space));
+        if now != told
+            && let Some(handle) = handle
+            && handle.inputs.put(Input::Disk(space)).await
+        {
+            told = now;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Gives up the ballast if need be, and waits until an agent has space to start. False if it was
+/// asked to stop.
+pub(crate) async fn wait(folder: &Path, shutdown: &CancellationToken) -> bool {
+    let mut said = false;
+    while look(folder).await == DiskSpace::Exhausted && is_starved(folder) {
+        if !std::mem::replace(&mut said, true) {
+            tracing::error!(
+                folder = %folder.display(),
+                "no space left on the data directory, or no write access to it: free space, then \
+                 the agent starts"
+            );
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return false,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+    true
+}
+
+/// Whether an agent ended because it could not write.
+pub(crate) fn is_exhausted(error: &(dyn Error + 'static)) -> bool {
+    let kinds = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::ReadOnlyFilesystem];
+    let of_file = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| kinds.contains(&error.kind()))
+    };
+    causes(error).any(of_file)
+}
+
+/// Whether next to nothing can be written. A directory that does not exist yet is not starved.
+fn is_starved(folder: &Path) -> bool {
+    is_read_only(folder).unwrap_or(false)
+        || free_bytes(folder).is_ok_and(|free_bytes| free_bytes < START_BYTES)
+}
+
+/// What can be written; if that cannot be found out, enough.
+async fn look(folder: &Path) -> DiskSpace {
+    let folder = folder.to_owned();
+    let looked = tokio::task::spawn_blocking(move || look_at(&folder)).await;
+    match looked.unwrap_or(Ok(DiskSpace::Enough)) {
+        Ok(space) => space,
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "cannot look at the disk");
+            DiskSpace::Enough
+        }
+    }
+}
+
+fn look_at(folder: &Path) -> io::Result<DiskSpace> {
+    let path = folder.join(BALLAST);
+    let (free_bytes, read_only) = (free_bytes(folder)?, is_read_only(folder)?);
+    let (ballast, space) = judge(Look { free_bytes, ballast: path.exists(), read_only });
+    match ballast {
+        Ballast::Leave => {}
+        Ballast::GiveUp => std::fs::remove_file(&path)?,
+        Ballast::Take => take(&path)?,
+    }
+    Ok(space)
+}
+
+/// Takes the ballast; a file system that cannot allocate has none.
+fn take(path: &Path) -> io::Result<()> {
+    let file: File = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    if !preallocate(&file, 0, BALLAST_BYTES)? {
+        tracing::debug!(path = %path.display(), "no ballast on this file system");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod space_test {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_space_gets_a_ballast() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(look_at(folder.path()).unwrap(), DiskSpace::Enough);
+        let ballast = std::fs::metadata(folder.path().join(BALLAST)).unwrap();
+        assert_eq!(ballast.len(), BALLAST_BYTES);
+        assert_eq!(look_at(folder.path()).unwrap(), DiskSpace::Enough);
+    }
+
+    #[test]
+    fn a_full_disk_is_found_behind_other_errors() {
+        let full = || io::Error::from(ErrorKind::StorageFull);
+        let kept = crate::error::AgentError::kept("boot epoch")(full());
+        assert!(is_exhausted(&kept) && is_exhausted(&full()));
+        let other = io::Error::from(ErrorKind::NotFound);
+        assert!(!is_exhausted(&crate::error::AgentError::kept("boot epoch")(other)));
+    }
+}

@@ -1,0 +1,24 @@
+//! What a server says of its machine whenever it asks for its orders.
+
+use serde::{Deserialize, Serialize};
+
+/// A server's machine, as its agent sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Its wall clock, as Unix time in milliseconds.
+    pub unix_ms: u64,
+    pub disk: DiskSpace,
+}
+
+/// How much the agent can still write to its data directory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskSpace {
+    #[default]
+    Enough,
+    /// So little that the agent has given up its ballast.
+    Low,
+    /// So little that the group's log may soon be unwritable; or the file system is read-only.
+    Exhausted,
+}

@@ -1,0 +1,99 @@
+use super::record::AppRecord;
+use super::{BootTime, Moment, StepAction, StepWait, next_action};
+use crate::ids::{Generation, Incarnation};
+use crate::orders::{ActivationOrder, Fence, Purpose};
+use crate::release::{Release, Rollback};
+use crate::report::Step;
+
+const NOW: BootTime<'_> = BootTime { boot: "this", ms: 0 };
+const KILLED: Moment = Moment {
+    orders_fresh: true,
+    killed: true,
+    confirmed: false,
+    reached_since_stop: true,
+    confirm_expired: false,
+};
+/// The group has been out of reach for `confirm_within`.
+const ABANDONED: Moment = Moment {
+    orders_fresh: false,
+    killed: false,
+    confirmed: false,
+    reached_since_stop: false,
+    confirm_expired: true,
+};
+
+fn release(version: &str) -> Release {
+    Release {
+        version: version.parse().unwrap(),
+        platform: "linux/amd64".parse().unwrap(),
+        artifact: version[..1].repeat(64).parse().unwrap(),
+        manifest: "0".repeat(64).parse().unwrap(),
+        length: 1,
+        rollback: Rollback::Revert,
+    }
+}
+
+/// What a server does that was at this step when it lost power, or that has ended it.
+fn after(purpose: Purpose, step: Step, done: bool, moment: Moment) -> StepAction {
+    let order = ActivationOrder {
+        fence: Fence { incarnation: Incarnation(1), generation: Generation(2) },
+        release: Some(release("2.0.0")),
+        undo_to: None,
+        purpose,
+        avoid: Vec::new(),
+        drain_ms: 0,
+        min_healthy_ms: 0,
+        healthy_deadline_ms: 5_000,
+        confirm_within_ms: 60_000,
+        warm_up_ms: 0,
+        checks: Vec::new(),
+        hold: None,
+    };
+    let mut record = AppRecord::default();
+    record.local.current = Some(release("1.0.0"));
+    record.accept(order, Step::Prepare, |_| true, NOW);
+    record.begin(step, 1, NOW);
+    if done {
+        record.done(step, 1);
+    }
+    next_action(None, &record.local, &[], moment).step
+}
+
+#[test]
+fn a_server_that_lost_power_while_it_stopped_its_service_goes_on_under_the_kill_switch() {
+    let wait = StepAction::Wait(StepWait::FreshOrders);
+    assert_eq!(after(Purpose::Wave, Step::HandOver, true, KILLED), wait, "it serves");
+    for purpose in [Purpose::Wave, Purpose::RollBack, Purpose::Debt] {
+        let again = StepAction::Run { step: Step::Stop, attempt: 2 };
+        assert_eq!(after(purpose, Step::Stop, false, KILLED), again);
+        let on = StepAction::Run { step: Step::Switch, attempt: 1 };
+        assert_eq!(after(purpose, Step::Stop, true, KILLED), on);
+    }
+}
+
+#[test]
+fn a_rollback_that_lost_its_group_finishes_alone_in_every_step() {
+    let steps = [
+        (Step::Drain, Step::HandOver),
+        (Step::HandOver, Step::Stop),
+        (Step::Stop, Step::Switch),
+        (Step::Switch, Step::Start),
+        (Step::Start, Step::Check),
+        (Step::Check, Step::WarmUp),
+    ];
+    for (step, next) in steps {
+        let on = StepAction::Run { step: next, attempt: 1 };
+        assert_eq!(after(Purpose::RollBack, step, true, ABANDONED), on, "{step:?}");
+        let begun = after(Purpose::RollBack, step, false, ABANDONED);
+        assert_eq!(begun, StepAction::Run { step, attempt: 2 });
+    }
+    assert_eq!(after(Purpose::RollBack, Step::WarmUp, true, ABANDONED), StepAction::Complete);
+    // Not before its time, not while it serves, and no change towards something new.
+    let early = Moment { confirm_expired: false, ..ABANDONED };
+    let waits = StepAction::Wait(StepWait::Confirmation);
+    assert_eq!(after(Purpose::RollBack, Step::Check, true, early), waits);
+    let waits = StepAction::Wait(StepWait::FreshOrders);
+    assert_eq!(after(Purpose::RollBack, Step::Prepare, true, ABANDONED), waits);
+    let undo = after(Purpose::Wave, Step::Check, true, ABANDONED);
+    assert!(matches!(undo, StepAction::Undo { .. }), "{undo:?}");
+}
