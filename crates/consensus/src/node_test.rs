@@ -58,8 +58,8 @@ fn a_restarted_member_replays_what_it_knew() {
     let config = group.config(RaftId(leader), 2);
     group.open(store, config);
     assert_eq!(group.states[&RaftId(leader)], b"a b");
-    group.leader();
-    group.ticks(3);
+    // The peers heard the earlier process a moment ago, and vouch for no other.
+    group.ticks(40);
     assert_eq!(group.texts(leader), ["c"]);
 }
 
@@ -168,23 +168,6 @@ fn an_election_nobody_needs_disturbs_nobody() {
     group.ticks(5);
     let status = group.node(leader).status();
     assert_eq!((status.role, status.term), (Role::Leader, term));
-}
-
-#[test]
-fn a_member_whose_boot_epoch_went_back_is_not_listened_to() {
-    let mut group = Group::of(&[1, 2, 3]);
-    let leader = group.leader();
-    let other = (1..=3).find(|id| *id != leader).unwrap();
-    for boot_epoch in [2, 1] {
-        let before = group.node(leader).status();
-        let store = group.node(other).store().clone();
-        let config = group.config(RaftId(other), boot_epoch);
-        group.open(store, config);
-        group.ticks(5);
-        let after = group.node(leader).status();
-        let late = after.dropped.late - before.dropped.late;
-        assert_eq!(late > 0, boot_epoch == 1, "boot epoch {boot_epoch}: {late} dropped");
-    }
 }
 
 #[test]

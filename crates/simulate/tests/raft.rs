@@ -57,6 +57,6 @@ fn a_seed_gives_the_same_run_every_time() {
 
 #[test]
 fn restored_disks_are_found_out() {
-    let outcomes = (0..40).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
+    let outcomes = (0..200).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
     assert!(outcomes.map(|outcome| outcome.went_back).sum::<u64>() > 0);
 }

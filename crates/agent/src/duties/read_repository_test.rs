@@ -69,7 +69,7 @@ async fn a_refresh_that_fails_is_reported_with_the_older_offer() {
     lab.publish("1.0.0").await;
     let shared = lab.agent("s1", Some(lab.repository.dir())).await;
     let repository = Arc::clone(shared.repository.as_ref().unwrap());
-    let (channel, platform) = ("stable".parse().unwrap(), "intel".parse().unwrap());
+    let (channel, platform) = ("stable".parse().unwrap(), "linux/intel".parse().unwrap());
     repository.latest(&web(), &channel, &platform).await.unwrap();
     std::fs::remove_dir_all(lab.repository.dir()).unwrap();
     let (handle, views, queue) = handle(with_web(lab.leading()));

@@ -1,7 +1,9 @@
 //! Faults in a simulated group, and the changes that people make meanwhile.
 
-use cohort_consensus::RaftId;
-use cohort_store::{EntryKind, FaultyStore, LogStore as _};
+use std::collections::BTreeSet;
+
+use cohort_consensus::{RaftId, Status};
+use cohort_store::{EntryKind, FaultyStore, Index, LogStore as _};
 use rand::Rng;
 
 use super::{Event, TROUBLE_MS_MAX, World};
@@ -27,11 +29,16 @@ impl World {
             }
             Trouble::LoseDisk => return self.lose_disk(id),
             Trouble::RestoreImage => {
-                self.restore_image(id);
+                self.restore_image();
                 return Ok(());
             }
             Trouble::TakeImage => {
-                if let Some(member) = self.members.get_mut(&id).filter(|member| !member.restored) {
+                let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+                // A member that votes alone in its image has no peer that could know better.
+                let asks = member.process.as_ref().is_some_and(|process| {
+                    process.node.status().configuration.voters.iter().any(|voter| *voter != id)
+                });
+                if asks && !member.restored {
                     member.image = Some(member.disk.image());
                 }
                 return Ok(());
@@ -132,7 +139,9 @@ impl World {
     }
 
     fn change(&mut self, id: RaftId) {
-        let alive: Vec<RaftId> = self.members.keys().copied().collect();
+        // A change that needs a disk that went back would wait for ever.
+        let keep = self.members.values().filter(|member| !member.restored);
+        let alive: Vec<RaftId> = keep.map(|member| member.config.id).collect();
         let Some(process) = self.members.get_mut(&id).and_then(|m| m.process.as_mut()) else {
             return;
         };
@@ -163,22 +172,37 @@ impl World {
     }
 
     /// A disk is restored from an image, if the group can survive its loss, and if the disks of all
-    /// other servers know of what it has written since.
-    fn restore_image(&mut self, id: RaftId) {
-        let Some(member) = self.members.get(&id) else { return };
-        let Some(image) = member.image.as_ref().and_then(|disk| FaultyStore::open(disk).ok())
-        else {
-            return;
-        };
-        let written = image.image().written();
-        let known = self.members.values().filter(|other| other.config.id != id).all(|other| {
-            let process = other.process.as_ref();
-            let mark = process.and_then(|p| p.node.store().image().marks().get(&id));
-            mark.is_some_and(|mark| mark.written > written)
-        });
-        if !known || !self.survives_without(id) {
+    /// other members know of what it has written since.
+    fn restore_image(&mut self) {
+        let Some(leader) = self.ready_leader() else { return };
+        if leader.change_pending || self.is_change_coming(&leader) {
             return;
         }
+        let members = leader.configuration.members();
+        // Also those that have left: they may vouch for one that has forgotten it.
+        let known = |id: RaftId, written: u64| {
+            let mut others = self.members.values().filter(|other| other.config.id != id);
+            others.all(|other| {
+                let knows = |store: &FaultyStore| {
+                    let image = store.image();
+                    let mark = image.marks().get(&id);
+                    image.last_index() == Index(0) || mark.is_some_and(|m| m.written > written)
+                };
+                match &other.process {
+                    Some(process) => knows(process.node.store()),
+                    None => FaultyStore::open(&other.disk).is_ok_and(|store| knows(&store)),
+                }
+            })
+        };
+        let unproven = self.setup.weaken.no_proof;
+        let old = self.members.values().find(|member| {
+            let image = member.image.as_ref().and_then(|disk| FaultyStore::open(disk).ok());
+            let (id, voters) = (member.config.id, &leader.configuration.voters);
+            members.contains(&id)
+                && self.keeps_majority(voters, id)
+                && image.is_some_and(|image| unproven || known(id, image.image().written()))
+        });
+        let Some(id) = old.map(|member| member.config.id) else { return };
         self.note(|| format!("{id} is restored from an image"));
         if let Some(member) = self.members.get_mut(&id)
             && let Some(image) = member.image.take()
@@ -190,27 +214,36 @@ impl World {
         self.down(id);
     }
 
-    /// Whether the group has all it needs without the disk of this server.
-    fn survives_without(&self, id: RaftId) -> bool {
-        let running: Vec<_> =
-            self.members.values().filter_map(|member| member.process.as_ref()).collect();
-        let Some(leader) = running
-            .iter()
-            .map(|process| process.node.status())
-            .filter(|status| status.ready && !status.change_pending)
-            .max_by_key(|status| status.term)
-        else {
-            return false;
-        };
-        let keeps = |id: &RaftId| self.members.get(id).is_some_and(|member| !member.restored);
-        let voters = &leader.configuration.voters;
-        let left = voters.iter().filter(|v| **v != id && keeps(v)).count();
-        let pending = running.iter().any(|process| {
-            let image = process.node.store().image();
+    /// Of the leaders that may act, the newest.
+    fn ready_leader(&self) -> Option<Status> {
+        let running = self.members.values().filter_map(|member| member.process.as_ref());
+        let ready = running.map(|process| process.node.status()).filter(|status| status.ready);
+        ready.max_by_key(|status| status.term)
+    }
+
+    /// Whether a log holds a change of the members that the leader has not made.
+    fn is_change_coming(&self, leader: &Status) -> bool {
+        let running = self.members.values().filter_map(|member| member.process.as_ref());
+        running.map(|process| process.node.store().image()).any(|image| {
             image
                 .entries(leader.configuration_index.next(), image.last_index().next())
                 .any(|entry| entry.kind == EntryKind::Membership)
-        });
-        running.len() == self.members.len() && !pending && left * 2 > voters.len()
+        })
+    }
+
+    /// Whether most voters have their disks without this one's.
+    fn keeps_majority(&self, voters: &BTreeSet<RaftId>, id: RaftId) -> bool {
+        let keeps = |id: &RaftId| self.members.get(id).is_some_and(|member| !member.restored);
+        let left = voters.iter().filter(|voter| **voter != id && keeps(voter)).count();
+        left * 2 > voters.len()
+    }
+
+    /// Whether the group has all it needs without the disk of this server.
+    fn survives_without(&self, id: RaftId) -> bool {
+        let Some(leader) = self.ready_leader() else { return false };
+        self.members.values().all(|member| member.process.is_some())
+            && !leader.change_pending
+            && !self.is_change_coming(&leader)
+            && self.keeps_majority(&leader.configuration.voters, id)
     }
 }
