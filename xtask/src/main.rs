@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod demo;
 mod packages;
+mod simulate;
 mod test;
 mod tidy;
 
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Run everything: format, tidy, lints, tests, demo
     Test(test::TestArgs),
+    /// Play fleets from seeds, under faults; `-- --help` lists its options
+    Simulate(simulate::SimulateArgs),
     /// Check the rules of the house, or print figures about the sources
     Tidy(tidy::TidyArgs),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
         Task::Tidy(args) => tidy::run(&args),
     };
     match outcome {

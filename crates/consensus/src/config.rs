@@ -149,6 +149,8 @@ pub struct Weaken {
     pub lease_reads: bool,
     /// The member accepts late and duplicate messages.
     pub no_filter: bool,
+    /// Every read of the member has the same context.
+    pub same_read_context: bool,
     /// The member starts without a proof that its disk did not go back and that it is no copy, and
     /// asks none of others.
     pub no_proof: bool,

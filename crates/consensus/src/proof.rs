@@ -361,6 +361,13 @@ impl<S: LogStore> Node<S> {
         }
     }
 
+    /// Whether a peer was ever heard of under this number, by this member or by a leader that it
+    /// followed: its log has been written.
+    #[must_use]
+    pub fn has_met(&self, peer: RaftId) -> bool {
+        self.proof.marks.contains_key(&peer)
+    }
+
     /// The marks, if they have to be stored now.
     pub(crate) fn marks_due(&mut self) -> Option<BTreeMap<RaftId, Mark>> {
         let waits = self.proof.stored + MARKS_TICKS > self.clock;

@@ -74,6 +74,18 @@ fn those_that_come_back_with_their_own_disks_go_on() {
     assert!((1..=3).all(|id| group.texts(id).ends_with(&["b".to_owned()])));
 }
 
+/// A leader that never heard a peer itself knows that its number was used.
+#[test]
+fn a_number_that_was_used_is_known_to_every_member() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.ticks(80);
+    let store = group.node(1).store().clone();
+    group.nodes.clear();
+    restart(&mut group, 1, store, 2);
+    let met: Vec<u64> = (1..=4).filter(|id| group.node(1).has_met(RaftId(*id))).collect();
+    assert_eq!(met, [2, 3]);
+}
+
 /// Two acknowledge a command; one of them is restored to before it and the other dies. The third,
 /// which was away, has heard of the restored one's disk and does not decide with it.
 #[test]

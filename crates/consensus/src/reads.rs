@@ -19,6 +19,8 @@ pub(crate) struct Reads {
     member: RaftId,
     boot_epoch: u64,
     counter: u64,
+    /// See [`crate::Weaken`].
+    same_context: bool,
     forget_after_ticks: u64,
     pending_max: usize,
     /// Unanswered reads: from counter to the tick of their start.
@@ -33,6 +35,7 @@ impl Reads {
             member: config.id,
             boot_epoch: config.boot_epoch,
             counter: 0,
+            same_context: config.weaken.same_read_context,
             forget_after_ticks: FORGET_AFTER_ELECTIONS * u64::from(config.election_ticks_max),
             pending_max: config.limits.reads_pending_max,
             asked: BTreeMap::new(),
@@ -44,7 +47,9 @@ impl Reads {
         if self.asked.len() >= self.pending_max {
             return None;
         }
-        self.counter += 1;
+        if !self.same_context || self.counter == 0 {
+            self.counter += 1;
+        }
         self.asked.insert(self.counter, clock);
         Some(ReadContext {
             member: self.member,

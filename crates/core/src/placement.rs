@@ -148,8 +148,9 @@ fn candidates<'a>(
             };
             let votes = server.member.is_some_and(|member| placed.voters.contains(&member));
             let silent = unheard.silent.contains(id);
-            let busy = || settled && state.apps.values().any(in_change);
-            let fit = !silent && (votes || !(unheard.lately.contains(id) || busy()));
+            let may_start =
+                || !(unheard.lately.contains(id) || settled && state.apps.values().any(in_change));
+            let fit = !silent && (votes || may_start());
             let known = fit || server.member.is_some();
             known.then_some(Candidate { id, server, votes, silent, fit })
         },

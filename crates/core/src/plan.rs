@@ -204,6 +204,10 @@ impl<'a> Planner<'a> {
 
     fn app(&mut self) {
         let app = self.app;
+        if !self.state.servers.contains_key(self.leader) {
+            let leader = self.leader.clone();
+            self.wait(self.state.clock, WaitingOn::LeaderLeft { leader });
+        }
         if app.phase.rollout().is_some_and(|rollout| rollout.lead != *self.leader) {
             // The leader's server does the fetching.
             self.propose(Planned::TakeLead { lead: self.leader.clone() });

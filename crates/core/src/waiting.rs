@@ -45,6 +45,8 @@ pub enum WaitingOn {
     FirstReports { servers: Vec<ServerId> },
     /// No quorum: nothing can be decided or changed.
     NoLeader,
+    /// The leader's server has left the group, and no member of the group can take over yet.
+    LeaderLeft { leader: ServerId },
     /// Groups of earlier stages have not yet found the release good.
     StageBefore { version: Version, groups: Vec<GroupId> },
     /// No stage of the policy matches this group.

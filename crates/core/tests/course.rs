@@ -2,12 +2,13 @@
 
 mod common;
 
-use cohort_core::State;
 use cohort_core::command::{Body, Planned, Rejection, WhyNot};
 use cohort_core::ids::Revision;
 use cohort_core::phase::{Phase, PhaseName, arrow};
 use cohort_core::reason::Reason;
 use cohort_core::state::Ending;
+use cohort_core::waiting::WaitingOn;
+use cohort_core::{Observations, State, plan};
 use common::{app, command, group, policy, release, server};
 
 const REVERT: u8 = 1;
@@ -90,4 +91,12 @@ fn an_arrow_into_a_rollout_enters_its_first_state() {
     assert!(arrow(PhaseName::LEADER_HOLDS, PhaseName::WAVE_BAKED).is_none());
     assert!(arrow(PhaseName::Empty, PhaseName::VERIFIED).is_none());
     assert_eq!(PhaseName::ALL.into_iter().flat_map(drawn).count(), 44);
+}
+
+#[test]
+fn a_leader_whose_server_has_left_says_so() {
+    let leader = server(9);
+    let seen = Observations { leader: Some(leader.clone()), ..Observations::default() };
+    let waiting = plan(&started(REVERT, true), &seen).waiting;
+    assert!(waiting.iter().any(|one| one.on == WaitingOn::LeaderLeft { leader: leader.clone() }));
 }

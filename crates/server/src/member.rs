@@ -499,6 +499,7 @@ impl<S: LogStore> Member<S> {
         let id = RaftId(member.0);
         let status = self.node.status();
         let used = status.configuration.is_voter(id)
+            || self.node.has_met(id)
             || status.peers.get(&id).is_some_and(|peer| peer.matched.0 > 0);
         if mine && used {
             self.propose_own(Body::RetireMember { server: server.clone(), member });

@@ -36,6 +36,9 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("waiting for the first report of {}", list(servers))
         }
         WaitingOn::NoLeader => "no quorum: a majority of the group's voters is unreachable".into(),
+        WaitingOn::LeaderLeft { leader } => {
+            format!("{leader} has left the group, but leads until a reachable member takes over")
+        }
         WaitingOn::StageBefore { version, groups } => {
             format!("{version} waits for the verdict of {}", list(groups))
         }
@@ -160,7 +163,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let command = Command::Agent { hub: None };
             vec![Hint::run_to("on a server of the group", command)]
         }
-        WaitingOn::NoLeader => {
+        WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
             vec![Hint::run_to("start the agents of its voters", show)]
         }
@@ -268,6 +271,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::Capacity { out: servers, .. } => servers.contains(server),
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
+        | WaitingOn::LeaderLeft { leader: one }
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
         WaitingOn::NewRelease

@@ -8,8 +8,10 @@ use cohort_core::phase::PhaseName;
 use cohort_core::policy::{Duration, Prestage, Size, WaveSizes};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::Step;
-use cohort_core::waiting::WaitingOn;
 use cohort_store::WriteFault;
+use cohort_view::command::Command;
+use cohort_view::hint::Hint;
+use cohort_view::waiting::hints;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore};
 
@@ -17,12 +19,19 @@ use super::behaviour::{Behaviour, Fault};
 use super::build;
 pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, STALE_READ};
 use super::net::Weather;
+pub use super::prober::{COLLECTED, STALE_ORDER, TOO_MANY_OUT, UNTRUE};
 use super::server::{Disk, Service};
+pub use super::server::{OWES, TWICE};
 use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
 mod size;
+mod trace;
 mod trouble;
+
+use trace::ToldByGroup;
+pub use trace::Trace;
+use trouble::{KINDS, REGISTRY_REFUSES, SUPPLY_IS_BACK};
 
 /// How long faults come, in milliseconds of the fleet's clock.
 const FAULTS_MS: u64 = 180_000;
@@ -31,6 +40,12 @@ const HEAL_MS: u64 = 900_000;
 
 /// For how long a voter may be silent before it is replaced, in milliseconds.
 const REPLACE_AFTER_MS: u64 = 5_000;
+
+/// A violation that the tests look for: all faults have ended, and something is still not right.
+pub const NOT_RIGHT: &str = "not right";
+
+/// The registry has an older record of a group's members.
+pub const OTHER_MEMBERS: &str = "the registry names other members";
 
 /// What one run was like.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,6 +64,8 @@ pub struct Run {
     pub restored: u64,
     /// Servers that were down for good.
     pub gone: u64,
+    /// Faults that were drawn.
+    pub faults: u64,
     /// Waves that started.
     pub waves: u64,
     /// A digest of what members and servers did, and when.
@@ -64,6 +81,7 @@ impl Run {
         self.transfers += other.transfers;
         self.logs_lost += other.logs_lost;
         self.gone += other.gone;
+        self.faults += other.faults;
         self.restored += other.restored;
         self.waves += other.waves;
     }
@@ -80,6 +98,24 @@ pub enum Mutation {
     AltersEntry,
     /// Members accept snapshots that were altered in transit.
     Diverges,
+    /// A host accepts orders whatever it has accepted before.
+    HostFence,
+    /// Orders never expire.
+    OrderValidity,
+    /// A host acts first, and records later what it is doing.
+    IntentBeforeAction,
+    /// Members take every report for a new one.
+    ReportDeduplication,
+    /// A server that starts takes traffic although it owes.
+    DebtsBeforeTraffic,
+    /// A server that cannot reach its group never undoes a change.
+    ConfirmOrUndo,
+    /// A host removes all artifacts that it is not running.
+    CollectsLastGood,
+    /// Groups take every server out of service that they like.
+    Ledger,
+    /// A late write replaces a newer record of the registry.
+    RegistryFence,
 }
 
 /// A fleet under faults that are drawn from a seed.
@@ -89,10 +125,13 @@ pub struct Chaos {
     groups: Vec<GroupId>,
     versions: u32,
     servers: usize,
-    talk: bool,
+    /// How often each kind of fault or wish is drawn, in parts of their sum.
+    rates: Vec<u32>,
+    trace: Trace,
+    told: ToldByGroup,
+    faults: u64,
     /// Every policy rolls a release out in ten waves.
     ten_waves: bool,
-    told: BTreeMap<GroupId, usize>,
     /// Logs that servers lost, and when the last one did.
     logs_lost: u64,
     lost_ms: u64,
@@ -108,26 +147,27 @@ type Image = (Disk, BTreeMap<AppId, Service>);
 
 impl Chaos {
     /// A fleet of one to three groups with one or two apps, all drawn from the seed.
-    pub fn new(seed: u64, talk: bool) -> Chaos {
-        Chaos::found(Fleet::new(seed), talk)
+    pub fn new(seed: u64) -> Chaos {
+        Chaos::with(seed, None, Trace::Off)
     }
 
-    /// The same, with a protection switched off.
-    pub fn mutated(seed: u64, mutation: Mutation) -> Chaos {
+    /// The same, with a protection switched off, and printing what happens.
+    pub fn with(seed: u64, off: Option<Mutation>, trace: Trace) -> Chaos {
         let mut fleet = Fleet::new(seed);
-        fleet.mutation = Some(mutation);
-        Chaos::found(fleet, false)
+        fleet.mutation = off;
+        fleet.registry.unfenced = off == Some(Mutation::RegistryFence);
+        Chaos::found(fleet, trace)
     }
 
     /// The same, of members that step at every tick instead of sleeping until something is due.
     pub fn of_every_tick(seed: u64) -> Chaos {
         let mut fleet = Fleet::new(seed);
         fleet.every_tick = true;
-        Chaos::found(fleet, false)
+        Chaos::found(fleet, Trace::Off)
     }
 
-    fn found(fleet: Fleet, talk: bool) -> Chaos {
-        let mut chaos = Chaos::empty(fleet, talk);
+    fn found(fleet: Fleet, trace: Trace) -> Chaos {
+        let mut chaos = Chaos::empty(fleet, trace);
         let zones = chaos.draw(3) + 1;
         for zone in ["zone-a", "zone-b", "zone-c"].iter().take(zones as usize) {
             let count = chaos.draw(8) as usize + 1;
@@ -138,7 +178,7 @@ impl Chaos {
     }
 
     /// A fleet without groups, and how its members are opened.
-    fn empty(mut fleet: Fleet, talk: bool) -> Chaos {
+    fn empty(mut fleet: Fleet, trace: Trace) -> Chaos {
         fleet.limits.retained_entries = [0, 5, 1024][fleet.rng.random_range(0..3)];
         fleet.limits.entries_before_snapshot = [30, 4096][fleet.rng.random_range(0..2)];
         fleet.placer.replace_after_ms = REPLACE_AFTER_MS;
@@ -147,21 +187,31 @@ impl Chaos {
                 .into_iter()
                 .map(|app| AppId::new(app).expect("an app"))
                 .collect();
-        Chaos {
+        let mut chaos = Chaos {
             fleet,
             apps,
             groups: Vec::new(),
             versions: 0,
             servers: 0,
-            talk,
+            rates: vec![1; KINDS as usize],
+            trace,
+            told: ToldByGroup::new(),
+            faults: 0,
             ten_waves: false,
-            told: BTreeMap::new(),
             logs_lost: 0,
             lost_ms: 0,
             gone: 0,
             images: BTreeMap::new(),
             restored: 0,
+        };
+        for kind in 0..KINDS as usize {
+            // Seeds differ in character; what ends a fault always comes.
+            chaos.rates[kind] = [0, 1, 1, 2, 4][chaos.draw(5) as usize];
         }
+        for kind in [7, 9, 17, 25, SUPPLY_IS_BACK] {
+            chaos.rates[kind as usize] = 2;
+        }
+        chaos
     }
 
     fn add_group(&mut self, zone: &str, count: usize) {
@@ -183,16 +233,10 @@ impl Chaos {
         self.fleet.rng.random_range(0..below)
     }
 
-    fn say(&self, text: &str) {
-        if self.talk {
-            println!("{:>7} ms  {text}", self.fleet.now_ms);
-        }
-    }
-
     fn join(&mut self, group: &GroupId) {
         self.servers += 1;
         let server = build::server(self.servers);
-        self.say(&format!("{server} joins {group}"));
+        self.say_of(group, &format!("{server} joins"));
         self.fleet.groups.get_mut(group).expect("known").join(&server);
     }
 
@@ -269,38 +313,46 @@ impl Chaos {
         let ids: Vec<ServerId> =
             self.fleet.groups[&group].log.state.servers.keys().cloned().collect();
         let server = ids.choose(&mut self.fleet.rng).cloned();
-        match (self.draw(32), server) {
+        let kind = self.kind();
+        // The others are wishes of persons, or end a fault.
+        self.faults +=
+            u64::from(!matches!(kind, 0 | 1 | 7..=11 | 15..=18 | 25..=27 | SUPPLY_IS_BACK));
+        match (kind, server) {
+            (REGISTRY_REFUSES.., _) => self.supply(kind),
             (0, _) if self.servers < 24 => self.join(&group),
             // The only voter of a group knows everything alone.
-            (1, Some(server)) if ids.len() > 2 && self.voters(&group) > 1 => {
-                self.say(&format!("{server} leaves"));
+            // Nobody takes out a server while the group does not know yet that it lost another.
+            (1, Some(server))
+                if ids.len() > 2 && self.voters(&group) > 1 && !self.lost_lately() =>
+            {
+                self.say_of(&group, &format!("{server} leaves"));
                 self.fleet.leave(&group, &server);
             }
             (2 | 3, Some(server)) => {
                 let after = self.draw(6);
-                self.say(&format!("{server} crashes in {after} instructions"));
+                self.say_of(&group, &format!("{server} crashes in {after} instructions"));
                 self.server(&group, &server).crash_in = Some(after);
             }
             (4, Some(server)) if self.draw(3) == 0 => {
-                self.say(&format!("{server} loses what it holds"));
+                self.say_of(&group, &format!("{server} loses what it holds"));
                 let server = self.server(&group, &server);
                 server.crash();
                 server.disk.held.clear();
             }
             (4, Some(server)) => {
-                self.say(&format!("{server} loses power"));
+                self.say_of(&group, &format!("{server} loses power"));
                 self.server(&group, &server).power_off();
             }
             (5 | 6, Some(server)) => {
-                self.say(&format!("{server} is cut off"));
+                self.say_of(&group, &format!("{server} is cut off"));
                 self.server(&group, &server).cut = true;
             }
             (7..=9, Some(server)) => {
-                self.say(&format!("{server} comes back"));
+                self.say_of(&group, &format!("{server} comes back"));
                 self.start(&group, &server);
             }
             (10, server) => {
-                self.say(&format!("{server:?} is to lead"));
+                self.say_of(&group, &format!("{server:?} is to lead"));
                 self.fleet.transfer(&group, server.as_ref());
             }
             (11, _) => {
@@ -346,7 +398,7 @@ impl Chaos {
             },
             (19, _) => {
                 let ahead_ms = u64::from(self.versions) * 1_000;
-                self.say("a leader slept");
+                self.say_of(&group, "a leader slept");
                 if let Some(leader) = self.fleet.groups[&group].leader() {
                     self.fleet.catch_up(&group, &leader);
                     self.server(&group, &leader).ahead_ms += ahead_ms;
@@ -377,11 +429,14 @@ impl Chaos {
     }
 
     fn wish(&mut self, group: &GroupId, body: Body) {
-        self.say(&format!("ana: {body:?}"));
+        self.say_of(group, &format!("ana: {body:?}"));
         self.fleet.say(group, "ana", body);
     }
 
     /// Plays the whole run.
+    ///
+    /// # Panics
+    /// At the first violation.
     pub fn play(mut self) -> Run {
         while self.fleet.now_ms < FAULTS_MS {
             self.fleet.tick();
@@ -403,26 +458,18 @@ impl Chaos {
         }
         run.digest ^= self.fleet.rng.next_u64();
         run.gone = self.gone;
+        run.faults = self.faults;
         run.restored = self.restored;
         run.logs_lost = self.logs_lost;
         run
     }
 
-    fn tell(&mut self) {
-        for (id, group) in self.fleet.groups.iter().filter(|_| self.talk) {
-            let told = self.told.entry(id.clone()).or_default();
-            for happened in &group.log.events[*told..] {
-                println!("{:>7} ms  {id}: {:?}", happened.at_ms, happened.event);
-            }
-            *told = group.log.events.len();
-        }
-    }
-
-    /// All faults end, a sound release is there, and persons agree to everything.
+    /// All faults end, a sound release is there, and persons do what `why` tells them to.
     fn heal(&mut self) {
         self.say("everything heals");
         self.fleet.weather = Weather::default();
         self.fleet.registry.away = false;
+        self.supply(SUPPLY_IS_BACK);
         for id in self.groups.clone() {
             let group = self.fleet.groups.get_mut(&id).expect("known");
             group.killed = None;
@@ -460,21 +507,17 @@ impl Chaos {
             }
             self.agree();
         }
-        for group in self.fleet.groups.values() {
-            for waiting in group.leader_view().iter().flat_map(|(_, view)| &view.waiting) {
-                println!("{}: {}: {:?}", group.log.state.group, waiting.app, waiting.on);
-                if let WaitingOn::Capacity { out, .. } = &waiting.on {
-                    for (app, of) in &group.log.state.apps {
-                        let good = of.last_good.as_ref().map(|good| &good.version);
-                        println!("{app} on all: {:?}, last good {good:?}", of.phase);
-                        for (server, here) in of.servers.iter().filter(|(s, _)| out.contains(*s)) {
-                            println!("{app} on {server}: {here:?}");
-                        }
-                    }
-                }
-            }
-        }
-        panic!("not right {HEAL_MS} ms after the last fault: {open}");
+        panic!("{NOT_RIGHT} {HEAL_MS} ms after the last fault: {open}{}", self.waiting());
+    }
+
+    /// Everything that waits, for the message of a run that does not come right.
+    fn waiting(&self) -> String {
+        let groups = self.fleet.groups.iter();
+        let all = groups.flat_map(|(id, group)| {
+            let waiting = group.leader_view().map_or(&[][..], |(_, view)| &view.waiting);
+            waiting.iter().map(move |waiting| format!("\n{id}: {}: {:?}", waiting.app, waiting.on))
+        });
+        all.collect()
     }
 
     fn open(&self, target: &BTreeMap<AppId, Release>) -> Option<String> {
@@ -484,29 +527,40 @@ impl Chaos {
             .flat_map(|group| target.iter().map(move |(app, release)| (group, app, release)))
             .find_map(|(group, app, release)| group.settled_on(app, release).err())
             .or_else(|| self.fleet.groups.values().find_map(|group| group.whole().err()))
+            .or_else(|| {
+                let mut groups = self.fleet.groups.iter();
+                let known = |id: &GroupId| self.fleet.registry.members.get(id);
+                let other = groups
+                    .find(|(id, group)| known(id) != Some(&group.log.state.member_addresses()));
+                other.map(|(id, _)| format!("{id}: {OTHER_MEMBERS}: {:?}", known(id)))
+            })
     }
 
+    /// Persons do what `why` suggests, and remove the servers that have left.
     fn agree(&mut self) {
         for id in self.groups.clone() {
             let group = &self.fleet.groups[&id];
-            let known = |server: &&ServerId| group.log.state.servers.contains_key(*server);
-            let left = group.leaving.iter().chain(&group.gone).filter(known);
+            let lost = |server: &ServerId| {
+                group.log.state.servers.contains_key(server)
+                    && (group.leaving.contains(server) || group.gone.contains(server))
+            };
+            let left = group.leaving.iter().chain(&group.gone).filter(|server| lost(server));
             let mut wishes: Vec<Body> =
                 left.map(|server| Body::RemoveServer { server: server.clone() }).collect();
-            let waiting = group.leader_view().map_or(Vec::new(), |(_, view)| view.waiting.to_vec());
-            for (app, state) in &group.log.state.apps {
-                let app = || app.clone();
-                if state.phase.forward().is_some_and(|rollout| rollout.pause.is_some()) {
-                    wishes.push(Body::Resume { app: app() });
-                }
-                for on in waiting.iter().filter(|waiting| waiting.app == app()) {
-                    match on.on {
-                        WaitingOn::Approval { .. } => wishes.push(Body::Approve { app: app() }),
-                        WaitingOn::Debt { .. } | WaitingOn::Person { .. } => {
-                            wishes.push(Body::Retry { app: app() });
-                        }
-                        _ => {}
+            let waiting = group.leader_view().map_or(&[][..], |(_, view)| &view.waiting);
+            for hint in waiting.iter().flat_map(|on| hints(&on.on, &id, &on.app)) {
+                let Hint::Run(_, command) = hint else { continue };
+                let wish = match command {
+                    Command::RolloutApprove { app, .. } => Body::Approve { app },
+                    Command::RolloutResume { app, .. } => Body::Resume { app },
+                    Command::RolloutRetry { app, .. } => Body::Retry { app },
+                    Command::GroupRemoveServer { server, .. } if lost(&server) => {
+                        Body::RemoveServer { server }
                     }
+                    _ => continue,
+                };
+                if !wishes.contains(&wish) {
+                    wishes.push(wish);
                 }
             }
             for wish in wishes {

@@ -25,6 +25,7 @@ mod group;
 mod log;
 mod net;
 mod prober;
+mod registry;
 pub mod script;
 mod server;
 mod world;

@@ -123,6 +123,15 @@ pub(crate) struct Weather {
     pub(crate) delay_ms_max: u64,
 }
 
+impl Weather {
+    /// When something that is sent now and not lost arrives.
+    pub(crate) fn arrives_ms(self, now_ms: u64, rng: &mut ChaCha8Rng) -> u64 {
+        let late = self.late > 0 && rng.random_range(0..1000) < self.late;
+        let max_ms = if late { LATE_MS_MAX } else { self.delay_ms_max };
+        now_ms + if max_ms > 0 { rng.random_range(1..=max_ms) } else { 0 }
+    }
+}
+
 /// The packets of one group that are in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Net {
@@ -147,11 +156,7 @@ impl Net {
             return;
         }
         let twice = hits(weather.twice);
-        let mut arrives_ms = || {
-            let late = weather.late > 0 && rng.random_range(0..1000) < weather.late;
-            let max_ms = if late { LATE_MS_MAX } else { weather.delay_ms_max };
-            now_ms + if max_ms > 0 { rng.random_range(1..=max_ms) } else { 0 }
-        };
+        let mut arrives_ms = || weather.arrives_ms(now_ms, rng);
         if twice {
             let at_ms = arrives_ms();
             self.put(at_ms, packet.clone());

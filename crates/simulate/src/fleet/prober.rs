@@ -2,13 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_consensus::Term;
+use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
+use cohort_core::orders::Fence;
+use cohort_core::policy::Policy;
 use cohort_core::state::App;
 use cohort_server::asking::ORDERS_VALID_MS;
 
 use super::behaviour::Behaviours;
 use super::group::Group;
 use super::server::Service;
+use super::world::TICK_MS;
+
+/// A violation that the tests look for: more servers are out of service than the policy allows.
+pub const TOO_MANY_OUT: &str = "left service";
+/// See [`TOO_MANY_OUT`].
+pub const STALE_ORDER: &str = "acts on an order that was withdrawn";
+/// See [`TOO_MANY_OUT`].
+pub const COLLECTED: &str = "has removed the last good release";
+
+/// See [`TOO_MANY_OUT`].
+pub const UNTRUE: &str = "is not what people are told";
+
+/// How long people may be told something about a service that is no longer so, in milliseconds:
+/// `unreachable_after` here, what a lost report costs twice, and a hanging step.
+const TOLD_MS_MAX: u64 = 45_000;
 
 /// A prober. Every look panics where something is seen that must never be.
 #[derive(Debug, Default)]
@@ -18,6 +36,12 @@ pub(crate) struct Prober {
     /// Servers that a change took away from the users they were serving, until they serve again:
     /// whether they failed, were lost, or crashed meanwhile.
     taken: BTreeSet<(GroupId, ServerId)>,
+    /// Every policy that was ever written, as persons wrote it.
+    pub(crate) policies: BTreeMap<(AppId, Revision), Policy>,
+    /// The changes that each server was lately ordered to make, and when it last was.
+    ordered: BTreeMap<(GroupId, AppId, ServerId), BTreeMap<Fence, u64>>,
+    /// By whom and in which term people were told something untrue of a service, and since when.
+    untrue: BTreeMap<(GroupId, AppId, ServerId), (Term, u64)>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
 }
@@ -34,8 +58,80 @@ impl Prober {
                 );
             }
         }
+        self.look_at_orders(now_ms, group);
+        Prober::look_at_artifacts(now_ms, group);
         self.look_at_capacity(now_ms, group);
         Prober::look_at_plan(now_ms, group);
+        self.look_at_what_people_are_told(now_ms, group);
+    }
+
+    /// What the leader tells people about each service becomes true, or *unknown*, soon.
+    fn look_at_what_people_are_told(&mut self, now_ms: u64, group: &Group) {
+        let name = &group.log.state.group;
+        let told = group.leader_view().filter(|(leader, _)| {
+            let leader = &group.servers[*leader];
+            leader.linked && leader.paused_until_ms <= now_ms
+        });
+        let Some((leader, view)) = told else {
+            return self.untrue.retain(|(of, ..), _| of != name);
+        };
+        let (leader, term) = (&group.servers[leader], view.raft.term);
+        for (app, of) in &view.state.apps {
+            for (id, here) in &of.servers {
+                let key = (name.clone(), app.clone(), id.clone());
+                let service = group.servers.get(id).and_then(|server| server.services.get(app));
+                let serves = service.is_some_and(Service::serves);
+                let unknown = here.unsure || leader.shows_unknown(id, now_ms);
+                if unknown || here.in_service == serves {
+                    self.untrue.remove(&key);
+                    continue;
+                }
+                let since = self.untrue.entry(key).or_insert((term, now_ms));
+                if since.0 != term {
+                    *since = (term, now_ms);
+                }
+                assert!(
+                    now_ms - since.1 < TOLD_MS_MAX,
+                    "{now_ms} ms: {app} on {id} of {name} {UNTRUE}: serves {serves}, {here:?}"
+                );
+            }
+        }
+    }
+
+    /// A server begins only what it is ordered to do, or was a moment ago.
+    fn look_at_orders(&mut self, now_ms: u64, group: &Group) {
+        let name = &group.log.state.group;
+        let fresh_ms = now_ms.saturating_sub(ORDERS_VALID_MS + 2 * TICK_MS);
+        for (app, of) in &group.log.state.apps {
+            for (server, change) in of.in_flight() {
+                let key = (name.clone(), app.clone(), server.clone());
+                let ordered = self.ordered.entry(key).or_default();
+                ordered.insert(change.fence, now_ms);
+                ordered.retain(|_, at_ms| *at_ms >= fresh_ms);
+            }
+        }
+        for (id, server) in &group.servers {
+            for (app, (fence, at_ms)) in server.begun.iter().filter(|(_, it)| it.1 == now_ms) {
+                let ordered = self.ordered.get(&(name.clone(), app.clone(), id.clone()));
+                let last_ms = ordered.and_then(|ordered| ordered.get(fence));
+                assert!(
+                    last_ms.is_some_and(|last_ms| *last_ms >= fresh_ms),
+                    "{at_ms} ms: {app} on {id} of {name} {STALE_ORDER}: {fence:?}, not {ordered:?}"
+                );
+            }
+        }
+    }
+
+    /// A server of which the group knows that it has the last good release has not removed it.
+    fn look_at_artifacts(now_ms: u64, group: &Group) {
+        for (app, of) in &group.log.state.apps {
+            let Some(good) = &of.last_good else { continue };
+            for (id, _) in of.servers.iter().filter(|(_, here)| here.has(&good.artifact)) {
+                let server = group.servers.get(id);
+                let removed = server.is_some_and(|it| it.collected.contains(&good.artifact));
+                assert!(!removed, "{now_ms} ms: {id} {COLLECTED} of {app}, {}", good.version);
+            }
+        }
     }
 
     /// No change takes a server away while `max_unavailable` others are away.
@@ -44,20 +140,26 @@ impl Prober {
         let name = &state.group;
         self.taken.retain(|(of, id)| {
             of != name
-                || group.servers.get(id).is_some_and(|server| {
-                    let away = |service: &Service| service.release.is_some() && !service.serves();
-                    state.servers.contains_key(id) && server.services.values().any(away)
-                })
+                || group
+                    .servers
+                    .get(id)
+                    .is_some_and(|server| state.servers.contains_key(id) && server.is_away())
         });
         for (app, of) in &state.apps {
             let limits = self.limits.entry((name.clone(), app.clone())).or_default();
-            limits.insert(of.max_unavailable(state.size()), now_ms);
+            let policy = &self.policies[&(app.clone(), of.revision)];
+            limits.insert(policy.max_unavailable_of(state.size()), now_ms);
             limits.retain(|_, at_ms| *at_ms + ORDERS_VALID_MS >= now_ms);
         }
         let granted = |id: &ServerId, app: &App| Some(app.servers.get(id)?.in_flight()?.granted);
         for (id, server) in &group.servers {
-            let away = |app: &&AppId| server.took_away.contains(*app) && server.being_changed(app);
-            let Some(app) = state.apps.keys().find(away) else { continue };
+            // An app that the server did not have takes nothing away before it is switched in.
+            if !server.is_away() {
+                continue;
+            }
+            let changes =
+                |app: &&AppId| server.took_away.contains(*app) && server.being_changed(app);
+            let Some(app) = state.apps.keys().find(changes) else { continue };
             let member = state.servers.contains_key(id);
             if !member || !self.taken.insert((name.clone(), id.clone())) {
                 continue;
@@ -73,7 +175,7 @@ impl Prober {
             let max = self.limits[&(name.clone(), app.clone())].keys().max().copied();
             assert!(
                 max.is_none_or(|max| others.len() < max as usize),
-                "{now_ms} ms: {id} of {name} left service for {app}, {others:?} are out, \
+                "{now_ms} ms: {id} of {name} {TOO_MANY_OUT} for {app}, {others:?} are out, \
                  {max:?} may be"
             );
         }

@@ -29,6 +29,8 @@ use super::world::{Break, Fleet};
 
 mod tell;
 
+pub(super) use tell::tell_event;
+
 /// How long `run until=…` waits unless told, in milliseconds of the fleet's clock.
 const UNTIL_MS: u64 = 600_000;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
-use cohort_core::orders::{Fence, MemberAddress, Orders};
+use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
 use cohort_core::policy::{Check, Probe};
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
@@ -38,7 +38,12 @@ pub(crate) mod member;
 mod steps;
 mod transfer;
 
-pub(crate) use transfer::Holdings;
+pub(crate) use transfer::{Around, Holdings};
+
+/// A violation that the tests look for: an order is carried out again.
+pub const TWICE: &str = "was accepted again";
+/// See [`TWICE`].
+pub const OWES: &str = "takes traffic before it has paid its debt";
 
 /// How long a server waits for its first orders after a start before it takes traffic without, in
 /// milliseconds: the agent's default.
@@ -172,6 +177,10 @@ pub(crate) struct Server {
     pub(crate) cut: bool,
     /// The activations that were ever accepted, each once.
     accepted: BTreeSet<(AppId, Fence)>,
+    /// The last activation of each app that was accepted, and when.
+    pub(crate) begun: BTreeMap<AppId, (Fence, u64)>,
+    /// Artifacts that were removed because no order kept them.
+    pub(crate) collected: BTreeSet<Digest>,
     /// Apps whose change took the server away from users that it was serving.
     pub(crate) took_away: BTreeSet<AppId>,
     /// Crash at this many instructions from now.
@@ -200,19 +209,6 @@ pub(crate) struct Server {
     broken_ms: Option<u64>,
     now_ms: u64,
     agent: Agent,
-}
-
-/// What a server needs to know of its world for one tick.
-pub(crate) struct Around<'a> {
-    pub(crate) now_ms: u64,
-    pub(crate) behaviours: &'a Behaviours,
-    /// What servers hold that can be reached.
-    pub(crate) holdings: &'a Holdings,
-    pub(crate) mirrors: bool,
-    /// How long the whole artifact takes from one source, in milliseconds.
-    pub(crate) fetch_ms: u64,
-    /// Where the group's members are, by the registry; none while it does not answer.
-    pub(crate) members: Option<&'a [MemberAddress]>,
 }
 
 impl Agent {
@@ -257,6 +253,8 @@ impl Server {
             up: false,
             cut: false,
             accepted: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            collected: BTreeSet::new(),
             took_away: BTreeSet::new(),
             crash_in: None,
             ahead_ms: 0,
@@ -344,10 +342,19 @@ impl Server {
         activation.is_some_and(LocalActivation::drained)
     }
 
+    /// Whether a service that it has does not serve.
+    pub(crate) fn is_away(&self) -> bool {
+        self.services.values().any(|service| service.release.is_some() && !service.serves())
+    }
+
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
     pub(crate) fn reaches(&self, behaviours: &Behaviours) -> bool {
         let mut switched_in = self.services.values().filter_map(|service| service.release.as_ref());
         !self.cut && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
+    }
+
+    fn is_off(&self, mutation: Mutation) -> bool {
+        self.setup.mutation == Some(mutation)
     }
 
     /// One instruction more; true when the agent dies here.
@@ -410,11 +417,14 @@ impl Server {
             }
         }
         // What happens while the group does not hear of it counts alike.
-        if self.cut || self.services.values().any(|s| s.release.is_some() && !s.serves()) {
+        if self.cut || self.is_away() {
             self.broken_ms = Some(now_ms);
         }
         if !self.up || self.paused_until_ms > now_ms {
             return;
+        }
+        if self.is_off(Mutation::ConfirmOrUndo) {
+            self.agent.apps.values_mut().for_each(|app| app.reached.heard(now_ms));
         }
         self.read_inbox(around, log);
         self.follow_member_order(now_ms);
@@ -536,6 +546,9 @@ impl Server {
                 self.boot(&orders.app);
             }
         }
+        for orders in &received.orders.apps {
+            self.keep(&orders.app, &orders.keep);
+        }
         for app in self.agent.apps.values_mut() {
             app.reached.heard(received.asked_ms);
         }
@@ -600,6 +613,7 @@ impl Server {
         let boot = self.boots.to_string();
         let now = BootTime { boot: &boot, ms: self.now_ms };
         let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
+        let off = self.setup.mutation;
         let service = self.services.get(app).cloned().unwrap_or_default();
         let health = |checks: &Vec<Check>| service.health(checks);
         let agent = &self.agent.apps[app];
@@ -607,14 +621,25 @@ impl Server {
         let health = agent.watched.as_ref().map(health);
         let Agent { received, outbox, apps, .. } = &mut self.agent;
         let orders = received.as_ref().and_then(|received| received.of(app));
+        let debtless = orders
+            .filter(|_| off == Some(Mutation::DebtsBeforeTraffic))
+            .map(|orders| AppOrders { owes: false, ..orders.clone() });
         let here = apps.get_mut(app).expect("every app on the disk was booted");
+        let unfenced = (off == Some(Mutation::HostFence)).then(|| {
+            let mut record = here.record.clone();
+            record.local.highest = Fence::default();
+            record
+        });
+        let fresh = |received: &Received| {
+            off == Some(Mutation::OrderValidity) || received.fresh(self.now_ms)
+        };
         let sight = Sight {
             now,
-            orders,
-            orders_fresh: received.as_ref().is_some_and(|r| r.fresh(self.now_ms)),
+            orders: debtless.as_ref().or(orders),
+            orders_fresh: received.as_ref().is_some_and(fresh),
             killed: self.disk.killed.is_some(),
             confirmed: outbox.confirmed().get(app).copied(),
-            record: &here.record,
+            record: unfenced.as_ref().unwrap_or(&here.record),
             reached: here.reached,
             held: &held,
             health: health.as_ref(),

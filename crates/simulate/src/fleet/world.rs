@@ -1,14 +1,13 @@
 //! The fleet: groups, one registry, one clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_consensus::Limits;
 use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
-use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
-use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
-use cohort_core::orders::MemberAddress;
+use cohort_core::gate::GroupInfo;
+use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
@@ -23,21 +22,12 @@ use super::group::Group;
 use super::log::Log;
 use super::net::{Net, Packet, Weather};
 use super::prober::Prober;
+use super::registry::Registry;
 use super::server::member::Setup;
 use super::server::{Around, Holdings, Server};
 
 /// One step of the clock of servers, in milliseconds. Members and packets have their own times.
 pub(crate) const TICK_MS: u64 = 100;
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Registry {
-    /// Its content, as leaders read it; shared with those that have read it.
-    pub(crate) view: Arc<RegistryView>,
-    /// Where the members of each group are.
-    pub(crate) members: BTreeMap<GroupId, Vec<MemberAddress>>,
-    /// Whether it is unreachable.
-    pub(crate) away: bool,
-}
 
 /// What a script waits for.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +47,8 @@ pub(crate) struct Fleet {
     /// How many packets are lost, duplicated or delayed.
     pub(crate) weather: Weather,
     pub(crate) mirrors: bool,
+    /// Artifacts that the mirrors do not serve.
+    pub(crate) lacking: BTreeSet<Digest>,
     /// How long the whole artifact takes from one source, in milliseconds.
     pub(crate) fetch_ms: u64,
     pub(crate) prober: Prober,
@@ -88,6 +80,7 @@ impl Fleet {
             releases: BTreeMap::new(),
             weather: Weather::default(),
             mirrors: true,
+            lacking: BTreeSet::new(),
             fetch_ms: TICK_MS,
             break_at: None,
             limits: Limits::default(),
@@ -220,6 +213,7 @@ impl Fleet {
         let policies = &mut Arc::make_mut(&mut self.registry.view).policies;
         let revision =
             policies.get(&policy.app).map_or(Revision(1), |(revision, _)| revision.next());
+        self.prober.policies.insert((policy.app.clone(), revision), policy.clone());
         policies.insert(policy.app.clone(), (revision, policy));
     }
 
@@ -250,6 +244,7 @@ impl Fleet {
 
     pub(crate) fn tick(&mut self) {
         self.now_ms += TICK_MS;
+        self.registry.arrive(self.now_ms);
         let mut groups = std::mem::take(&mut self.groups);
         for group in groups.values_mut() {
             for server in group.servers.values_mut() {
@@ -364,11 +359,19 @@ impl Fleet {
             if server.paused_until_ms > log.now_ms {
                 continue;
             }
-            let records = member.errands(registry, offers, killed.as_ref(), reaches.disk);
+            let writes = !self.registry.refuses;
+            let stamp = (member.view.raft.term, member.view.raft.applied);
+            let killed = killed.as_ref();
+            let records = member.errands(registry, writes, offers, killed, reaches.disk);
             let has_inputs = member.has_inputs();
             for record in records {
-                self.take_record(&log.state.group, record);
+                // Those that nobody reads are not sent.
+                if matches!(record, Record::Members(_) | Record::Verdict { .. }) {
+                    let at_ms = self.weather.arrives_ms(self.now_ms, &mut self.rng);
+                    self.registry.write(at_ms, &log.state.group, stamp, record);
+                }
             }
+            self.registry.arrive(self.now_ms);
             if !has_inputs {
                 continue;
             }
@@ -380,32 +383,6 @@ impl Fleet {
             }
         }
         true
-    }
-
-    fn take_record(&mut self, group: &GroupId, record: Record) {
-        match record {
-            Record::Members(members) => {
-                let members = members.into_iter().map(|place| place.at).collect();
-                self.registry.members.insert(group.clone(), members);
-            }
-            Record::Verdict { app, verdict } => {
-                let verdict = ForeignVerdict {
-                    group: group.clone(),
-                    app,
-                    version: verdict.version,
-                    platform: verdict.platform,
-                    bad: verdict.bad,
-                };
-                let verdicts = &mut Arc::make_mut(&mut self.registry.view).verdicts;
-                verdicts.retain(|known| {
-                    (&known.group, &known.app, &known.version)
-                        != (&verdict.group, &verdict.app, &verdict.version)
-                });
-                verdicts.push(verdict);
-            }
-            // The registry has the first, and nobody reads the other one here.
-            Record::Info { .. } | Record::Progress(_) => {}
-        }
     }
 
     fn servers(&mut self, group: &mut Group) {
@@ -423,6 +400,7 @@ impl Fleet {
             behaviours: &self.behaviours,
             holdings: &holdings,
             mirrors: self.mirrors,
+            lacking: &self.lacking,
             fetch_ms: self.fetch_ms,
             members: members.filter(|_| !self.registry.away).map(Vec::as_slice),
         };

@@ -30,6 +30,14 @@ pub(crate) enum Trouble {
     RestoreImage,
 }
 
+impl Trouble {
+    /// Whether something breaks: neither a request, nor the end of a fault.
+    pub(crate) fn is_fault(self) -> bool {
+        use Trouble::{Change, Compact, Heal, Propose, Read, Reconnect, Transfer};
+        !matches!(self, Propose | Read | Transfer | Change | Compact | Heal | Reconnect)
+    }
+}
+
 /// The weight of each kind of trouble; drawn per seed, so that seeds differ in character.
 pub(crate) struct Chaos {
     weights: Vec<(u32, Trouble)>,

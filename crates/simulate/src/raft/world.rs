@@ -88,6 +88,8 @@ pub struct Outcome {
     pub reads: u64,
     /// Messages delivered.
     pub messages: u64,
+    /// Faults that were drawn; neither requests nor the end of a fault.
+    pub faults: u64,
 }
 
 /// A broken invariant.
@@ -109,13 +111,8 @@ impl fmt::Display for Violation {
             writeln!(f, "{line}")?;
         }
         let Setup { seed, steps, timings, .. } = self.setup;
-        let timings = if timings { " TIMINGS=1" } else { "" };
-        writeln!(f, "seed {seed}, step {}: {}", self.step, self.what)?;
-        write!(
-            f,
-            "replay: SEED={seed} STEPS={steps}{timings} cargo test -p cohort-simulate --test raft \
-             replay -- --nocapture"
-        )
+        let timings = if timings { " with timings" } else { "" };
+        write!(f, "seed {seed} of {steps} steps{timings}, step {}: {}", self.step, self.what)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use cohort_core::policy::{Duration, Prestage, Size, Update, WaveSizes};
 
-use super::Chaos;
+use super::{Chaos, Trace};
 use crate::fleet::world::Fleet;
 
 impl Chaos {
     /// One group of five servers; everything else is drawn from the seed.
     pub fn of_five(seed: u64) -> Chaos {
-        let mut chaos = Chaos::empty(Fleet::new(seed), false);
+        let mut chaos = Chaos::empty(Fleet::new(seed), Trace::Off);
         chaos.add_group("zone-a", 5);
         chaos.first_releases();
         chaos
@@ -17,7 +17,7 @@ impl Chaos {
     /// One group of so many servers, in which every release rolls out in ten waves: under faults,
     /// and, once all have ended, the last one through the whole group.
     pub fn of_ten_waves(seed: u64, servers: usize) -> Chaos {
-        let mut chaos = Chaos::empty(Fleet::new(seed), false);
+        let mut chaos = Chaos::empty(Fleet::new(seed), Trace::Off);
         chaos.ten_waves = true;
         chaos.apps.truncate(1);
         chaos.add_group("zone-a", servers);

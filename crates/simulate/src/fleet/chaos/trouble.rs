@@ -2,23 +2,89 @@
 
 use cohort_consensus::RaftId;
 use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::release::Release;
 use cohort_server::member::Input;
 use cohort_store::{FaultyStore, LogStore as _, WriteFault};
 use rand::Rng;
+use rand::seq::IndexedRandom;
 
 use super::Chaos;
+use crate::fleet::world::TICK_MS;
 
 /// How long a process pauses at most, in milliseconds.
 const PAUSE_MS_MAX: u32 = 3_000;
 /// Time between two logs that are lost, in milliseconds: a group replaces one voter at a time.
 const LOST_EVERY_MS: u64 = 12_000;
 
+/// Kinds of faults and wishes; these are the last ones, about what groups get from outside.
+pub(super) const KINDS: u32 = 38;
+/// See [`KINDS`].
+pub(super) const REGISTRY_REFUSES: u32 = 33;
+const MIRRORS_AWAY: u32 = 34;
+const MIRRORS_LACK: u32 = 35;
+const SLOW_SOURCES: u32 = 36;
+/// See [`KINDS`].
+pub(super) const SUPPLY_IS_BACK: u32 = 37;
+
+/// What a server loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Its log.
+    Log,
+    /// Everything, for good.
+    Machine,
+    /// What it has done since an image was taken, if there is one; else, one is taken.
+    SinceImage,
+}
+
 impl Chaos {
+    /// The kind of what happens next, by the seed's rates.
+    pub(super) fn kind(&mut self) -> u32 {
+        let mut at = self.draw(self.rates.iter().sum());
+        let found = self.rates.iter().position(|rate| {
+            let here = at < *rate;
+            at = at.saturating_sub(*rate);
+            here
+        });
+        found.expect("less than their sum") as u32
+    }
+
+    /// What groups get from outside: the registry and the mirrors.
+    pub(super) fn supply(&mut self, kind: u32) {
+        match kind {
+            REGISTRY_REFUSES => {
+                self.say("the registry fails at every write");
+                self.fleet.registry.refuses = true;
+            }
+            MIRRORS_AWAY => {
+                self.say("no mirror answers");
+                self.fleet.mirrors = false;
+            }
+            MIRRORS_LACK => {
+                let releases: Vec<Release> = self.fleet.releases.values().cloned().collect();
+                let lacks = releases.choose(&mut self.fleet.rng).expect("one for each app");
+                self.say(&format!("mirrors lack {}", lacks.version));
+                self.fleet.lacking.insert(lacks.artifact.clone());
+            }
+            SLOW_SOURCES => {
+                self.fleet.fetch_ms = u64::from(self.draw(20_000));
+                self.say(&format!("an artifact takes {} ms", self.fleet.fetch_ms));
+            }
+            _ => {
+                self.say("registry and mirrors are well");
+                self.fleet.registry.refuses = false;
+                self.fleet.mirrors = true;
+                self.fleet.lacking.clear();
+                self.fleet.fetch_ms = TICK_MS;
+            }
+        }
+    }
+
     pub(super) fn trouble(&mut self, kind: u32, group: &GroupId, server: &ServerId) {
         match kind {
             20 => {
                 let fault = [WriteFault::FailLost, WriteFault::FailKept][self.draw(2) as usize];
-                self.say(&format!("{server}: {fault:?}"));
+                self.say_of(group, &format!("{server}: {fault:?}"));
                 let server = self.server(group, server);
                 if let (Some((_, disk)), true) = (&server.disk.log, server.up) {
                     disk.set_fault(fault);
@@ -31,30 +97,32 @@ impl Chaos {
                     Some(leader) if kind == 21 => leader,
                     _ => server.clone(),
                 };
-                self.say(&format!("{server} pauses for {ms} ms"));
+                self.say_of(group, &format!("{server} pauses for {ms} ms"));
                 self.fleet.catch_up(group, &server);
                 self.server(group, &server).paused_until_ms = self.fleet.now_ms + ms;
             }
             23 => {
                 let rng = &mut self.fleet.rng;
-                let group = self.fleet.groups.get_mut(group).expect("known");
+                let parted = self.fleet.groups.get_mut(group).expect("known");
                 let side: Vec<(&ServerId, bool)> =
-                    group.servers.keys().map(|id| (id, rng.random_bool(0.5))).collect();
+                    parted.servers.keys().map(|id| (id, rng.random_bool(0.5))).collect();
                 let pairs = side.iter().flat_map(|one| side.iter().map(move |other| (one, other)));
-                let parted = pairs.filter(|(one, other)| one.1 != other.1);
-                let cut = parted.map(|(one, other)| (one.0.clone(), other.0.clone())).collect();
-                group.net.cut = cut;
-                let cut = format!("parted: {:?}", group.net.cut);
-                self.say(&cut);
+                let apart = pairs.filter(|(one, other)| one.1 != other.1);
+                let cut = apart.map(|(one, other)| (one.0.clone(), other.0.clone())).collect();
+                let away: Vec<ServerId> =
+                    side.iter().filter(|(_, away)| *away).map(|(id, _)| (*id).clone()).collect();
+                parted.net.cut = cut;
+                self.say_of(group, &format!("{away:?} are parted from the others"));
             }
             24 => {
-                let leader = self.fleet.groups[group].leader();
+                // A server reaches itself.
+                let leader = self.fleet.groups[group].leader().filter(|leader| leader != server);
                 let pair = leader.map(|leader| (leader, server.clone()));
-                self.say(&format!("cut in one direction: {pair:?}"));
+                self.say_of(group, &format!("cut in one direction: {pair:?}"));
                 self.fleet.groups.get_mut(group).expect("known").net.cut.extend(pair);
             }
             25..=27 => {
-                self.say("parted no more");
+                self.say_of(group, "parted no more");
                 self.fleet.groups.get_mut(group).expect("known").net.cut.clear();
             }
             28 => self.tell_member(group, server, Input::Stop),
@@ -65,12 +133,14 @@ impl Chaos {
                 let input = input[self.draw(2) as usize].clone();
                 self.tell_member(group, server, input);
             }
-            _ => self.lose(group, server, kind == 30),
+            30 => self.lose(group, server, Loss::Machine),
+            31 => self.lose(group, server, Loss::Log),
+            _ => self.lose(group, server, Loss::SinceImage),
         }
     }
 
     fn tell_member(&mut self, group: &GroupId, server: &ServerId, input: Input) {
-        self.say(&format!("{server}: {input:?}"));
+        self.say_of(group, &format!("{server}: {input:?}"));
         if self.fleet.groups[group].servers[server].paused_until_ms > self.fleet.now_ms {
             return;
         }
@@ -80,36 +150,40 @@ impl Chaos {
         });
     }
 
+    /// Whether a log was lost so lately that the voter may not be replaced yet.
+    pub(super) fn lost_lately(&self) -> bool {
+        self.fleet.now_ms < self.lost_ms + LOST_EVERY_MS
+    }
+
     /// Restores a server from an image, if there is one; takes one if not. The disks of all other
     /// members know of what it has written since.
-    fn restore(&mut self, group: &GroupId, server: &ServerId) -> bool {
+    fn restore(&mut self, group: &GroupId, server: &ServerId) {
         let Some(image) = self.images.remove(server) else {
             let image = self.fleet.groups[group].servers[server].image();
             self.images.insert(server.clone(), image);
-            return true;
+            return;
         };
         let servers = &self.fleet.groups[group].servers;
         if let Some((member, disk)) = &image.0.log {
-            let Ok(store) = FaultyStore::open(disk) else { return false };
+            let Ok(store) = FaultyStore::open(disk) else { return };
             let written = store.image().written();
             let members =
                 servers.iter().filter_map(|(id, other)| Some((id, other.member.as_ref()?)));
             let mut others = members.filter(|(id, _)| *id != server);
             if others.any(|(_, other)| other.knows_written(*member) <= written) {
-                return false;
+                return;
             }
         }
-        self.say(&format!("{server} is restored from an image"));
+        self.say_of(group, &format!("{server} is restored from an image"));
         self.lost_ms = self.fleet.now_ms;
         self.restored += 1;
         self.fleet.catch_up(group, server);
         self.server(group, server).restore(image);
-        true
     }
 
-    /// A server loses its log, or is down for good, if the group survives that: everybody else
-    /// runs, and no change of membership is in progress.
-    fn lose(&mut self, group: &GroupId, server: &ServerId, for_good: bool) {
+    /// A server loses something, if the group survives that: everybody else runs, and no change of
+    /// membership is in progress.
+    fn lose(&mut self, group: &GroupId, server: &ServerId, loss: Loss) {
         let known = &self.fleet.groups[group];
         let Some((_, view)) = known.leader_view() else { return };
         let voters = view.raft.configuration.voters.len();
@@ -119,14 +193,16 @@ impl Chaos {
             && known.leaving.is_empty()
             && voters >= 3
             && !view.raft.change_pending
-            && self.fleet.now_ms >= self.lost_ms + LOST_EVERY_MS;
+            && !self.lost_lately();
         if !settled {
             return;
         }
-        if !for_good && self.restore(group, server) {
-            return;
+        if loss == Loss::SinceImage {
+            return self.restore(group, server);
         }
-        self.say(&format!("{server} {}", if for_good { "is gone" } else { "loses its log" }));
+        let for_good = loss == Loss::Machine;
+        let how = if for_good { "is gone" } else { "loses its log" };
+        self.say_of(group, &format!("{server} {how}"));
         self.lost_ms = self.fleet.now_ms;
         if for_good {
             self.gone += 1;

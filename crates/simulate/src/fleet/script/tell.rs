@@ -229,7 +229,8 @@ fn app_of(event: &Event) -> Option<&AppId> {
     }
 }
 
-fn tell_event(event: &Event, steps: bool) -> Option<String> {
+/// An event for readers; without `steps`, only what moves a group.
+pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String> {
     match event {
         Event::PhaseChanged { from, to, .. } => {
             let begins = *to == PhaseName::WAVE_ASSIGNED;

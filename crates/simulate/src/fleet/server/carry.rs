@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cohort_core::ids::{AppId, MemberId};
+use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
@@ -39,6 +39,7 @@ impl Server {
         (self.disk, self.services) = (Disk { killed, ..disk }, services);
         self.power_off();
         self.accepted.clear();
+        self.collected.clear();
         self.start();
     }
 
@@ -53,6 +54,12 @@ impl Server {
     pub(crate) fn wakes_ms(&self) -> Option<u64> {
         let wakes_ms = self.member.as_ref()?.wakes_ms();
         Some(wakes_ms.saturating_sub(self.ahead_ms).max(self.paused_until_ms))
+    }
+
+    /// Whether the member here tells people that a server is unknown.
+    pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
+        let now_ms = now_ms + self.ahead_ms;
+        self.member.as_ref().is_some_and(|member| member.shows_unknown(server, now_ms))
     }
 
     /// Lets the member do something, and whatever follows from it now.

@@ -3,10 +3,14 @@
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::ActivationOrder;
 use cohort_core::report::{Outcome, Step};
-use cohort_core::steps::{AppRecord, BootTime, Failure, Reached, StepAction, reported_when_done};
+use cohort_core::steps::reported_when_done;
+use cohort_core::steps::{AppRecord, BootTime, Failure, Progress, Reached, StepAction};
 use cohort_server::app::{App, Effect, Running};
 
-use super::{AppAgent, Around, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, Working};
+use super::{
+    AppAgent, Around, OWES, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, TWICE, Working,
+};
+use crate::fleet::chaos::Mutation;
 
 /// How long a service has to be back before changing it again takes anything away, in milliseconds:
 /// the group acts on what it last heard.
@@ -110,6 +114,17 @@ impl Server {
         self.disk.apps.insert(app.clone(), record);
     }
 
+    /// The same for what the host is about to do.
+    fn intend(&mut self, app: &AppId, change: impl FnOnce(&mut AppRecord, BootTime<'_>)) {
+        let before = self.disk.apps.get(app).cloned();
+        self.change(app, change);
+        if self.is_off(Mutation::IntentBeforeAction)
+            && let Some(before) = before
+        {
+            self.disk.apps.insert(app.clone(), before);
+        }
+    }
+
     fn perform(&mut self, app: &AppId, effect: Effect, around: &Around<'_>) {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
@@ -127,7 +142,12 @@ impl Server {
             }
             Effect::Doing(doing) => self.here(app).doing = doing,
             Effect::TakeTraffic => {
+                let orders = self.agent.received.as_ref().and_then(|received| received.of(app));
+                let owes = orders.is_some_and(|orders| orders.owes);
                 let takes = self.here(app).record.takes_traffic().is_ok();
+                let change = self.here(app).record.local.activation.as_ref();
+                let busy = change.is_some_and(|change| change.progress != Progress::Complete);
+                assert!(!takes || !owes || busy, "{} ms: {app} on {} {OWES}", self.now_ms, self.id);
                 self.service(app).traffic = takes;
             }
             Effect::Unfit(reason) => self.service(app).unfit = reason.is_some(),
@@ -136,7 +156,7 @@ impl Server {
             Effect::Unwatch => self.here(app).watched = None,
             Effect::Try { checks } => self.here(app).tried = Some(checks),
             Effect::EndTrial => self.here(app).tried = None,
-            Effect::Collect(keep) => self.collect(app, keep),
+            Effect::Collect(keep) => self.collect(app, &keep),
         }
     }
 
@@ -144,11 +164,13 @@ impl Server {
         match action {
             StepAction::Accept { order, step } => {
                 let highest = self.here(app).record.local.highest;
-                assert!(order.fence > highest, "an order of an old fence was accepted");
+                let (id, fence, now_ms) = (&self.id, order.fence, self.now_ms);
+                assert!(fence > highest, "{now_ms} ms: {fence:?} of {app} on {id} {TWICE}");
+                self.begun.insert(app.clone(), (fence, now_ms));
                 self.note_accepted(app, &order);
                 let now_ms = self.now_ms;
                 self.here(app).reached.begin(step, now_ms);
-                self.change(app, |record, now| record.accept(order, step, |_| true, now));
+                self.intend(app, |record, now| record.accept(order, step, |_| true, now));
                 self.run(app, step, 1, running, around);
             }
             StepAction::Run { step, attempt } => {
@@ -181,7 +203,7 @@ impl Server {
     fn begin(&mut self, app: &AppId, step: Step, attempt: u32) {
         let now_ms = self.now_ms;
         self.here(app).reached.begin(step, now_ms);
-        self.change(app, |record, now| record.begin(step, attempt, now));
+        self.intend(app, |record, now| record.begin(step, attempt, now));
     }
 
     fn run(
@@ -216,7 +238,7 @@ impl Server {
     fn note_accepted(&mut self, app: &AppId, order: &ActivationOrder) {
         let fence = order.fence;
         let news = self.accepted.insert((app.clone(), fence));
-        assert!(news, "{app} on {} was activated twice under {fence:?}", self.id);
+        assert!(news, "{} ms: {fence:?} of {app} on {} {TWICE}", self.now_ms, self.id);
         let serves = |service: &Service| service.release.is_none() || service.serves();
         let owes = self.agent.received.as_ref().and_then(|received| received.of(app));
         let owes = owes.is_some_and(|orders| orders.owes);
@@ -234,9 +256,15 @@ impl Server {
         }
     }
 
+    /// An app says which artifacts it wants kept.
+    pub(super) fn keep(&mut self, app: &AppId, keep: &[Digest]) {
+        let keep = if self.is_off(Mutation::CollectsLastGood) { &[] } else { keep };
+        self.agent.kept.insert(app.clone(), keep.to_vec());
+    }
+
     /// Removes artifacts that no app wants kept, once every app has said what it wants.
-    fn collect(&mut self, app: &AppId, keep: Vec<Digest>) {
-        self.agent.kept.insert(app.clone(), keep);
+    fn collect(&mut self, app: &AppId, keep: &[Digest]) {
+        self.keep(app, keep);
         if !self.disk.apps.keys().all(|app| self.agent.kept.contains_key(app)) {
             return;
         }
@@ -248,6 +276,7 @@ impl Server {
         let mut wanted: std::collections::BTreeSet<Digest> =
             local.map(|release| release.artifact.clone()).collect();
         wanted.extend(self.agent.kept.values().flatten().cloned());
-        self.disk.held.retain(|artifact| wanted.contains(artifact));
+        let removed = self.disk.held.extract_if(.., |artifact| !wanted.contains(artifact));
+        self.collected.extend(removed);
     }
 }

@@ -131,6 +131,7 @@ pub(crate) struct Carried {
     inputs: Vec<Input>,
     pass_on_ms: u64,
     read: Read,
+    mutation: Option<Mutation>,
     /// What its server reaches, of what a leader needs.
     ability: Ability,
     /// When the member wants to step again.
@@ -193,6 +194,7 @@ impl Carried {
             inputs: Vec::new(),
             pass_on_ms: now_ms + PASS_ON_EVERY_MS,
             read: Read::default(),
+            mutation: setup.mutation,
             ability: Ability::FULL,
             wakes_ms: now_ms,
             last_id: life << 32,
@@ -222,8 +224,8 @@ impl Carried {
                 let of = &request.from;
                 let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
                 checked.expect("agents report for themselves, and not too much at once");
-                let batch = Batch { request, left: reports, taken: Vec::new(), arrived_ms: now_ms };
-                self.next_report(batch);
+                let left = self.renumbered(log.now_ms, reports);
+                self.next_report(Batch { request, left, taken: Vec::new(), arrived_ms: now_ms });
             }
             What::Forward(command) => {
                 assert!(answers::for_members(&command.body), "{command:?} was passed on");
@@ -397,7 +399,7 @@ impl Carried {
         match next {
             Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
             Next::Forward { to, within_ms } => {
-                let Some(server) = self.view.state.server_of(to).cloned() else {
+                let Some(server) = log.carriers.get(&RaftId(to.0)).cloned() else {
                     return self.failed(commit, log);
                 };
                 let (id, command) = (self.id(), Box::new(commit.command.clone()));
@@ -602,7 +604,7 @@ impl Carried {
         }
         if self.pass_on_ms <= now_ms {
             self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
-            self.pass_on_contacts();
+            self.pass_on_contacts(log);
         }
     }
 }

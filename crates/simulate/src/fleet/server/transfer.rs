@@ -1,11 +1,11 @@
 //! How ordered bytes reach a virtual server: the production fetcher over a virtual network, guided
 //! by the leader's tracker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_core::ids::{Digest, ServerId};
-use cohort_core::orders::{FetchOrder, Source};
+use cohort_core::orders::{FetchOrder, MemberAddress, Source};
 use cohort_transfer::tracker::{
     HAVE_RUNS_MAX, REPORTS_MAX, TransferAnswer, TransferReport, TransferRequest,
 };
@@ -15,7 +15,8 @@ use cohort_transfer::{
 };
 
 use super::member::address_of;
-use super::{Agent, Around, Server};
+use super::{Agent, Server};
+use crate::fleet::behaviour::Behaviours;
 use crate::fleet::build;
 use crate::fleet::net::What as Says;
 use crate::fleet::world::TICK_MS;
@@ -27,6 +28,21 @@ const ANSWER_MS_MAX: u64 = 2_000;
 
 /// What the servers of a group hold, as others can see it: whole or in part.
 pub(crate) type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
+
+/// What a server needs to know of its world for one tick.
+pub(crate) struct Around<'a> {
+    pub(crate) now_ms: u64,
+    pub(crate) behaviours: &'a Behaviours,
+    /// What servers hold that can be reached.
+    pub(crate) holdings: &'a Holdings,
+    pub(crate) mirrors: bool,
+    /// Artifacts that mirrors do not serve.
+    pub(crate) lacking: &'a BTreeSet<Digest>,
+    /// How long the whole artifact takes from one source, in milliseconds.
+    pub(crate) fetch_ms: u64,
+    /// Where the group's members are, by the registry; none while it does not answer.
+    pub(crate) members: Option<&'a [MemberAddress]>,
+}
 
 /// Everything about transfers that an agent has in memory.
 #[derive(Debug, Default)]
@@ -102,14 +118,17 @@ impl Fetch {
             let full = UnitSet::full(have.count());
             let offered = match server {
                 Some(server) => around.holdings.get(server).map(|all| all.get(&artifact)),
-                None => around.mirrors.then_some(Some(&full)),
+                None => around.mirrors.then(|| {
+                    let served = !around.lacking.contains(&artifact);
+                    served.then_some(&full)
+                }),
             };
             let Some(offered) = offered else {
                 self.end(id, now_ms, 0, Some((Failure::Unreachable, "gone".to_owned())));
                 continue;
             };
             self.fetcher.heard_from(id, now_ms + 1);
-            if flight.what == What::Hashes {
+            if flight.what == What::Hashes || (server.is_none() && offered.is_none()) {
                 let absent = offered.is_none().then(|| (Failure::Absent, "absent".to_owned()));
                 if absent.is_none() {
                     self.hashes = true;
@@ -224,6 +243,7 @@ impl Server {
             let have = self.disk.parts.entry(artifact.clone()).or_insert(none);
             if fetch.receive(have, around) && have.is_full() {
                 self.disk.held.insert(artifact.clone());
+                self.collected.remove(artifact);
                 self.disk.parts.remove(artifact);
                 *changes += 1;
                 transfers.due_ms = now_ms;

@@ -18,6 +18,7 @@ impl World {
         let after = self.rng.random_range(1..=TROUBLE_MS_MAX);
         self.schedule(after, Event::Trouble);
         let trouble = self.chaos.pick(&mut self.rng);
+        self.outcome.faults += u64::from(trouble.is_fault());
         let id = self.someone();
         let id = match trouble {
             Trouble::Propose | Trouble::Read | Trouble::Transfer | Trouble::Change => {

@@ -9,15 +9,19 @@ use cohort_consensus::Term;
 use cohort_core::Offer;
 use cohort_core::ability::Ability;
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{AppId, ServerId};
+use cohort_core::ids::{AppId, BootEpoch, ServerId};
 use cohort_core::machine::DiskSpace;
+use cohort_core::policy::Size;
 use cohort_core::refused::WhyRefused;
+use cohort_core::report::Report;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
 use cohort_server::transfers::keep_known;
 use cohort_transfer::tracker::{Participant, TransferAnswer, TransferRequest};
 
 use super::{Carried, Waits, command};
+use crate::fleet::chaos::Mutation;
+use crate::fleet::log::Log;
 use crate::fleet::net::What;
 
 /// What a leader has exchanged with the registry and the repository in its term.
@@ -34,9 +38,10 @@ pub(super) struct Read {
 }
 
 impl Carried {
-    pub(super) fn pass_on_contacts(&mut self) {
-        let view = &self.view;
-        let Some(leader) = view.leader().filter(|_| !view.raft.is_leader()).cloned() else {
+    pub(super) fn pass_on_contacts(&mut self, log: &Log) {
+        // By its number: a server that has left the group may still lead.
+        let leader = self.view.raft.leader.filter(|_| !self.view.raft.is_leader());
+        let Some(leader) = leader.and_then(|leader| log.carriers.get(&leader)).cloned() else {
             return;
         };
         for batch in self.contacts.batches(self.now_ms) {
@@ -51,11 +56,12 @@ impl Carried {
     }
 
     /// Every member hears of the kill switch; one that leads reads the repository and the registry,
-    /// unless they are away, and has records for the registry. What it has read already is no input
-    /// again.
+    /// unless they are away, and has records for the registry if it `writes`. What it has read
+    /// already is no input again.
     pub(crate) fn errands(
         &mut self,
         registry: Option<&Arc<RegistryView>>,
+        writes: bool,
         offers: Option<&Arc<BTreeMap<AppId, Offer>>>,
         killed: Option<&String>,
         disk: bool,
@@ -78,11 +84,23 @@ impl Carried {
             self.read = Read { term, ..Read::default() };
         }
         if self.read.registry.as_ref().map(Arc::as_ptr) != registry.map(Arc::as_ptr) {
-            self.inputs.push(Input::Registry(registry.map(|view| RegistryView::clone(view))));
+            let mut view = registry.map(|view| RegistryView::clone(view));
+            if self.mutation == Some(Mutation::Ledger) {
+                let policies = view.iter_mut().flat_map(|view| view.policies.values_mut());
+                for (_, policy) in policies {
+                    policy.update.max_unavailable = Size::Percent(100);
+                }
+            }
+            self.inputs.push(Input::Registry(view));
             self.read.registry = registry.cloned();
         }
         self.read_repository(offers);
-        registry.map_or(Vec::new(), |_| self.write_records())
+        registry.filter(|_| writes).map_or(Vec::new(), |_| self.write_records())
+    }
+
+    /// Whether people are told that a server is unknown.
+    pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
+        self.view.is_unknown(server, &self.contacts, now_ms)
     }
 
     fn read_repository(&mut self, offers: Option<&Arc<BTreeMap<AppId, Offer>>>) {
@@ -121,6 +139,16 @@ impl Carried {
         }
         self.read.settled = records.is_empty().then(|| Arc::clone(&self.view));
         records
+    }
+
+    /// The reports, numbered as none before if that is the protection to be missed.
+    pub(super) fn renumbered(&self, now_ms: u64, mut reports: Vec<Report>) -> Vec<Report> {
+        if self.mutation == Some(Mutation::ReportDeduplication) {
+            for (sequence, report) in (now_ms << 16..).zip(&mut reports) {
+                (report.boot_epoch, report.sequence) = (BootEpoch(u64::MAX), sequence);
+            }
+        }
+        reports
     }
 
     /// A server reports its transfers to the leader's tracker.
