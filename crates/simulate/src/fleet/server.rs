@@ -11,12 +11,12 @@ use std::sync::Arc;
 use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
-use cohort_core::orders::{AppOrders, Fence, MemberAddress, Orders};
-use cohort_core::policy::{Check, Probe};
+use cohort_core::orders::{Fence, MemberAddress, Orders};
+use cohort_core::policy::Check;
 use cohort_core::release::Release;
-use cohort_core::report::{Health, Outcome, Step};
-use cohort_core::steps::{AppRecord, BootTime, LocalActivation, Reached};
-use cohort_server::app::{App, Doing, Running, Sight};
+use cohort_core::report::{Outcome, Step};
+use cohort_core::steps::{AppRecord, LocalActivation, Reached};
+use cohort_server::app::{App, Doing, Running};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
 };
@@ -35,9 +35,12 @@ use transfer::Transfers;
 mod carry;
 mod host;
 pub(crate) mod member;
+mod service;
+mod sight;
 mod steps;
 mod transfer;
 
+pub(crate) use service::Service;
 pub(crate) use transfer::{Around, Holdings};
 
 /// A violation that the tests look for: an order is carried out again.
@@ -63,45 +66,6 @@ pub(crate) struct Disk {
     pub(crate) killed: Option<String>,
     /// The group's log, if this server carries a member.
     pub(crate) log: Option<(MemberId, cohort_store::Disk)>,
-}
-
-/// A service, as a prober sees it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Service {
-    /// What runs, or is broken.
-    pub(crate) release: Option<Release>,
-    pub(crate) up: bool,
-    pub(crate) traffic: bool,
-    /// Its running checks fail: the agent says that it is not ready.
-    unfit: bool,
-    /// When it dies, if its release makes it die.
-    dies_ms: Option<u64>,
-}
-
-impl Service {
-    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
-    fn health(&self, checks: &[Check]) -> Health {
-        let passes = |check: &Check| match &check.probe {
-            Probe::Tcp { address } => match address.as_str() {
-                "up" => true,
-                "never" => false,
-                version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
-            },
-            Probe::Http { .. } | Probe::Exec { .. } => false,
-        };
-        let reason = if !self.up {
-            "the service is not there"
-        } else if !checks.iter().all(passes) {
-            "wrong answer"
-        } else {
-            ""
-        };
-        Health { in_service: reason.is_empty(), reason: reason.into() }
-    }
-
-    pub(crate) fn serves(&self) -> bool {
-        self.up && self.traffic && !self.unfit && self.release.is_some()
-    }
 }
 
 /// What an agent keeps in memory.
@@ -606,47 +570,5 @@ impl Server {
         for (app, artifact) in fetching.announce(&received.orders, whole) {
             outbox.report(&app, Fence::default(), 1, Outcome::Holds { artifact });
         }
-    }
-
-    /// What the app's shell sees, for `see`.
-    fn see<T>(&mut self, app: &AppId, see: impl FnOnce(&mut App, &Sight<'_>) -> T) -> T {
-        let boot = self.boots.to_string();
-        let now = BootTime { boot: &boot, ms: self.now_ms };
-        let held: Vec<Digest> = self.disk.held.iter().cloned().collect();
-        let off = self.setup.mutation;
-        let service = self.services.get(app).cloned().unwrap_or_default();
-        let health = |checks: &Vec<Check>| service.health(checks);
-        let agent = &self.agent.apps[app];
-        let trial = agent.tried.as_ref().map(health);
-        let health = agent.watched.as_ref().map(health);
-        let Agent { received, outbox, apps, .. } = &mut self.agent;
-        let orders = received.as_ref().and_then(|received| received.of(app));
-        let debtless = orders
-            .filter(|_| off == Some(Mutation::DebtsBeforeTraffic))
-            .map(|orders| AppOrders { owes: false, ..orders.clone() });
-        let here = apps.get_mut(app).expect("every app on the disk was booted");
-        let unfenced = (off == Some(Mutation::HostFence)).then(|| {
-            let mut record = here.record.clone();
-            record.local.highest = Fence::default();
-            record
-        });
-        let fresh = |received: &Received| {
-            off == Some(Mutation::OrderValidity) || received.fresh(self.now_ms)
-        };
-        let sight = Sight {
-            now,
-            orders: debtless.as_ref().or(orders),
-            orders_fresh: received.as_ref().is_some_and(fresh),
-            killed: self.disk.killed.is_some(),
-            confirmed: outbox.confirmed().get(app).copied(),
-            record: unfenced.as_ref().unwrap_or(&here.record),
-            reached: here.reached,
-            held: &held,
-            health: health.as_ref(),
-            trial: trial.as_ref(),
-            room: outbox.has_room(),
-            room_for_health: outbox.has_room_for_health(),
-        };
-        see(&mut here.app, &sight)
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use cohort_consensus::{Config, Limits, NodeError, RaftId, TICK};
 use cohort_core::ability::Ability;
-use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
+use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::Orders;
-use cohort_server::answers::{self, Committing, Joining, Next};
+use cohort_server::answers::{self, Committing, Joining};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::health_pace::HealthPace;
@@ -26,6 +26,7 @@ use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
 
+mod commits;
 mod errands;
 mod reports;
 
@@ -370,68 +371,6 @@ impl Carried {
 
     fn reply(&mut self, request: Request, what: What) {
         self.send(request.from, request.id, what);
-    }
-
-    fn commit(&mut self, actor: String, request: Option<RequestId>, body: Body, client: Client) {
-        let mut command = command(actor, request, body);
-        answers::name_leader(&mut command, &self.view);
-        let committing = Committing::begin(self.now_ms, self.own);
-        self.propose(Commit { command, committing, client });
-    }
-
-    fn propose(&mut self, commit: Commit) {
-        let command = Box::new(commit.command.clone());
-        let ticket = self.wait(Waits::Commit(Box::new(commit)));
-        self.inputs.push(Input::Propose { ticket, command });
-    }
-
-    fn proposed(&mut self, commit: Commit, outcome: Proposed, log: &mut Log) {
-        let next = commit.committing.proposed(self.now_ms, outcome);
-        self.next(commit, next, log);
-    }
-
-    fn failed(&mut self, commit: Commit, log: &mut Log) {
-        let next = commit.committing.failed(self.now_ms);
-        self.next(commit, next, log);
-    }
-
-    fn next(&mut self, commit: Commit, next: Next, log: &mut Log) {
-        match next {
-            Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
-            Next::Forward { to, within_ms } => {
-                let Some(server) = log.carriers.get(&RaftId(to.0)).cloned() else {
-                    return self.failed(commit, log);
-                };
-                let (id, command) = (self.id(), Box::new(commit.command.clone()));
-                self.send(server, id, What::Forward(command));
-                self.forwarded.insert(id, (self.now_ms + within_ms, commit));
-            }
-            Next::Again { after_ms } => self.again.push((self.now_ms + after_ms, commit)),
-            Next::GiveUp => self.committed(commit, None, log),
-        }
-    }
-
-    /// Whether a command was refused is known; `None`: its outcome is not.
-    fn committed(&mut self, commit: Commit, outcome: Option<Option<Rejection>>, log: &mut Log) {
-        if outcome == Some(None) {
-            log.acknowledged(&commit.command);
-        }
-        match (commit.client, outcome) {
-            (Client::Reports(mut batch), Some(rejection)) => {
-                batch.taken.push(rejection.is_none());
-                self.next_report(batch);
-            }
-            (Client::Reports(Batch { request, taken, .. }), None) => {
-                let taken = Some(taken).filter(|taken| !taken.is_empty());
-                self.reply(request, What::Taken(taken));
-            }
-            (Client::Join(request), outcome) => {
-                self.reply(request, What::Answer(Answer::Joined(outcome == Some(None))));
-            }
-            (Client::Person(number), outcome) => {
-                log.outcomes.insert(number, outcome);
-            }
-        }
     }
 
     /// Takes the inputs, and what they lead to at once. `disk_fails`: a write was made to fail.

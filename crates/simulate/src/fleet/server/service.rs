@@ -1,0 +1,44 @@
+//! A virtual service, and what checks see of it.
+
+use cohort_core::policy::{Check, Probe};
+use cohort_core::release::Release;
+use cohort_core::report::Health;
+
+/// A service, as a prober sees it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Service {
+    /// What runs, or is broken.
+    pub(crate) release: Option<Release>,
+    pub(crate) up: bool,
+    pub(crate) traffic: bool,
+    /// Its running checks fail: the agent says that it is not ready.
+    pub(super) unfit: bool,
+    /// When it dies, if its release makes it die.
+    pub(super) dies_ms: Option<u64>,
+}
+
+impl Service {
+    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
+    pub(super) fn health(&self, checks: &[Check]) -> Health {
+        let passes = |check: &Check| match &check.probe {
+            Probe::Tcp { address } => match address.as_str() {
+                "up" => true,
+                "never" => false,
+                version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
+            },
+            Probe::Http { .. } | Probe::Exec { .. } => false,
+        };
+        let reason = if !self.up {
+            "the service is not there"
+        } else if !checks.iter().all(passes) {
+            "wrong answer"
+        } else {
+            ""
+        };
+        Health { in_service: reason.is_empty(), reason: reason.into() }
+    }
+
+    pub(crate) fn serves(&self) -> bool {
+        self.up && self.traffic && !self.unfit && self.release.is_some()
+    }
+}
