@@ -99,6 +99,11 @@ impl Service {
         Health { in_service: reason.is_empty(), reason: reason.into() }
     }
 
+    /// Whether it does not serve what it has.
+    pub(crate) fn is_away(&self) -> bool {
+        self.release.is_some() && !self.serves()
+    }
+
     pub(crate) fn serves(&self) -> bool {
         self.up && self.traffic && !self.unfit && self.release.is_some()
     }
@@ -344,7 +349,7 @@ impl Server {
 
     /// Whether a service that it has does not serve.
     pub(crate) fn is_away(&self) -> bool {
-        self.services.values().any(|service| service.release.is_some() && !service.serves())
+        self.services.values().any(Service::is_away)
     }
 
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
