@@ -157,8 +157,11 @@ impl Prober {
             if !server.is_away() {
                 continue;
             }
-            let changes =
-                |app: &&AppId| server.took_away.contains(*app) && server.being_changed(app);
+            let changes = |app: &&AppId| {
+                server.took_away.contains(*app)
+                    && server.being_changed(app)
+                    && server.services.get(*app).is_some_and(Service::is_away)
+            };
             let Some(app) = state.apps.keys().find(changes) else { continue };
             let member = state.servers.contains_key(id);
             if !member || !self.taken.insert((name.clone(), id.clone())) {

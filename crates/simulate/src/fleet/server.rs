@@ -308,7 +308,7 @@ impl Server {
 
     /// Whether a service that it has does not serve.
     pub(crate) fn is_away(&self) -> bool {
-        self.services.values().any(|service| service.release.is_some() && !service.serves())
+        self.services.values().any(Service::is_away)
     }
 
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.

@@ -155,50 +155,56 @@ impl Chaos {
         self.fleet.now_ms < self.lost_ms + LOST_EVERY_MS
     }
 
-    /// Restores a server from an image, if there is one; takes one if not. The disks of all other
-    /// members know of what it has written since.
-    fn restore(&mut self, group: &GroupId, server: &ServerId) {
-        let Some(image) = self.images.remove(server) else {
-            let image = self.fleet.groups[group].servers[server].image();
-            self.images.insert(server.clone(), image);
+    /// Takes an image of a server, or restores the one of its group that has been taken, once the
+    /// disks of all other members know of what that server has written since.
+    fn image(&mut self, group: &GroupId, server: &ServerId) {
+        let servers = &self.fleet.groups[group].servers;
+        let taken = self.images.keys().find(|server| servers.contains_key(*server)).cloned();
+        let Some(server) = taken else {
+            self.images.insert(server.clone(), servers[server].image());
             return;
         };
-        let servers = &self.fleet.groups[group].servers;
-        if let Some((member, disk)) = &image.0.log {
-            let Ok(store) = FaultyStore::open(disk) else { return };
-            let written = store.image().written();
-            let members =
-                servers.iter().filter_map(|(id, other)| Some((id, other.member.as_ref()?)));
-            let mut others = members.filter(|(id, _)| *id != server);
-            if others.any(|(_, other)| other.knows_written(*member) <= written) {
-                return;
-            }
+        if !self.survives_a_loss(group) || !self.is_known_to_have_gone_on(group, &server) {
+            return;
         }
+        let Some(image) = self.images.remove(&server) else { return };
         self.say_of(group, &format!("{server} is restored from an image"));
         self.lost_ms = self.fleet.now_ms;
         self.restored += 1;
-        self.fleet.catch_up(group, server);
-        self.server(group, server).restore(image);
+        self.fleet.catch_up(group, &server);
+        self.server(group, &server).restore(image);
+    }
+
+    fn is_known_to_have_gone_on(&self, group: &GroupId, server: &ServerId) -> bool {
+        let Some((member, disk)) = &self.images[server].0.log else { return true };
+        let Ok(store) = FaultyStore::open(disk) else { return false };
+        let written = store.image().written();
+        let others = self.fleet.groups[group].servers.iter().filter(|(id, _)| *id != server);
+        let mut members = others.filter_map(|(_, other)| other.member.as_ref());
+        members.all(|other| other.knows_written(*member) > written)
+    }
+
+    /// Whether everybody runs, and no change of membership is in progress.
+    fn survives_a_loss(&self, group: &GroupId) -> bool {
+        let known = &self.fleet.groups[group];
+        let Some((_, view)) = known.leader_view() else { return false };
+        known.whole().is_ok()
+            && known.net.cut.is_empty()
+            && known.servers.values().all(|server| server.linked && server.up)
+            && known.leaving.is_empty()
+            && view.raft.configuration.voters.len() >= 3
+            && !view.raft.change_pending
+            && !self.lost_lately()
     }
 
     /// A server loses something, if the group survives that: everybody else runs, and no change of
     /// membership is in progress.
     fn lose(&mut self, group: &GroupId, server: &ServerId, loss: Loss) {
-        let known = &self.fleet.groups[group];
-        let Some((_, view)) = known.leader_view() else { return };
-        let voters = view.raft.configuration.voters.len();
-        let settled = known.whole().is_ok()
-            && known.net.cut.is_empty()
-            && known.servers.values().all(|server| server.linked && server.up)
-            && known.leaving.is_empty()
-            && voters >= 3
-            && !view.raft.change_pending
-            && !self.lost_lately();
-        if !settled {
-            return;
-        }
         if loss == Loss::SinceImage {
-            return self.restore(group, server);
+            return self.image(group, server);
+        }
+        if !self.survives_a_loss(group) {
+            return;
         }
         let for_good = loss == Loss::Machine;
         let how = if for_good { "is gone" } else { "loses its log" };

@@ -38,6 +38,11 @@ impl Service {
         Health { in_service: reason.is_empty(), reason: reason.into() }
     }
 
+    /// Whether it does not serve what it has.
+    pub(crate) fn is_away(&self) -> bool {
+        self.release.is_some() && !self.serves()
+    }
+
     pub(crate) fn serves(&self) -> bool {
         self.up && self.traffic && !self.unfit && self.release.is_some()
     }
