@@ -33,7 +33,7 @@ enum Loss {
     Log,
     /// Everything, for good.
     Machine,
-    /// What it has done since an image was taken, if there is one; else, one is taken.
+    /// What it has done since its image was taken.
     SinceImage,
 }
 
@@ -135,7 +135,16 @@ impl Chaos {
             }
             30 => self.lose(group, server, Loss::Machine),
             31 => self.lose(group, server, Loss::Log),
-            _ => self.lose(group, server, Loss::SinceImage),
+            _ => {
+                let mut servers = self.fleet.groups[group].servers.keys();
+                match servers.find(|id| self.images.contains_key(*id)).cloned() {
+                    Some(server) => self.lose(group, &server, Loss::SinceImage),
+                    None => {
+                        let image = self.fleet.groups[group].servers[server].image();
+                        self.images.insert(server.clone(), image);
+                    }
+                }
+            }
         }
     }
 
@@ -155,14 +164,10 @@ impl Chaos {
         self.fleet.now_ms < self.lost_ms + LOST_EVERY_MS
     }
 
-    /// Restores a server from an image, if there is one; takes one if not. The disks of all other
-    /// members know of what it has written since.
+    /// Restores a server from its image, if the disks of all other members know of what it has
+    /// written since.
     fn restore(&mut self, group: &GroupId, server: &ServerId) {
-        let Some(image) = self.images.remove(server) else {
-            let image = self.fleet.groups[group].servers[server].image();
-            self.images.insert(server.clone(), image);
-            return;
-        };
+        let Some(image) = self.images.remove(server) else { return };
         let servers = &self.fleet.groups[group].servers;
         if let Some((member, disk)) = &image.0.log {
             let Ok(store) = FaultyStore::open(disk) else { return };
