@@ -139,6 +139,8 @@ impl Chaos {
                 let mut servers = self.fleet.groups[group].servers.keys();
                 match servers.find(|id| self.images.contains_key(*id)).cloned() {
                     Some(server) => self.lose(group, &server, Loss::SinceImage),
+                    // The only voter of a group has nobody who could know that its disk went back.
+                    None if self.voters(group) < 3 => {}
                     None => {
                         let image = self.fleet.groups[group].servers[server].image();
                         self.images.insert(server.clone(), image);
