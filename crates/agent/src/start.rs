@@ -12,6 +12,7 @@ use std::time::Duration;
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_base::{FileError, OnPath as _, chain, durable};
+use cohort_core::ids::ServerId;
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
     bulk_router, follow,
@@ -49,6 +50,10 @@ use crate::{budgets, control, renewal, space, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+/// Pause of an agent that finds for the second time that its disk went back, doubled every time
+/// after that: another machine runs as this server, and each finds what the other did.
+const CONTESTED_PAUSE: Duration = Duration::from_secs(10);
+const CONTESTED_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Runs an agent until `shutdown`, then hands leadership over and stops. Services keep running.
 ///
@@ -60,6 +65,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
     config.timing()?;
+    let mut went_back = 0;
     loop {
         // Nothing that an agent must persist fits on a full disk: it waits, and says for what.
         if !space::wait(&config.data_dir, &shutdown).await {
@@ -73,12 +79,14 @@ pub async fn run(
             Err(AgentError::EarlierDisk { own, heard }) => {
                 let error = chain(&AgentError::EarlierDisk { own, heard });
                 tracing::warn!(error, "starting over, after that start");
+                pause_if_contested(&mut went_back, &config.server, &shutdown).await;
                 cohort_host::pass_boot_epoch(&config.data_dir, heard)
                     .map_err(AgentError::kept("boot epoch"))?;
             }
             Err(AgentError::WentBack { incarnation, member, source }) => {
                 let error = chain(&source);
                 tracing::warn!(error, "the group gives this server a new member number");
+                pause_if_contested(&mut went_back, &config.server, &shutdown).await;
                 retire(&config.data_dir, incarnation, member)?;
             }
             Err(error) if space::is_exhausted(&error) => {
@@ -87,6 +95,25 @@ pub async fn run(
             }
             ended => return ended,
         }
+    }
+}
+
+/// A disk goes back once. An agent that finds so again and again runs next to another one with the
+/// same identity; without a pause, the two would take the server from each other all the time.
+async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &CancellationToken) {
+    *went_back += 1;
+    let Some(doublings) = went_back.checked_sub(2) else { return };
+    let pause = CONTESTED_PAUSE * 2u32.saturating_pow(doublings);
+    let pause = pause.min(CONTESTED_PAUSE_MAX);
+    tracing::error!(
+        %server,
+        pause_s = pause.as_secs(),
+        "another machine runs as this server; stop one of them, empty the copy's data_dir and let \
+         it join with a new token",
+    );
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = shutdown.cancelled() => {}
     }
 }
 

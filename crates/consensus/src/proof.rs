@@ -36,6 +36,9 @@ const REFRESH_TICKS: u64 = 10;
 const LIFE_TICKS: u64 = 30;
 /// Ticks that an earlier life may still be heard before this one is a copy: 10 s.
 const COPY_TICKS: u64 = 200;
+/// Ticks between the first word that the disk went back and its effect: 1 s. A copy looks the same
+/// to peers that the original does not talk to; those that hear it have spoken by then.
+const OLDER_TICKS: u64 = 20;
 /// Ticks between two writes of the marks, and between two messages that forward them: 1 s.
 const MARKS_TICKS: u64 = 20;
 /// Marks kept: more than a group has members.
@@ -67,6 +70,8 @@ pub(crate) struct Proof {
     fine: BTreeMap<RaftId, Option<RaftId>>,
     /// Who still hears an earlier life of this member, and the tick at which each said so.
     elsewhere: BTreeMap<RaftId, u64>,
+    /// Who said first that this disk went back, how often it had been written, and when.
+    older: Option<(RaftId, u64, u64)>,
     /// The tick since which an earlier life was heard without a pause.
     contested: Option<u64>,
     /// The tick of the last introduction to each peer.
@@ -96,6 +101,7 @@ impl Proof {
             voters: (Index(0), BTreeSet::new()),
             fine: BTreeMap::new(),
             elsewhere: BTreeMap::new(),
+            older: None,
             contested: None,
             asked: BTreeMap::new(),
             lives: BTreeMap::new(),
@@ -177,6 +183,7 @@ impl Proof {
         let fine = others.filter(|id| self.fine.contains_key(id)).count();
         let mut leaders = self.fine.values().flatten().filter(|leader| **leader != self.own);
         fine >= (voters.len() / 2).max(1)
+            && self.older.is_none()
             && self.elsewhere.is_empty()
             && leaders.all(|leader| self.fine.contains_key(leader))
     }
@@ -276,12 +283,9 @@ impl<S: LogStore> Node<S> {
             Verdict::Unknown => {
                 proof.fine.remove(&by);
             }
-            Verdict::Older { written } => {
-                let found = proof.found;
-                self.fail(NodeError::WentBack { by, found, written });
-                return;
-            }
+            Verdict::Older { written } => self.went_back(by, written),
         }
+        let proof = &mut self.proof;
         if !proof.proven && proof.suffices() {
             proof.proven = true;
         }
@@ -293,9 +297,18 @@ impl<S: LogStore> Node<S> {
             if *of != self.config.id {
                 self.proof.mark(*of, *mark);
             } else if mark.life != self.proof.life && mark.written > self.proof.found {
-                let (found, written) = (self.proof.found, mark.written);
-                self.fail(NodeError::WentBack { by: from, found, written });
+                self.went_back(from, mark.written);
             }
+        }
+    }
+
+    /// A peer says that this disk went back.
+    fn went_back(&mut self, by: RaftId, written: u64) {
+        if self.proof.proven {
+            let found = self.proof.found;
+            self.fail(NodeError::WentBack { by, found, written });
+        } else if self.proof.older.is_none() {
+            self.proof.older = Some((by, written, self.clock));
         }
     }
 
@@ -325,6 +338,12 @@ impl<S: LogStore> Node<S> {
             }
         } else {
             proof.contested = None;
+            if let Some((by, written, since)) = proof.older
+                && since + OLDER_TICKS <= clock
+            {
+                let found = proof.found;
+                return self.fail(NodeError::WentBack { by, found, written });
+            }
         }
         let leaders = proof.fine.values().flatten();
         let targets: BTreeSet<RaftId> = proof.voters.1.iter().chain(leaders).copied().collect();

@@ -161,7 +161,10 @@ impl Chaos {
         let servers = &self.fleet.groups[group].servers;
         let taken = self.images.keys().find(|server| servers.contains_key(*server)).cloned();
         let Some(server) = taken else {
-            self.images.insert(server.clone(), servers[server].image());
+            // The only voter of a group has nobody who could know that its disk went back.
+            if self.voters(group) >= 3 {
+                self.images.insert(server.clone(), servers[server].image());
+            }
             return;
         };
         if !self.survives_a_loss(group) || !self.is_known_to_have_gone_on(group, &server) {
@@ -192,7 +195,7 @@ impl Chaos {
             && known.net.cut.is_empty()
             && known.servers.values().all(|server| server.linked && server.up)
             && known.leaving.is_empty()
-            && view.raft.configuration.voters.len() >= 3
+            && self.voters(group) >= 3
             && !view.raft.change_pending
             && !self.lost_lately()
     }
