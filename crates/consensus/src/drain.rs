@@ -122,7 +122,7 @@ impl<S: LogStore> Node<S> {
         let Ok(said) = convert::message_out(message) else { return };
         let is_snapshot = matches!(said, Message::Snapshot { .. });
         if !self.proof.is_introduced(to) {
-            self.introduce(to);
+            self.introduce_for(to, said);
             if is_snapshot {
                 self.library(|raw| raw.report_snapshot(to.0, SnapshotStatus::Failure));
             }

@@ -51,6 +51,30 @@ fn a_group_grows_from_one_to_five() {
     }
 }
 
+/// Members that joined one after the other have only ever talked to the leader.
+#[test]
+fn members_that_never_met_elect_the_one_that_leadership_is_handed_to() {
+    let mut group = Group::of(&[1]);
+    group.propose("a");
+    for id in 2..=5 {
+        group.join(id);
+        let voters: Vec<u64> = (1..id).collect();
+        change_done(&mut group, &voters, &[id]);
+        let applied = group.drain(RaftId(1)).applied;
+        let _ = group.node(1).compact(applied, b"a".to_vec());
+        group.ticks(10);
+        let voters: Vec<u64> = (1..=id).collect();
+        change_done(&mut group, &voters, &[]);
+    }
+    let term = group.node(1).status().term;
+    group.node(1).transfer_leadership(RaftId(4)).unwrap();
+    // Without a tick: no request for a vote is repeated.
+    group.settle();
+    let status = group.node(4).status();
+    assert!(status.is_leader());
+    assert_eq!(status.term.0, term.0 + 1);
+}
+
 #[test]
 fn a_group_does_not_shrink_to_voters_without_a_majority() {
     let mut group = Group::of(&[1, 2, 3]);

@@ -76,6 +76,9 @@ pub(crate) struct Proof {
     contested: Option<u64>,
     /// The tick of the last introduction to each peer.
     asked: BTreeMap<RaftId, u64>,
+    /// What waits for a peer to vouch: the last request for its vote. Members that have only ever
+    /// followed have never met, and an election does not repeat its requests.
+    held: BTreeMap<RaftId, Message>,
     lives: BTreeMap<RaftId, Life>,
     marks: BTreeMap<RaftId, Mark>,
     /// What the leader last forwarded, and when.
@@ -104,6 +107,7 @@ impl Proof {
             older: None,
             contested: None,
             asked: BTreeMap::new(),
+            held: BTreeMap::new(),
             lives: BTreeMap::new(),
             marks,
             forwarded: (0, BTreeMap::new()),
@@ -124,6 +128,7 @@ impl Proof {
 
     /// The connection to a peer ended: its life has probably ended too.
     pub(crate) fn disconnected(&mut self, peer: RaftId) {
+        self.held.remove(&peer);
         if let Some(life) = self.lives.get_mut(&peer) {
             life.heard = None;
         }
@@ -176,6 +181,15 @@ impl Proof {
         Verdict::Fine
     }
 
+    /// Forgets what has left the group.
+    fn keep(&mut self, members: &BTreeSet<RaftId>) {
+        self.marks.retain(|id, _| members.contains(id));
+        self.lives.retain(|id, _| members.contains(id));
+        self.fine.retain(|id, _| members.contains(id));
+        self.asked.retain(|id, _| members.contains(id));
+        self.held.retain(|id, _| members.contains(id));
+    }
+
     /// Whether the answers so far suffice.
     fn suffices(&self) -> bool {
         let voters = &self.voters.1;
@@ -207,16 +221,17 @@ impl<S: LogStore> Node<S> {
             Message::Present { found } => self.vouch(envelope, *found),
             Message::Vouch { life, verdict, leader, configured, voters } => {
                 if *life == self.proof.life {
-                    if *configured > self.proof.voters.0 {
+                    if *configured > self.proof.voters.0 && voters.len() <= MARKS_MAX {
                         self.proof.voters = (*configured, voters.clone());
                     }
                     self.vouched(from, *verdict, *leader);
                 }
             }
-            Message::Marks { marks } if self.proof.knows(clock, envelope) => {
-                self.learn(from, marks);
+            Message::Marks { marks } => {
+                if self.proof.knows(clock, envelope) && self.is_led_by(from) {
+                    self.learn(from, marks);
+                }
             }
-            Message::Marks { .. } => {}
             _ if self.proof.knows(clock, envelope) => {
                 if !self.proof.proven {
                     self.introduce(from);
@@ -275,6 +290,9 @@ impl<S: LogStore> Node<S> {
             Verdict::Fine => {
                 proof.fine.insert(by, leader);
                 proof.elsewhere.remove(&by);
+                if let Some(request) = proof.held.remove(&by) {
+                    self.post(by, request);
+                }
             }
             Verdict::Elsewhere => {
                 proof.fine.remove(&by);
@@ -283,12 +301,22 @@ impl<S: LogStore> Node<S> {
             Verdict::Unknown => {
                 proof.fine.remove(&by);
             }
+            // One that acts already was vouched for by enough; only its leader can still object.
+            Verdict::Older { .. } if proof.proven => {}
             Verdict::Older { written } => self.went_back(by, written),
         }
         let proof = &mut self.proof;
         if !proof.proven && proof.suffices() {
             proof.proven = true;
         }
+    }
+
+    /// Whether a peer is the leader, as this member knows it or as its peers say.
+    fn is_led_by(&self, peer: RaftId) -> bool {
+        if self.proof.proven {
+            return self.leader() == Some(peer);
+        }
+        self.proof.fine.values().flatten().any(|leader| *leader == peer)
     }
 
     /// Takes the marks that the leader forwards; one of them may be of this member.
@@ -317,6 +345,15 @@ impl<S: LogStore> Node<S> {
         if !self.proof.is_introduced(to) && self.proof.asks(self.clock, to, ASK_TICKS) {
             let found = self.proof.found;
             self.post(to, Message::Present { found });
+        }
+    }
+
+    /// Introduces this life to a peer before `message`, of which only a request for a vote waits
+    /// until the peer has vouched.
+    pub(crate) fn introduce_for(&mut self, to: RaftId, message: Message) {
+        self.introduce(to);
+        if matches!(message, Message::PreVote(_) | Message::Vote(_)) {
+            self.proof.held.insert(to, message);
         }
     }
 
@@ -396,7 +433,7 @@ impl<S: LogStore> Node<S> {
         self.proof.stored = self.clock;
         let members = self.configuration.members();
         if !members.is_empty() {
-            self.proof.marks.retain(|id, _| members.contains(id));
+            self.proof.keep(&members);
         }
         Some(self.proof.marks.clone())
     }
