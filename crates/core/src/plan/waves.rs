@@ -81,8 +81,17 @@ impl Planner<'_> {
             }
             WaveStep::Downloaded | WaveStep::Applied | WaveStep::Checked => {
                 if !interrupted {
+                    let has =
+                        |server: &ServerId| self.app.servers[server].has(&rollout.release.artifact);
                     let waiting = open.iter().filter(|server| self.may_start(rollout, server));
-                    let waiting: Vec<ServerId> = waiting.cloned().collect();
+                    // One may have lost it since. Without the bytes a grant would outlive its plan
+                    // and block the next one.
+                    let (waiting, lacking): (Vec<ServerId>, Vec<ServerId>) =
+                        waiting.cloned().partition(has);
+                    if !lacking.is_empty() {
+                        let servers = lacking.into_iter().collect();
+                        self.wait(since, WaitingOn::Download { servers });
+                    }
                     let short = self.grants(&waiting, Purpose::Wave, since);
                     if step == WaveStep::Downloaded && !open.iter().any(|id| self.acts(id)) {
                         self.widen(rollout, servers, short);
