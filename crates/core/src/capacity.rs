@@ -60,15 +60,16 @@ pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> b
 }
 
 /// The servers that are out of service, or may be: one that says so, is being changed, was lost in
-/// a change, or has yet to get the good release.
+/// a change, has yet to get the good release, or took changed checks so recently that they may still
+/// take it out.
 ///
 /// A server in debt that takes traffic with another release is in service.
 #[must_use]
 pub fn out_servers(state: &State) -> BTreeSet<ServerId> {
-    servers_where(state, |app, _, here| is_down_here(app, here) || taken_out(here))
-        .into_iter()
-        .cloned()
-        .collect()
+    let is_out = |app: &App, _: &ServerId, here: &ServerApp| {
+        is_down_here(app, here) || taken_out(here) || app.is_watched(here, state.clock)
+    };
+    servers_where(state, is_out).into_iter().cloned().collect()
 }
 
 /// The servers of which this holds in some app. Every app lists every server: one pass over each

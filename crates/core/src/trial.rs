@@ -177,34 +177,34 @@ impl App {
             rollout.checks = newest;
         }
     }
+
+    /// A server fails checks that it has just taken: goes back to those it had, and so does what
+    /// it had proven by taking them.
+    pub(crate) fn fall_back(&mut self, server: &ServerId, reason: &str) {
+        let Some(here) = self.servers.get_mut(server) else { return };
+        let Some(Trial { revision, falls, result }) = &mut here.trial else { return };
+        let TrialResult::Taken { before, .. } = *result else { return };
+        here.checks = before;
+        *falls += 1;
+        *result = TrialResult::Fails { text: reason.to_owned() };
+        let taken = *revision;
+        if self.good_checks == taken && here.running == self.last_good {
+            self.good_checks = before;
+        }
+        if let Some(rollout) = self.phase.rollout_mut()
+            && rollout.checks == taken
+        {
+            rollout.checks = before;
+        }
+    }
 }
 
 impl ServerApp {
-    /// The server fails checks that it has just taken: goes back to those it had.
-    pub(crate) fn fall_back(&mut self, reason: &str) {
-        if let Some(Trial { falls, result, .. }) = &mut self.trial
-            && let TrialResult::Taken { before, .. } = result
-        {
-            self.checks = *before;
-            *falls += 1;
-            *result = TrialResult::Fails { text: reason.to_owned() };
-        }
-    }
-
     /// Whether the server passes the checks on trial and may take them.
     pub(crate) fn may_take(&self) -> bool {
         let ready = |trial: &Trial| trial.result == TrialResult::Passes && trial.falls < FALLS_MAX;
         self.in_flight().is_none() && self.trial.as_ref().is_some_and(ready)
     }
-}
-
-/// Servers whose checks may still take them out of service: they have only just taken them.
-pub(crate) fn watched(state: &State) -> BTreeSet<ServerId> {
-    let apps = state.apps.values();
-    let watched = apps.flat_map(|app| {
-        app.servers.iter().filter(|(_, here)| app.is_watched(here, state.clock)).map(|(id, _)| id)
-    });
-    watched.cloned().collect()
 }
 
 /// Those of `servers` that may take the app's newest checks now: all that are out of service, and
@@ -217,7 +217,6 @@ pub(crate) fn may_take(
     servers: impl Iterator<Item = ServerId>,
 ) -> BTreeSet<ServerId> {
     let max = app.max_unavailable(state.size());
-    out.extend(watched(state));
     let mut may = BTreeSet::new();
     for server in servers {
         let Some(here) = app.servers.get(&server).filter(|here| here.may_take()) else { continue };

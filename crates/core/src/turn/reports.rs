@@ -169,7 +169,7 @@ impl Turn<'_> {
         // like any other; the next waves would only include it again.
         if watched && !in_service {
             // No failure of the release: these checks are new here.
-            here.fall_back(reason);
+            self.app.fall_back(server, reason);
         } else if let Some(rollout) = phase.forward()
             && broke_down
             && here.running.as_ref() == Some(&rollout.release)
