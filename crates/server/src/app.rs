@@ -360,7 +360,9 @@ impl App {
         } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
             self.booted |= now.in_service;
             effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
-            if sight.room_for_health && self.health_pace.is_due(sight.now.ms) {
+            // Bad news does not wait: others may rely on this server.
+            let due = self.health_pace.is_due(sight.now.ms) || !now.in_service;
+            if sight.room_for_health && due {
                 let Health { in_service, reason } = now.clone();
                 effects.push(report(Outcome::Health { in_service, reason }));
                 self.health = Some(now.clone());

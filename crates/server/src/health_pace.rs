@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 
 use cohort_core::ids::ServerId;
 use cohort_core::report::{Outcome, Report};
-use cohort_core::state::SERVERS_MAX;
+use cohort_core::state::{APPS_MAX, SERVERS_MAX};
 
-/// Reports of health that a server may send at once. 20: more than an agent at its own pace sends
-/// in ten minutes.
-const BURST: u64 = 20;
+/// Reports of health that a server may send at once: three changes of all its apps.
+const BURST: u64 = 3 * APPS_MAX as u64;
 /// How often one more is accepted after that, in milliseconds.
 const ONE_EVERY_MS: u64 = 10_000;
 
