@@ -10,7 +10,7 @@ use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
 };
-use cohort_server::membership::is_earlier_disk;
+use cohort_server::membership::{carries_another, is_earlier_disk};
 use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest,
     ToGroup, WAIT,
@@ -24,7 +24,7 @@ use crate::error::AgentError;
 use crate::fetching::Fetching;
 use crate::join::advertised;
 use crate::reporter::Reporter;
-use crate::shared::Shared;
+use crate::shared::{MemberHandle, Shared};
 use crate::whereabouts;
 
 /// The part of an agent that every server has.
@@ -75,8 +75,16 @@ impl Runner {
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
         if !self.shared.is_vouched_for() {
-            // A copy of another machine gets its orders too.
-            return Ok(());
+            // A copy of another machine gets its orders too. But a number that is no longer this
+            // server's will never be vouched for.
+            return match self.shared.handle() {
+                Some(MemberHandle { incarnation, member, .. })
+                    if carries_another(&received, boot_time_ms(), incarnation, member) =>
+                {
+                    Err(AgentError::Retired { incarnation, member })
+                }
+                Some(_) | None => Ok(()),
+            };
         }
         let (own, heard) = (self.shared.boot_epoch, received.orders.heard);
         // Only before the first orders has this start sent no report.
