@@ -366,7 +366,7 @@ fn one_hiccup_is_two_reports_and_a_service_that_flaps_is_reported_less_and_less(
     assert_eq!(reports_in(&mut world, 6_000, &|_| false), 1);
     assert_eq!(reports_in(&mut world, 60_000, &|_| true), 1);
     let flaps = |ms: u64| (ms / 500).is_multiple_of(2);
-    assert!(reports_in(&mut world, 600_000, &flaps) < 40, "less than one in 15 seconds");
+    assert!(reports_in(&mut world, 600_000, &flaps) < 50, "two in 30 seconds, once it is slow");
 }
 
 #[test]
