@@ -1,15 +1,17 @@
 //! The control port: orders for servers, commands from people, and calls between members.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State as Context};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State as Context};
 use axum::routing::{get, post};
 use axum::{Json, RequestExt as _, Router};
 use cohort_base::chain;
 use cohort_consensus::RaftId;
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{MemberId, ServerId};
+use cohort_core::state::Process;
 use cohort_core::{Body, Command, Rejection};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::Role;
@@ -112,15 +114,29 @@ async fn orders(
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
     let view = shared.fresh(&handle).await?;
-    shared.contacts.heard(&server, 0, body.doing);
-    shared.contacts.said(&server, 0, body.machine);
-    Ok(Json(answer(&shared, &view, &server, ORDERS_VALID_MS)))
+    let life = body.life;
+    note(&shared, &view, &server, body);
+    Ok(Json(answer(&shared, &view, (&server, life), ORDERS_VALID_MS)))
 }
 
-fn answer(shared: &Shared, view: &View, server: &ServerId, valid_ms: u64) -> OrdersAnswer {
-    let (orders, hash) = answers::orders(view, server);
+/// Records what the agent that speaks for a server says of itself.
+fn note(shared: &Shared, view: &View, server: &ServerId, body: OrdersRequest) {
+    if answers::speaks_for(&view.state, server, body.life) {
+        shared.contacts.heard(server, 0, body.doing);
+        shared.contacts.said(server, 0, body.machine);
+    }
+}
+
+fn answer(
+    shared: &Shared,
+    view: &View,
+    (server, life): (&ServerId, u64),
+    valid_ms: u64,
+) -> OrdersAnswer {
+    let (orders, hash) = answers::orders(view, server, life);
     OrdersAnswer {
         orders,
+        elsewhere: answers::elsewhere(&view.state, server, life),
         orders_valid_ms: valid_ms,
         hash,
         kill: shared.kill.signed(),
@@ -133,14 +149,14 @@ async fn wait(
     Context(shared): Cx,
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    shared.contacts.heard(&server, 0, body.doing);
-    shared.contacts.said(&server, 0, body.machine);
+    let (life, known) = (body.life, body.known);
+    note(&shared, &handle.view(), &server, body);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
         let now = Arc::clone(&view.borrow_and_update());
-        let answer = answer(&shared, &now, &server, 0);
-        if answers::answers_now(now.raft.leader.is_some(), answer.hash, body.known) {
+        let answer = answer(&shared, &now, (&server, life), 0);
+        if answers::answers_now(now.raft.leader.is_some(), answer.hash, known) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {
@@ -154,23 +170,29 @@ async fn report(
     Context(shared): Cx,
     Asked { server, handle, body: request }: Asked<ReportRequest>,
 ) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
-    answers::check_reports(&server, &request.reports, request.incarnation, handle.incarnation)
-        .map_err(|refused| match refused {
+    // Another member may know it already: an honest server asks that one next.
+    let view = handle.view();
+    if !view.state.servers.contains_key(&server) {
+        return Err(ApiError::forbidden(format!("{server} is not in this group")));
+    }
+    let by = (&server, request.life);
+    answers::check_reports(&view.state, by, &request.reports, request.incarnation).map_err(
+        |refused| match refused {
             ReportsRefused::TooMany => {
                 ApiError::bad_request(format!("more than {REPORTS_MAX} reports at once"))
             }
             ReportsRefused::Foreign => {
                 ApiError::forbidden(format!("{server} may only report for itself"))
             }
+            ReportsRefused::OtherAgent => {
+                ApiError::conflict(format!("another agent speaks for {server}"))
+            }
             ReportsRefused::OtherIncarnation => {
                 ApiError::conflict("the report belongs to another incarnation of the group")
             }
             ReportsRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
-        })?;
-    // Another member may know it already: an honest server asks that one next.
-    if !handle.view().state.servers.contains_key(&server) {
-        return Err(ApiError::forbidden(format!("{server} is not in this group")));
-    }
+        },
+    )?;
     // One after the other: a later one that overtook would make the earlier one count as old.
     let arrived_ms = monotonic_ms();
     let mut answers = Vec::with_capacity(request.reports.len());
@@ -198,11 +220,13 @@ async fn report(
 
 async fn join_group(
     Context(shared): Cx,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     Asked { server, handle, body: request }: Asked<JoinGroupRequest>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
     request.check()?;
     let view = handle.view();
-    match answers::joining(&view, &server, &request.address) {
+    let process = Process { life: request.life, host: from.ip().to_canonical().to_string() };
+    match answers::joining(&view, &server, &request.address, &process) {
         Joining::Done => {
             let index = view.raft.applied.0;
             return Ok(Json(CommandAnswer { index, rejection: None }));
@@ -220,7 +244,8 @@ async fn join_group(
     }
     let known = view.state.servers.get(&server);
     let rack = known.map_or(request.rack, |known| known.rack.clone());
-    let body = Body::AddServer { server: server.clone(), address: request.address, rack };
+    let address = request.address;
+    let body = Body::AddServer { server: server.clone(), address, rack, process };
     let command = Shared::command(&handle, format!("agent {server}"), None, body);
     shared.commit(&handle, command).await.map(Json)
 }

@@ -1,3 +1,5 @@
+use axum::extract::ConnectInfo;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -109,7 +111,7 @@ async fn a_server_reports_for_itself_in_order_and_a_refused_batch_leaves_nothing
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
     let say = async |incarnation, reports| {
-        let request = ReportRequest { incarnation: Incarnation(incarnation), reports };
+        let request = ReportRequest { life: 0, incarnation: Incarnation(incarnation), reports };
         super::report(Context(Arc::clone(&shared)), asked("s1", &handle, request)).await
     };
     let Json(answers) = say(1, vec![report("s1", 1), report("s1", 2)]).await.unwrap();
@@ -129,8 +131,12 @@ async fn a_server_reports_for_itself_in_order_and_a_refused_batch_leaves_nothing
     assert_eq!(view.state.servers["s1"].sequence, 2);
 }
 
+fn host(ip: &str) -> ConnectInfo<SocketAddr> {
+    ConnectInfo(SocketAddr::new(ip.parse().unwrap(), 1))
+}
+
 fn joins(address: &str, rack: &str) -> JoinGroupRequest {
-    JoinGroupRequest { address: address.to_owned(), rack: Some(rack.to_owned()) }
+    JoinGroupRequest { life: 0, address: address.to_owned(), rack: Some(rack.to_owned()) }
 }
 
 #[tokio::test]
@@ -140,7 +146,12 @@ async fn only_a_server_that_the_registry_has_in_this_group_joins_and_it_keeps_it
     let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
     let handle = lab.carry(&shared).await;
     let join = async |request| {
-        super::join_group(Context(Arc::clone(&shared)), asked("s2", &handle, request)).await
+        super::join_group(
+            Context(Arc::clone(&shared)),
+            host("10.0.0.2"),
+            asked("s2", &handle, request),
+        )
+        .await
     };
     let record = async |group: &str| {
         let record = ServerRecord {
@@ -178,7 +189,7 @@ async fn a_registry_that_is_away_lets_no_server_join_and_none_has_to_wait_that_i
     let (handle, _views, queue) = handle(following(&lab));
     let join = async |from, address| {
         let asked = asked(from, &handle, joins(address, "r1"));
-        super::join_group(Context(Arc::clone(&shared)), asked).await
+        super::join_group(Context(Arc::clone(&shared)), host("10.0.0.2"), asked).await
     };
     assert_eq!(refused(join("s3", "s3:1").await), (503, "registry_away".to_owned()));
     let Json(answer) = join("s2", "s2:1").await.unwrap();
@@ -265,11 +276,15 @@ async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let view = led_by(Some(1), following(&lab));
-    let (_, known) = orders_of(&view, &server("s2"));
+    let (_, known) = orders_of(&view, &server("s2"), 0);
     let (handle, views, _queue) = handle(view.clone());
     let wait = async |known| {
-        let request =
-            OrdersRequest { doing: Default::default(), known, machine: Default::default() };
+        let request = OrdersRequest {
+            life: 0,
+            doing: Default::default(),
+            known,
+            machine: Default::default(),
+        };
         let begun = tokio::time::Instant::now();
         let asked = asked("s2", &handle, request);
         let Json(answer) = super::wait(Context(Arc::clone(&shared)), asked).await.unwrap();

@@ -55,6 +55,9 @@ pub enum AgentError {
         #[source]
         source: crate::member::MemberError,
     },
+    /// The group took another machine's agent for this server's, after this one had spoken for it.
+    #[error("another machine, {host}, runs as this server")]
+    Displaced { host: String },
     /// The group has heard of later starts of this server's agent: the agent starts over, after
     /// them.
     #[error(

@@ -3,6 +3,7 @@
 //! The decisions are in [`cohort_server::membership`]; here are the disk, the registry and the
 //! calls to other members.
 
+use cohort_core::state::Process;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -169,6 +170,7 @@ impl Starter {
             server: self.shared.server().clone(),
             address: advertised(config),
             rack: config.rack.clone(),
+            process: Process { life: self.shared.life, host: String::new() },
             labels: self.joined.labels.clone(),
             platform: config.platform.clone(),
         };

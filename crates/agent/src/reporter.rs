@@ -121,7 +121,7 @@ impl Reporter {
 /// Which of the oldest reports were accepted; `None` when the member did not answer.
 async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Option<Vec<bool>> {
     let sent = sending.reports.len();
-    let request = ReportRequest { incarnation, reports: sending.reports };
+    let request = ReportRequest { life: shared.life, incarnation, reports: sending.reports };
     let call = Call::post(REPORT, &ToGroup::new(&shared.group, request));
     let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let target = shared.target(&sending.to.server, &sending.to.address);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
+use cohort_core::command::Rejection;
 use cohort_core::ids::{AppId, Incarnation};
 use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
 use cohort_server::asking::{
@@ -58,11 +59,13 @@ impl Runner {
             let effects = asking.step(boot_time_ms(), members, input);
             input = Input::Woken;
             for effect in effects {
-                if let Effect::Obey(received) = effect {
-                    self.obey(*received, &mut apps, &reporter).await?;
-                    continue;
+                match effect {
+                    Effect::Obey(received) => {
+                        self.obey(*received, &mut apps, &reporter).await?;
+                    }
+                    Effect::Displaced { host } => return Err(AgentError::Displaced { host }),
+                    other => input = self.perform(other).await,
                 }
-                input = self.perform(effect).await;
             }
         }
     }
@@ -105,7 +108,7 @@ impl Runner {
 
     async fn perform(&self, effect: Effect) -> Input {
         match effect {
-            Effect::Obey(_) => Input::Woken,
+            Effect::Obey(_) | Effect::Displaced { .. } => Input::Woken,
             Effect::OldIncarnation { server, incarnation } => {
                 tracing::warn!(%server, %incarnation, "ignoring orders from an old incarnation");
                 Input::Woken
@@ -145,7 +148,17 @@ impl Runner {
                 Input::Changed
             }
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
-                Ok(CommandAnswer { rejection: None, .. }) => Input::Joined(true),
+                Ok(CommandAnswer { rejection: None, .. }) => {
+                    self.shared.runs_elsewhere(None);
+                    Input::Joined(true)
+                }
+                Ok(CommandAnswer {
+                    rejection: Some(Rejection::RunsElsewhere { host, .. }),
+                    ..
+                }) => {
+                    self.shared.runs_elsewhere(Some(host));
+                    Input::Joined(false)
+                }
                 Ok(CommandAnswer { rejection, .. }) => {
                     tracing::warn!(?rejection, member = %whom.server, "refused by the group");
                     Input::Joined(false)
@@ -166,6 +179,7 @@ impl Runner {
                 self.shared.latch(answer.kill).await;
                 Input::Orders {
                     orders: answer.orders.map(Box::new),
+                    elsewhere: answer.elsewhere,
                     valid_ms: answer.orders_valid_ms,
                     leader: answer.leader,
                     hash: answer.hash,
@@ -186,6 +200,7 @@ impl Runner {
         deadline: Duration,
     ) -> Result<OrdersAnswer, CallError> {
         let request = OrdersRequest {
+            life: self.shared.life,
             doing: self.shared.doing.lock().clone(),
             known,
             machine: self.shared.machine(),
@@ -209,7 +224,8 @@ impl Runner {
 
     async fn join_group(&self, whom: &Whom) -> Result<CommandAnswer, CallError> {
         let config = &self.shared.config;
-        let request = JoinGroupRequest { address: advertised(config), rack: config.rack.clone() };
+        let (life, rack) = (self.shared.life, config.rack.clone());
+        let request = JoinGroupRequest { life, address: advertised(config), rack };
         let message = ToGroup::new(&self.shared.group, request);
         let call = Call::post(JOIN_GROUP, &message).deadline(Duration::from_secs(6));
         let target = self.shared.target(&whom.server, &whom.address);

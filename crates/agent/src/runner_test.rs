@@ -76,7 +76,7 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
         asked.send(("orders", 0)).unwrap();
         let orders = Some(received(vec![web_runs(None)], None).orders);
         let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
-        Json(OrdersAnswer { orders, orders_valid_ms, hash, kill, leader: None })
+        Json(OrdersAnswer { orders, elsewhere: None, orders_valid_ms, hash, kill, leader: None })
     };
     let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
         joined.send(("join", 0)).unwrap();

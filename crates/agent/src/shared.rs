@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub boot_epoch: BootEpoch,
     /// Identifies this process among all that ever ran as this server, copies included.
     pub life: u64,
+    /// The host of the machine that runs as this server, for which the group refuses this one.
+    pub elsewhere: Mutex<Option<String>>,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -145,6 +147,24 @@ impl Shared {
         match self.handle() {
             Some(handle) => handle.view().raft.proven,
             None => !RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)),
+        }
+    }
+
+    /// The group refuses this agent because another machine runs as its server; `None`: it accepts
+    /// it.
+    pub(crate) fn runs_elsewhere(&self, host: Option<String>) {
+        let before = std::mem::replace(&mut *self.elsewhere.lock(), host.clone());
+        match host {
+            Some(host) if before.as_ref() != Some(&host) => tracing::error!(
+                server = %self.server(),
+                host,
+                "another machine runs as this server: the group refuses this one; if it is a copy, \
+                 stop its agent, empty its data_dir and join with a new token; if it is the \
+                 original, stop the copy",
+            ),
+            Some(_) => {}
+            None if before.is_some() => tracing::info!("the group accepts this agent again"),
+            None => {}
         }
     }
 

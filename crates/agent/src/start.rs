@@ -50,8 +50,9 @@ use crate::{budgets, control, renewal, space, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
-/// Pause of an agent that finds for the second time that its disk went back, doubled every time
-/// after that: another machine runs as this server, and each finds what the other did.
+/// Pause of an agent that finds for the third time that its disk went back, or that another agent
+/// speaks for its server, doubled every time after that: another machine runs as this server, and
+/// each finds what the other did.
 const CONTESTED_PAUSE: Duration = Duration::from_secs(10);
 const CONTESTED_PAUSE_MAX: Duration = Duration::from_secs(600);
 
@@ -76,6 +77,10 @@ pub async fn run(
             Err(AgentError::Retired { incarnation, member }) => {
                 retire(&config.data_dir, incarnation, member)?;
             }
+            Err(error @ AgentError::Displaced { .. }) => {
+                tracing::warn!(error = chain(&error), "starting over");
+                pause_if_contested(&mut went_back, &config.server, &shutdown).await;
+            }
             Err(AgentError::EarlierDisk { own, heard }) => {
                 let error = chain(&AgentError::EarlierDisk { own, heard });
                 tracing::warn!(error, "starting over, after that start");
@@ -98,11 +103,11 @@ pub async fn run(
     }
 }
 
-/// A disk goes back once. An agent that finds so again and again runs next to another one with the
+/// A disk goes back once, which its agent and its member find. An agent that finds so again and again runs next to another one with the
 /// same identity; without a pause, the two would take the server from each other all the time.
 async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &CancellationToken) {
     *went_back += 1;
-    let Some(doublings) = went_back.checked_sub(2) else { return };
+    let Some(doublings) = went_back.checked_sub(3) else { return };
     let pause = CONTESTED_PAUSE * 2u32.saturating_pow(doublings);
     let pause = pause.min(CONTESTED_PAUSE_MAX);
     tracing::error!(
@@ -208,6 +213,7 @@ pub(crate) async fn open(
         boot_epoch,
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
+        elsewhere: Mutex::default(),
         tasks,
         registry: Arc::new(registry),
         client,

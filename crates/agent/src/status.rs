@@ -11,8 +11,8 @@ use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, FailureStatus, GroupStatus, PlacingStatus, ServerAppStatus,
-    ServerStatus, TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, CopyStatus, FailureStatus, GroupStatus, PlacingStatus,
+    ServerAppStatus, ServerStatus, TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -48,6 +48,11 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             silent_ms: view.silent_ms(id, &contacts, now_ms),
             clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
             disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
+            copy: view.copies.of(id, now_ms).map(|refusal| CopyStatus {
+                host: refusal.host.clone(),
+                for_ms: now_ms.saturating_sub(refusal.since_ms),
+                age_ms: now_ms.saturating_sub(refusal.at_ms),
+            }),
             unknown: now.is_unknown(id),
         };
         (id.clone(), status)

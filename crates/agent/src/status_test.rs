@@ -1,3 +1,4 @@
+use cohort_core::state::Process;
 use std::sync::Arc;
 
 use cohort_core::Body;
@@ -12,7 +13,15 @@ use crate::testing::{GROUP, Lab, apply, founded, policy, web};
 fn view(lab: &Lab) -> View {
     let mut state = founded();
     let (server, address) = ("s2".parse().unwrap(), "10.0.0.2:1".to_owned());
-    apply(&mut state, Body::AddServer { server, address, rack: Some("r2".to_owned()) });
+    apply(
+        &mut state,
+        Body::AddServer {
+            server,
+            address,
+            rack: Some("r2".to_owned()),
+            process: Process::default(),
+        },
+    );
     apply(&mut state, policy());
     View { state: Arc::new(state), ..lab.leading() }
 }

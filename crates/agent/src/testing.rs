@@ -1,6 +1,7 @@
 //! Agents of one group without their tasks, and a repository to verify against: for the tests of
 //! this crate.
 
+use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -338,6 +339,7 @@ pub(crate) fn founded() -> State {
         server: "s1".parse().unwrap(),
         address: "127.0.0.1:1".to_owned(),
         rack: None,
+        process: Process::default(),
         labels: BTreeMap::new(),
         platform: PLATFORM.parse().unwrap(),
     };
@@ -356,7 +358,8 @@ pub(crate) fn server(name: &str) -> ServerId {
 
 /// A server joins the group.
 pub(crate) fn add(name: &str) -> Body {
-    Body::AddServer { server: server(name), address: format!("{name}:1"), rack: None }
+    let (address, process) = (format!("{name}:1"), Process { life: 0, host: "10.0.0.2".to_owned() });
+    Body::AddServer { server: server(name), address, rack: None, process }
 }
 
 /// The policy of `web`: everything is default.

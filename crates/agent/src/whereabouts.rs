@@ -22,8 +22,13 @@ const TELL: Schedule = Schedule::new(Duration::from_millis(500), Duration::from_
 /// How long the hub may take for one answer.
 const DEADLINE: Duration = Duration::from_millis(ANSWER_MS_MAX);
 
-/// Tells the hub this server's address, if it knows another one.
+/// Tells the hub this server's address, if it knows another one, once the group has accepted this
+/// agent: a copy of another machine must not divert what is meant for that one.
 pub(crate) async fn tell(shared: Arc<Shared>) {
+    let mut orders = shared.orders.subscribe();
+    if orders.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
     let mut pauses = TELL.pauses();
     let address = advertised(&shared.config);
     loop {
@@ -46,10 +51,12 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
 /// newer than those that the group has recorded.
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
-    // The others ask for it too.
-    let told = typed::move_server(registry, shared.server(), &advertised(&shared.config)).await;
-    if let Err(error) = told {
-        tracing::debug!(error = chain(&error), "the hub did not take the address");
+    // The others ask for it too. Not while the group refuses this agent as a copy.
+    if shared.elsewhere.lock().is_none() {
+        let address = advertised(&shared.config);
+        if let Err(error) = typed::move_server(registry, shared.server(), &address).await {
+            tracing::warn!(error = chain(&error), "the hub did not take this server's address");
+        }
     }
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };
     let asked = typed::read_members(registry, &shared.group);

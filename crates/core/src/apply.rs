@@ -8,7 +8,8 @@ use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
 use crate::policy::Policy;
 use crate::reason::DebtReason;
 use crate::state::{
-    APPS_MAX, Answered, App, REQUESTS_MAX, SERVERS_MAX, Server, ServerApp, State, push_bounded,
+    APPS_MAX, Answered, App, Process, REQUESTS_MAX, SERVERS_MAX, Server, ServerApp, State,
+    push_bounded,
 };
 use crate::turn::Applied;
 
@@ -47,8 +48,8 @@ impl State {
         match body {
             Body::SetUp { labels, platform } => self.set_up(labels, platform),
             Body::AdvanceClock { from, to } => self.advance_clock(*from, *to),
-            Body::AddServer { server, address, rack } => {
-                self.add_server(server, address, rack.as_deref(), events)
+            Body::AddServer { server, address, rack, process } => {
+                self.add_server(server, (address, rack.as_deref(), process), events)
             }
             Body::RemoveServer { server } => self.remove_server(server, events),
             Body::AllocateMember { server } => self.allocate_member(server),
@@ -110,20 +111,21 @@ impl State {
     fn add_server(
         &mut self,
         server: &ServerId,
-        address: &str,
-        rack: Option<&str>,
+        (address, rack, process): (&str, Option<&str>, &Process),
         events: &mut Vec<Event>,
     ) -> Applied {
         let (address, rack) = (address.to_owned(), rack.map(ToOwned::to_owned));
+        let process = process.clone();
         if let Some(known) = self.servers.get_mut(server) {
-            (known.address, known.rack) = (address, rack);
+            (known.address, known.rack, known.process) = (address, rack, process);
         } else if self.servers.len() >= SERVERS_MAX {
             return Err(Rejection::Limit { what: Limited::Servers, max: SERVERS_MAX as u64 });
         } else {
             let (joined, boot_epoch) = (self.next_joined, BootEpoch(0));
             self.next_joined += 1;
             let (member, placed, sequence) = (None, None, 0);
-            let joins = Server { address, rack, joined, member, placed, boot_epoch, sequence };
+            let joins =
+                Server { address, rack, joined, member, placed, process, boot_epoch, sequence };
             self.servers.insert(server.clone(), joins);
             for app in self.apps.values_mut() {
                 // The server may have been here before, activated under any earlier generation.

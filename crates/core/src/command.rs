@@ -14,6 +14,7 @@ use crate::policy::Policy;
 use crate::reason::Reason;
 use crate::release::Release;
 use crate::report::Report;
+use crate::state::Process;
 
 pub use crate::rejection::{Limited, Rejection, WhyNot};
 
@@ -47,8 +48,8 @@ pub enum Body {
     SetUp { labels: BTreeMap<String, String>, platform: Platform },
     /// Advances the group clock from its current value, by at most [`CLOCK_STEP_MS_MAX`].
     AdvanceClock { from: ClockMs, to: ClockMs },
-    /// A server joins, or its peer port (`host:port`) or its rack, if known, changes.
-    AddServer { server: ServerId, address: String, rack: Option<String> },
+    /// A server joins, or its peer port (`host:port`), its rack, if known, or its agent changes.
+    AddServer { server: ServerId, address: String, rack: Option<String>, process: Process },
     /// A server leaves permanently.
     RemoveServer { server: ServerId },
     /// A server gets the next member number, so that it can carry the group's log.

@@ -1,5 +1,6 @@
 //! Which servers carry the group's log.
 
+use crate::state::Process;
 use std::collections::BTreeSet;
 
 use crate::command::{Body, COMMAND_VERSION, Command};
@@ -41,7 +42,8 @@ fn spread(racks: &[Option<&str>]) -> State {
 
 fn join(state: &mut State, number: u64, rack: Option<&str>) {
     let (server, address) = (server(number), format!("10.0.0.{number}:7417"));
-    apply(state, Body::AddServer { server, address, rack: rack.map(Into::into) });
+    let (rack, process) = (rack.map(Into::into), Process::default());
+    apply(state, Body::AddServer { server, address, rack, process });
 }
 
 fn founded() -> Placed {

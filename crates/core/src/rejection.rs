@@ -26,6 +26,8 @@ pub enum Rejection {
     Capacity { out: u32, max: u32 },
     /// The server is changing, or already carries a member.
     Busy { server: ServerId },
+    /// Another machine runs as this server, and was heard a moment ago.
+    RunsElsewhere { server: ServerId, host: String },
     /// A limit would be exceeded.
     Limit { what: Limited, max: u64 },
 }

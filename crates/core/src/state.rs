@@ -92,6 +92,16 @@ fn known_schema<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     }
 }
 
+/// The agent that speaks for a server: one process at a time, on one machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// A random number, chosen at its start.
+    pub life: u64,
+    /// The host that it calls from, as the member that it called saw it.
+    pub host: String,
+}
+
 /// A server of the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +114,8 @@ pub struct Server {
     pub member: Option<MemberId>,
     /// Whether an operator wants it to carry a member; `None`: joining order decides.
     pub placed: Option<bool>,
+    /// The agent that speaks for it.
+    pub process: Process,
     /// The latest agent start that it has reported from.
     pub boot_epoch: BootEpoch,
     /// Its last report in that boot epoch.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use cohort_core::state::Process;
 use std::path::Path;
 
 use cohort_base::golden::hold;
@@ -57,11 +58,12 @@ fn records_of_apps_are_read_by_every_later_version() {
 fn bodies() -> Vec<Body> {
     let labels = [("zone".to_owned(), "zone-a".to_owned())].into();
     let (address, rack) = ("10.0.0.1:7417".to_owned(), Some("rack-1".to_owned()));
+    let process = Process { life: 7, host: "10.0.0.1".to_owned() };
     let reason = || "a bad night".to_owned();
     let plain = [
         Body::SetUp { labels, platform: platform() },
         Body::AdvanceClock { from: ClockMs(1_000), to: ClockMs(2_000) },
-        Body::AddServer { server: server(1), address, rack },
+        Body::AddServer { server: server(1), address, rack, process },
         Body::RemoveServer { server: server(1) },
         Body::AllocateMember { server: server(1) },
         Body::RetireMember { server: server(1), member: MemberId(2) },

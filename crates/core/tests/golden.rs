@@ -6,6 +6,7 @@
 
 mod common;
 
+use cohort_core::state::Process;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,8 @@ impl Play {
         play.take(Body::SetUp { labels, platform: common::platform() });
         for n in 0..3 {
             let address = format!("10.0.0.{n}:7417");
-            play.take(Body::AddServer { server: server(n), address, rack: None });
+            let process = Process { life: u64::from(n) + 1, host: format!("10.0.0.{n}") };
+            play.take(Body::AddServer { server: server(n), address, rack: None, process });
             play.take(Body::AllocateMember { server: server(n) });
         }
         play.take(Body::SetPolicy {

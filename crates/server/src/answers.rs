@@ -1,9 +1,11 @@
 //! A member's responses to servers, people and other members.
 
+use cohort_core::State;
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
 use cohort_core::ids::{Incarnation, MemberId, REQUEST_ID_BYTES_MAX, ServerId};
 use cohort_core::orders::Orders;
 use cohort_core::report::Report;
+use cohort_core::state::Process;
 
 use crate::member::{Proposed, View};
 use crate::outbox::ANSWER_MS_MAX;
@@ -25,10 +27,27 @@ const _: () = assert!(REPORTS_BEGIN_MS_MAX + COMMAND_MS_MAX < ANSWER_MS_MAX);
 /// Pause before a command is proposed again, in milliseconds.
 const AGAIN_AFTER_MS: u64 = 50;
 
-/// A server's orders, and a hash that identifies them. Never 0: that means *none known*.
+/// Whether the agent with this life is the one that speaks for the server.
 #[must_use]
-pub fn orders(view: &View, server: &ServerId) -> (Option<Orders>, u64) {
-    let orders = view.state.orders(server, view.killed.is_some());
+pub fn speaks_for(state: &State, server: &ServerId, life: u64) -> bool {
+    state.servers.get(server).is_some_and(|known| known.process.life == life)
+}
+
+/// The host of the agent that speaks for the server, if it is another one than that with this life.
+#[must_use]
+pub fn elsewhere(state: &State, server: &ServerId, life: u64) -> Option<String> {
+    let known = state.servers.get(server).filter(|known| known.process.life != life);
+    known.map(|known| known.process.host.clone())
+}
+
+/// The orders of a server for its agent with this life, and a hash that identifies them. Never 0:
+/// that means *none known*.
+#[must_use]
+pub fn orders(view: &View, server: &ServerId, life: u64) -> (Option<Orders>, u64) {
+    let orders = match speaks_for(&view.state, server, life) {
+        true => view.state.orders(server, view.killed.is_some()),
+        false => None,
+    };
     let bytes = serde_json::to_vec(&orders).expect("orders have text keys only");
     let hash = blake3::hash(&bytes);
     let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
@@ -101,6 +120,8 @@ pub enum ReportsRefused {
     TooMany,
     /// A server only reports for itself.
     Foreign,
+    /// Another agent speaks for the server.
+    OtherAgent,
     /// They belong to another incarnation of the group.
     OtherIncarnation,
     /// The texts of a report are too long for the log.
@@ -112,19 +133,21 @@ pub enum ReportsRefused {
 /// # Errors
 /// The reason why not.
 pub fn check_reports(
-    server: &ServerId,
+    state: &State,
+    (server, life): (&ServerId, u64),
     reports: &[Report],
     about: Incarnation,
-    incarnation: Incarnation,
 ) -> Result<(), ReportsRefused> {
     if reports.len() > REPORTS_MAX {
         Err(ReportsRefused::TooMany)
     } else if reports.iter().any(|report| report.server != *server) {
         Err(ReportsRefused::Foreign)
-    } else if about != incarnation {
+    } else if about != state.incarnation {
         Err(ReportsRefused::OtherIncarnation)
     } else if reports.iter().any(|report| report.outcome.is_too_long()) {
         Err(ReportsRefused::TooLong)
+    } else if !speaks_for(state, server, life) {
+        Err(ReportsRefused::OtherAgent)
     } else {
         Ok(())
     }
@@ -140,22 +163,22 @@ pub fn takes_next_report(done: usize, arrived_ms: u64, now_ms: u64) -> bool {
 /// What a server needs to join the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joining {
-    /// Nothing: it is in the group, with this address.
+    /// Nothing: it is in the group, with this address and this agent.
     Done,
-    /// It is in the group, with another address.
+    /// It is in the group, with another address or another agent.
     Moved,
     /// It is new. Only the hub decides which group a server belongs to: ask the registry first.
     New,
 }
 
-/// What is needed to have `server` in the group with this address. Its rack is the one it joined
+/// What is needed to have `server` in the group with this address and this agent. Its rack is the one it joined
 /// with: voters are spread over racks, so a server that could change its own could get itself a
 /// vote.
 #[must_use]
-pub fn joining(view: &View, server: &ServerId, address: &str) -> Joining {
+pub fn joining(view: &View, server: &ServerId, address: &str, process: &Process) -> Joining {
     match view.state.servers.get(server) {
         None => Joining::New,
-        Some(known) if known.address == address => Joining::Done,
+        Some(known) if known.address == address && known.process == *process => Joining::Done,
         Some(_) => Joining::Moved,
     }
 }

@@ -12,6 +12,7 @@ use crate::answers::{
     check_forward, check_reports, for_members, for_people,
 };
 use crate::member::Proposed;
+use crate::testing::state;
 
 fn server(name: &str) -> ServerId {
     ServerId::new(name).unwrap()
@@ -41,10 +42,14 @@ fn people_say_what_people_decide_and_members_pass_on_no_more_than_servers_say_to
 
 #[test]
 fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
-    let own = Incarnation(3);
-    let check = |reports: &[Report], about| check_reports(&server("s1"), reports, about, own);
+    let own = Incarnation(1);
+    let group = state(1);
+    let check =
+        |reports: &[Report], about| check_reports(&group, (&server("s1"), 0), reports, about);
     assert_eq!(check(&[report("s1")], own), Ok(()));
     assert_eq!(check(&[report("s1"), report("s2")], own), Err(ReportsRefused::Foreign));
+    let other = check_reports(&group, (&server("s1"), 7), &[report("s1")], own);
+    assert_eq!(other, Err(ReportsRefused::OtherAgent));
     assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherIncarnation));
     let reason = "x".repeat(5_000);
     let long = Report { outcome: Outcome::Health { in_service: false, reason }, ..report("s1") };

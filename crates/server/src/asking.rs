@@ -74,6 +74,9 @@ pub enum Effect {
     Obey(Box<Received>),
     /// A server responded for an old incarnation; its orders are ignored.
     OldIncarnation { server: ServerId, incarnation: Incarnation },
+    /// The group took this agent in, and now another one keeps speaking for the server, on this
+    /// host.
+    Displaced { host: String },
     /// Look up the group's members in the registry.
     AskRegistry,
     /// Send this request to this member.
@@ -91,8 +94,11 @@ pub enum Input {
     RegistryAsked,
     /// A member answered [`Question::Orders`].
     Orders {
-        /// The orders; `None` if the group does not have this server.
+        /// The orders; `None` if the group does not have this server, or another agent speaks for
+        /// it.
         orders: Option<Box<Orders>>,
+        /// The host of that agent.
+        elsewhere: Option<String>,
         /// How long they are valid, in milliseconds, according to the member.
         valid_ms: u64,
         /// The leader's server, as far as the member knows.
@@ -141,8 +147,10 @@ pub struct Asking {
     preferred: Option<ServerId>,
     turn: usize,
     pause_ms: u64,
-    /// The group has this server's current address and rack.
+    /// The group has this server's current address and agent.
     introduced: bool,
+    /// How often another agent spoke for the server after that.
+    displaced: u32,
     asked_ms: u64,
     open: Open,
 }
@@ -158,6 +166,7 @@ impl Asking {
             turn: 0,
             pause_ms: PAUSE_MS_MIN,
             introduced: false,
+            displaced: 0,
             asked_ms: 0,
             open: Open::Nothing,
         }
@@ -174,16 +183,21 @@ impl Asking {
             },
             (
                 Open::Orders(whom),
-                Input::Orders { orders: Some(orders), valid_ms, leader, hash },
+                Input::Orders { orders: Some(orders), valid_ms, leader, hash, .. },
             ) => {
                 let (orders, asked_ms) = (*orders, self.asked_ms);
                 // A hostile member must not make orders valid forever.
                 let valid_ms = valid_ms.min(ORDERS_VALID_MS);
                 self.answered(Received { orders, asked_ms, valid_ms, leader }, hash, whom)
             }
-            (Open::Orders(whom), Input::Orders { orders: None, .. }) => {
+            (Open::Orders(whom), Input::Orders { orders: None, elsewhere, .. }) => {
                 self.heard(&whom);
-                vec![self.join(whom, AfterJoin::Rest)]
+                let displaced = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
+                self.displaced += u32::from(displaced.is_some());
+                // Once: a request of an earlier process that came late.
+                let displaced = displaced.filter(|_| self.displaced > 1);
+                let displaced = displaced.map(|host| Effect::Displaced { host });
+                displaced.into_iter().chain([self.join(whom, AfterJoin::Rest)]).collect()
             }
             (Open::Orders(whom), _) => {
                 self.next_member();
@@ -193,7 +207,10 @@ impl Asking {
             (Open::Kill, _) => self.ask_on(now_ms, members),
             (Open::Join { after: AfterJoin::Rest, .. }, input) => match input {
                 // It can ask for orders immediately.
-                Input::Joined(true) => self.ask(now_ms, members),
+                Input::Joined(true) => {
+                    self.introduced = true;
+                    self.ask(now_ms, members)
+                }
                 _ => vec![self.rest(now_ms)],
             },
             (Open::Join { whom, after: AfterJoin::Change { known } }, input) => {

@@ -26,7 +26,12 @@ fn orders(incarnation: u64) -> Orders {
 
 fn answer(incarnation: u64, hash: u64) -> Input {
     let orders = Some(Box::new(orders(incarnation)));
-    Input::Orders { orders, valid_ms: ORDERS_VALID_MS, leader: None, hash }
+    Input::Orders { orders, elsewhere: None, valid_ms: ORDERS_VALID_MS, leader: None, hash }
+}
+
+fn no_orders(elsewhere: Option<&str>) -> Input {
+    let (elsewhere, leader) = (elsewhere.map(Into::into), None);
+    Input::Orders { orders: None, elsewhere, valid_ms: ORDERS_VALID_MS, leader, hash: 1 }
 }
 
 /// An agent of `s9` that knows the members `s1` and `s2`.
@@ -62,7 +67,8 @@ fn no_member_makes_orders_valid_for_longer_than_every_server_allows() {
         let mut world = World::new(1);
         world.first();
         let orders = Some(Box::new(orders(1)));
-        let answer = Input::Orders { orders, valid_ms: said_ms, leader: None, hash: 7 };
+        let answer =
+            Input::Orders { orders, elsewhere: None, valid_ms: said_ms, leader: None, hash: 7 };
         let effects = world.step(answer);
         let Some(Effect::Obey(received)) = effects.first() else { panic!("{effects:?}") };
         assert_eq!(received.valid_ms, valid_ms);
@@ -156,12 +162,29 @@ fn an_old_incarnation_is_never_obeyed() {
 fn a_server_that_the_group_does_not_have_asks_to_be_taken_in() {
     let mut world = World::new(1);
     let asked = world.first();
-    let none = Input::Orders { orders: None, valid_ms: ORDERS_VALID_MS, leader: None, hash: 1 };
+    let none = no_orders(None);
     assert_eq!(world.step(none.clone()), [Effect::Ask(asked.clone(), Question::Join)]);
     assert!(matches!(world.step(Input::Joined(false)).as_slice(), [Effect::Rest { .. }]));
     assert_eq!(world.step(Input::Woken), [Effect::Ask(asked.clone(), Question::Orders)]);
     assert_eq!(world.step(none), [Effect::Ask(asked.clone(), Question::Join)]);
     assert_eq!(world.step(Input::Joined(true)), [Effect::Ask(asked, Question::Orders)]);
+}
+
+/// At its start it introduces itself, whoever spoke for the server before; from then on nobody else
+/// may.
+#[test]
+fn an_agent_that_the_group_took_in_notices_that_another_one_speaks_for_its_server() {
+    let mut world = World::new(1);
+    let asked = world.first();
+    let other = || no_orders(Some("10.0.0.8"));
+    assert_eq!(world.step(other()), [Effect::Ask(asked.clone(), Question::Join)]);
+    let orders = Effect::Ask(asked.clone(), Question::Orders);
+    assert_eq!(world.step(Input::Joined(true)), [orders.clone()]);
+    let late = world.step(other());
+    assert_eq!(late, [Effect::Ask(asked, Question::Join)], "an earlier process's, perhaps");
+    assert_eq!(world.step(Input::Joined(true)), [orders]);
+    let displaced = Effect::Displaced { host: "10.0.0.8".into() };
+    assert_eq!(world.step(other())[0], displaced);
 }
 
 #[test]

@@ -12,11 +12,13 @@ use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::placement::{Carriers, Next, Placed, Placement, Unheard, placement};
 use cohort_core::refused::Refused;
+use cohort_core::state::Process;
 use cohort_core::waiting::Placing;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
+use crate::copies::{self, Copies, Introduction};
 use crate::heirs::Heirs;
 
 /// How often the leader plans if nothing has happened, in milliseconds.
@@ -69,6 +71,8 @@ pub struct Leading {
     /// The space on the disk of this member's server.
     disk: DiskSpace,
     heirs: Heirs,
+    /// Agents refused because another one runs as their server.
+    copies: Copies,
     /// What the next change of the voters is waiting for, and since when.
     placing: Option<(Placing, u64)>,
     /// The last of the leader's own proposals not applied yet.
@@ -98,6 +102,7 @@ impl Leading {
             refreshed: false,
             disk: DiskSpace::Enough,
             heirs: Heirs::default(),
+            copies: Copies::default(),
             placing: None,
             planned_up_to: 0,
             ticked_ms: None,
@@ -367,6 +372,28 @@ impl Leading {
     #[must_use]
     pub fn may_write(&self) -> bool {
         self.disk != DiskSpace::Exhausted
+    }
+
+    /// Judges an agent that introduces itself as `server`. A copy is remembered, for people.
+    pub fn introduced(
+        &mut self,
+        now_ms: u64,
+        state: &State,
+        contacts: &Contacts,
+        (server, process): (&ServerId, &Process),
+    ) -> Introduction {
+        let listens_ms = now_ms.saturating_sub(self.listens_since_ms().unwrap_or(now_ms));
+        let judged = copies::judge(state, contacts, (now_ms, listens_ms), server, process);
+        if matches!(judged, Introduction::Elsewhere { .. }) {
+            self.copies.refused(now_ms, server, &process.host);
+        }
+        judged
+    }
+
+    /// The agents refused lately because another one runs as their server.
+    #[must_use]
+    pub fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// Records what a voter says that it reaches.

@@ -1,3 +1,4 @@
+use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
@@ -139,6 +140,7 @@ fn a_server_that_joins_is_heard_with_that() {
         server: server("s2"),
         address: "s2:1".into(),
         rack: None,
+        process: Process::default(),
         labels: BTreeMap::new(),
         platform: "intel".parse().unwrap(),
     };
@@ -201,7 +203,12 @@ fn a_change_of_voters_that_did_not_start_is_tried_again() {
         let server = ServerId::new(format!("s{n}")).unwrap();
         let address = format!("{server}:1");
         for body in [
-            Body::AddServer { server: server.clone(), address, rack: None },
+            Body::AddServer {
+                server: server.clone(),
+                address,
+                rack: None,
+                process: Process::default(),
+            },
             Body::AllocateMember { server },
         ] {
             let (actor, incarnation) = ("test".into(), Incarnation(1));

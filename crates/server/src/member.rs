@@ -29,6 +29,7 @@ use cohort_core::waiting::{Placing, Waiting};
 use cohort_core::{Body, Command, Event, Offer, State};
 
 use crate::contacts::Contacts;
+use crate::copies::{Copies, Introduction};
 use crate::leading::{Leading, Placer};
 
 mod apply;
@@ -183,6 +184,8 @@ pub struct View {
     pub registry: Option<bool>,
     /// Mirrors and releases refused recently, for people.
     pub refusals: Vec<Refused>,
+    /// Agents refused lately because another one runs as their server.
+    pub copies: Copies,
     /// Why everything is stopped, while the kill switch is on.
     pub killed: Option<String>,
     /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in an idle
@@ -360,6 +363,7 @@ impl<S: LogStore> Member<S> {
             placing: self.leading.placing().cloned(),
             registry: self.leading.registry_answers(),
             refusals: self.leading.refusals().to_vec(),
+            copies: self.leading.copies().clone(),
             killed: self.leading.why_killed().map(str::to_owned),
             clock: self.leading.clock(&self.state),
             clock_at_ms: self.leading.ticked_ms(),
@@ -382,7 +386,7 @@ impl<S: LogStore> Member<S> {
     ) -> Result<Vec<Output>, MemberError> {
         self.catch_up(now_ms);
         for input in inputs {
-            self.take(now_ms, input);
+            self.take(now_ms, contacts, input);
         }
         self.ticks(now_ms);
         if self.may_plan(now_ms) {
@@ -400,13 +404,16 @@ impl<S: LogStore> Member<S> {
         Ok(std::mem::take(&mut self.outputs))
     }
 
-    fn take(&mut self, now_ms: u64, input: Input) {
+    fn take(&mut self, now_ms: u64, contacts: &Contacts, input: Input) {
         match input {
             Input::Received(envelope) => self.node.receive(&envelope),
             Input::Connected(peer) => self.node.connected(peer),
             Input::Unreachable(peer) => self.node.report_unreachable(peer),
             Input::Disconnected(peer) => self.node.disconnected(peer),
-            Input::Propose { ticket, command } => self.propose_for(now_ms, ticket, &command),
+            Input::Propose { ticket, command } => match self.refuses(now_ms, contacts, &command) {
+                Some(outcome) => self.outputs.push(Output::Answer { ticket, outcome }),
+                None => self.propose_for(now_ms, ticket, &command),
+            },
             Input::Read { ticket } => self.next_readers.push(Reader { ticket, since_ms: now_ms }),
             Input::Transfer { ticket, to } => self.transfer(now_ms, ticket, to),
             Input::Claim { ticket, server, member } => {
@@ -505,6 +512,25 @@ impl<S: LogStore> Member<S> {
             self.propose_own(Body::RetireMember { server: server.clone(), member });
         }
         Some(mine && !used)
+    }
+
+    /// The answer to an agent that may not speak for its server, if this member is the leader.
+    fn refuses(&mut self, now_ms: u64, contacts: &Contacts, command: &Command) -> Option<Proposed> {
+        let Body::AddServer { server, process, .. } = &command.body else { return None };
+        if !self.node.leads() {
+            return None;
+        }
+        let introduced = (server, process);
+        match self.leading.introduced(now_ms, &self.state, contacts, introduced) {
+            Introduction::Accepted => None,
+            Introduction::TooEarly => Some(Proposed::Busy),
+            Introduction::Elsewhere { host } => {
+                self.changed = true;
+                let rejection = Rejection::RunsElsewhere { server: server.clone(), host };
+                let index = self.node.applied().0;
+                Some(Proposed::Done { index, rejection: Some(rejection) })
+            }
+        }
     }
 
     fn propose_for(&mut self, now_ms: u64, ticket: Ticket, command: &Command) {

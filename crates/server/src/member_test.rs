@@ -1,3 +1,4 @@
+use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -54,8 +55,12 @@ fn a_leader_without_a_majority_does_not_know_what_came_of_a_proposal() {
 #[test]
 fn a_command_that_is_too_large_is_refused_for_good() {
     let (mut group, leader) = Group::led(1);
-    let body =
-        Body::AddServer { server: server(9), address: "x".repeat(2 * 1024 * 1024), rack: None };
+    let body = Body::AddServer {
+        server: server(9),
+        address: "x".repeat(2 * 1024 * 1024),
+        rack: None,
+        process: Process::default(),
+    };
     let ticket = group.propose(leader, body.clone());
     let bytes = serde_json::to_vec(&command(body)).unwrap().len();
     let expected = ProposeError::TooLarge { bytes, limit: 1024 * 1024 };

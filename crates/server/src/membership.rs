@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, Platform, ServerId};
 use cohort_core::orders::Orders;
+use cohort_core::state::Process;
 use cohort_core::{Body, Command, State};
 
 use crate::asking::Received;
@@ -109,6 +110,7 @@ pub struct Founder {
     /// Its address for peers, `host:port`.
     pub address: String,
     pub rack: Option<String>,
+    pub process: Process,
     /// The labels that the group's servers share.
     pub labels: BTreeMap<String, String>,
     pub platform: Platform,
@@ -120,11 +122,11 @@ pub struct Founder {
 /// Never: an empty state takes its first server.
 #[must_use]
 pub fn founding_state(group: GroupId, incarnation: Incarnation, founder: Founder) -> State {
-    let Founder { server, address, rack, labels, platform } = founder;
+    let Founder { server, address, rack, process, labels, platform } = founder;
     let mut state = State::new(group, incarnation);
     let bodies = [
         Body::SetUp { labels, platform },
-        Body::AddServer { server: server.clone(), address, rack },
+        Body::AddServer { server: server.clone(), address, rack, process },
         Body::AllocateMember { server: server.clone() },
     ];
     for body in bodies {

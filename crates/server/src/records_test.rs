@@ -1,3 +1,4 @@
+use cohort_core::state::Process;
 use std::collections::BTreeMap;
 
 use cohort_consensus::{Configuration, RaftId};
@@ -25,6 +26,7 @@ fn group() -> State {
         server: ServerId::new("s1").unwrap(),
         address: "s1:1".into(),
         rack: None,
+        process: Process::default(),
         labels: BTreeMap::from([("zone".into(), "a".into())]),
         platform: "intel".parse().unwrap(),
     };

@@ -1,5 +1,6 @@
 //! Three members in one thread, over simulated disks and a network that can be partitioned.
 
+use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -42,7 +43,8 @@ pub(crate) fn command(body: Body) -> Command {
 }
 
 pub(crate) fn add(n: u64) -> Body {
-    Body::AddServer { server: server(n), address: format!("{}:1", server(n)), rack: None }
+    let (address, process) = (format!("{}:1", server(n)), Process::default());
+    Body::AddServer { server: server(n), address, rack: None, process }
 }
 
 pub(crate) fn state(members: u64) -> State {
@@ -50,6 +52,7 @@ pub(crate) fn state(members: u64) -> State {
         server: server(1),
         address: "s1:1".into(),
         rack: None,
+        process: Process::default(),
         labels: BTreeMap::new(),
         platform: "intel".parse().unwrap(),
     };

@@ -4,6 +4,7 @@
 //!
 //! `cargo run --release -p cohort-simulate --example figures [NAME]`
 
+use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +103,12 @@ impl Group {
         group.commit(Body::SetUp { labels: BTreeMap::new(), platform: platform() });
         for n in 1..=SERVERS {
             let address = format!("10.0.{}.{}:7417", n / 250, n % 250);
-            group.commit(Body::AddServer { server: server(n), address, rack: None });
+            group.commit(Body::AddServer {
+                server: server(n),
+                address,
+                rack: None,
+                process: Process::default(),
+            });
             group.seen.contact_age_ms.insert(server(n), 0);
         }
         let policies = (0..APPS).map(|n| (app(n), (Revision(1), policy(n)))).collect();

@@ -62,6 +62,7 @@ pub(crate) fn settled() -> GroupStatus {
             silent_ms: Some(400),
             clock_ahead_ms: 0,
             disk: DiskSpace::Enough,
+            copy: None,
             unknown: false,
         };
         (server(name), status)

@@ -93,7 +93,8 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
     waits
 }
 
-/// Servers whose machines are at fault: a clock that differs from the others', a full disk.
+/// Servers whose machines are at fault: a clock that differs from the others', a full disk, a copy
+/// of the machine.
 fn machines(status: &GroupStatus) -> Vec<Wait> {
     let mut waits = Vec::new();
     for (id, server) in &status.servers {
@@ -109,6 +110,16 @@ fn machines(status: &GroupStatus) -> Vec<Wait> {
             wait(
                 format!("the clock of {id} is {by} {side} the other servers'"),
                 format!("set the clock of {id}"),
+            );
+        }
+        if let Some(copy) = &server.copy {
+            let (host, age) = (&copy.host, brief(copy.age_ms));
+            wait(
+                format!("a machine on {host} runs as {id}, too, and is refused (last {age} ago)"),
+                format!(
+                    "stop the agent on {host}; if it is a copy, empty its data_dir and join with a \
+                     new token"
+                ),
             );
         }
         let left = match server.disk {

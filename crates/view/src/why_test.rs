@@ -3,6 +3,7 @@ use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{PausedBy, Unfit};
 use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::CopyStatus;
 use cohort_wire::agent::{GroupStatus, PlacingStatus};
 
 use crate::command::Command;
@@ -162,5 +163,10 @@ fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
     assert_eq!(said(&status), ["the clock of web-2 is 1m 30s behind the other servers'"]);
     machine(&mut status, 90_000, DiskSpace::Low);
     assert_eq!(said(&status).len(), 2);
+    machine(&mut status, 0, DiskSpace::Enough);
+    let copy = CopyStatus { host: "10.0.0.9".into(), for_ms: 60_000, age_ms: 2_000 };
+    status.servers.get_mut(&server("web-2")).unwrap().copy = Some(copy);
+    let copied = "a machine on 10.0.0.9 runs as web-2, too, and is refused (last 2s ago)";
+    assert_eq!(said(&status), [copied]);
     assert!(report([status]).healthy, "the apps serve");
 }

@@ -107,6 +107,9 @@ pub fn rejection(rejection: &Rejection) -> String {
             format!("{out} servers are out of service; the limit is {max}")
         }
         Rejection::Busy { server } => format!("`{server}` is busy"),
+        Rejection::RunsElsewhere { server, host } => {
+            format!("another machine runs as `{server}`: {host}")
+        }
         Rejection::Limit { what, max } => {
             let what = match what {
                 Limited::Servers => "servers",

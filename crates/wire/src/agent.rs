@@ -93,6 +93,8 @@ impl<T> ToGroup<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrdersRequest {
+    /// The agent's life: a random number, chosen at its start.
+    pub life: u64,
     pub doing: BTreeMap<AppId, Doing>,
     /// The hash of the orders that it has, for [`WAIT`]: 0 if it has none.
     pub known: u64,
@@ -102,8 +104,11 @@ pub struct OrdersRequest {
 /// The response to an [`OrdersRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrdersAnswer {
-    /// The orders; `None` if the server does not belong to the group.
+    /// The orders; `None` if the server does not belong to the group, or another agent speaks for
+    /// it.
     pub orders: Option<Orders>,
+    /// The host of that agent.
+    pub elsewhere: Option<String>,
     /// How long they are valid, from the request on, by the server's own boot-time clock.
     pub orders_valid_ms: u64,
     pub hash: u64,
@@ -116,6 +121,8 @@ pub struct OrdersAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReportRequest {
+    /// The agent's life, as in [`OrdersRequest`].
+    pub life: u64,
     /// The incarnation of the group that gave the orders.
     pub incarnation: Incarnation,
     /// What happened, oldest first.
@@ -137,6 +144,8 @@ const RACK_BYTES_MAX: usize = 2 * LABEL_BYTES_MAX + 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinGroupRequest {
+    /// The agent's life, as in [`OrdersRequest`].
+    pub life: u64,
     /// Its peer port, `host:port`.
     pub address: String,
     /// Its failure domain, widest part first; used only if the server is new.
@@ -285,9 +294,22 @@ pub struct ServerStatus {
     pub clock_ahead_ms: i64,
     /// The space left for its agent, as far as known.
     pub disk: DiskSpace,
+    /// Another machine calls as this server, and is refused.
+    pub copy: Option<CopyStatus>,
     /// Whether it has not asked any member for longer than the shortest `unreachable_after`, or no
     /// leader with a quorum responds: what is known of it may no longer hold.
     pub unknown: bool,
+}
+
+/// A machine that calls as a server that another machine runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// The host that it calls from.
+    pub host: String,
+    /// How long it has been calling, in milliseconds.
+    pub for_ms: u64,
+    /// How long ago it called last, in milliseconds.
+    pub age_ms: u64,
 }
 
 impl GroupStatus {

@@ -19,9 +19,9 @@ use cohort_core::waiting::Placing;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsAnswer, ContactsRequest, FailureStatus, GroupStatus, JoinGroupRequest, Offence,
-    OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest, ServerAppStatus,
-    ServerStatus, SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
+    ContactsAnswer, ContactsRequest, CopyStatus, FailureStatus, GroupStatus, JoinGroupRequest,
+    Offence, OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest,
+    ServerAppStatus, ServerStatus, SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -134,19 +134,21 @@ fn control() {
     let incarnation = Incarnation(16);
     let orders = ToGroup::new(
         &group(),
-        OrdersRequest { doing: BTreeMap::new(), machine: machine(), known: 7 },
+        OrdersRequest { life: 5, doing: BTreeMap::new(), machine: machine(), known: 7 },
     );
     let messages = [
         Control::Orders(ToGroup { kill: vec![signed()], ..orders }),
         Control::OrdersAnswer(OrdersAnswer {
             orders: None,
+            elsewhere: Some("10.0.0.9".to_owned()),
             orders_valid_ms: 5_000,
             hash: 7,
             kill: vec![signed()],
             leader: Some(server("web-1")),
         }),
-        Control::Report(to_group(ReportRequest { incarnation, reports: vec![] })),
+        Control::Report(to_group(ReportRequest { life: 5, incarnation, reports: vec![] })),
         Control::JoinGroup(to_group(JoinGroupRequest {
+            life: 5,
             address: "web-1.example:7417".to_owned(),
             rack: Some("r1".to_owned()),
         })),
@@ -267,6 +269,7 @@ fn group_status() {
         silent_ms: Some(150),
         clock_ahead_ms: -90_000,
         disk: DiskSpace::Low,
+        copy: Some(CopyStatus { host: "10.0.0.9".to_owned(), for_ms: 5_000, age_ms: 400 }),
         unknown: false,
     };
     let status = GroupStatus {

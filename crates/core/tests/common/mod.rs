@@ -14,7 +14,7 @@ use cohort_core::policy::{Duration, Policy, Size, Update, WaveSizes};
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Blame, Outcome, Report, Step};
-use cohort_core::state::State;
+use cohort_core::state::{Process, State};
 use proptest::prelude::*;
 
 /// A group after set-up, with three servers and a policy.
@@ -26,6 +26,7 @@ pub(crate) fn group() -> State {
         server: server(n),
         address: format!("10.0.0.{n}:7417"),
         rack: None,
+        process: Process::default(),
     }));
     bodies.push(Body::SetPolicy { policy: policy(2, 1), revision: Revision(1) });
     for body in bodies {
@@ -125,7 +126,10 @@ impl Wish {
                 let from = if self.stale { ClockMs(1) } else { state.clock };
                 Body::AdvanceClock { from, to: from.plus(n * 40) }
             }
-            1 => Body::AddServer { server, address: "10.0.0.9:7417".into(), rack: None },
+            1 => {
+                let (address, process) = ("10.0.0.9:7417".into(), Process::default());
+                Body::AddServer { server, address, rack: None, process }
+            }
             2 if n < 64 => Body::RemoveServer { server },
             3 => Body::AllocateMember { server },
             4 => Body::RetireMember { server, member: MemberId(n % 8) },

@@ -1,5 +1,6 @@
 //! A group: its servers, some of which carry its log, and the network between them.
 
+use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ impl Group {
             server: first.clone(),
             address: address_of(first),
             rack: build::rack_of(first, setup.racks),
+            process: Process::default(),
             labels: labels.clone(),
             platform: platform.parse().expect("a platform"),
         };
@@ -61,7 +63,8 @@ impl Group {
         for server in &servers[1..] {
             let rack = build::rack_of(server, setup.racks);
             let (server, address) = (server.clone(), address_of(server));
-            let body = Body::AddServer { server, address, rack };
+            let process = Process::default();
+            let body = Body::AddServer { server, address, rack, process };
             state.apply(&command("hub".into(), None, body)).expect("there is room");
         }
         let disk = Disk::new();

@@ -463,7 +463,7 @@ impl Server {
                     }
                     // The latch is the world's: see `Disk::killed`.
                     Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
-                    Effect::OldIncarnation { .. } => {}
+                    Effect::OldIncarnation { .. } | Effect::Displaced { .. } => {}
                     Effect::AskRegistry => {
                         if let Some(members) = around.members.filter(|_| self.linked) {
                             self.learn_members(members);

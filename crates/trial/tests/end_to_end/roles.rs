@@ -86,7 +86,8 @@ fn only_those_who_may() -> Result<()> {
         attempt: 1,
         outcome: Outcome::Found { release: None, in_service: false },
     };
-    let reports = ToGroup::new(&group, ReportRequest { incarnation, reports: vec![report] });
+    let reports =
+        ToGroup::new(&group, ReportRequest { life: 1, incarnation, reports: vec![report] });
     agent.refused("an agent reports for another server", Call::post(REPORT, &reports))?;
     // Members forward what servers and people send, and nothing else.
     let server = ServerId::new(second.as_str())?;
@@ -117,6 +118,7 @@ fn only_those_who_may() -> Result<()> {
     let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
     let operator = Caller::as_whom(&trial, of_operator, first)?;
     let orders = OrdersRequest {
+        life: 1,
         doing: std::collections::BTreeMap::new(),
         machine: Default::default(),
         known: 0,

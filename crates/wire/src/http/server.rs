@@ -1,5 +1,6 @@
 //! Serving peers: one port, protocols selected by ALPN, every limit enforced here.
 
+use axum::extract::ConnectInfo;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +44,8 @@ pub type RawHandler =
 /// How the connections of one protocol are served.
 #[derive(Clone)]
 pub enum Handler {
-    /// HTTP. Requests have the extension [`Peer`], unless the client has no certificate.
+    /// HTTP. Requests have the extensions [`Peer`], unless the client has no certificate, and
+    /// [`ConnectInfo`] with its address.
     Http(Router),
     Raw(RawHandler),
 }
@@ -295,6 +297,7 @@ async fn serve_http<S>(
     let router = router.map(TowerToHyperService::new);
     let service = service_fn(|mut request: Request<Incoming>| {
         let router = router.clone();
+        request.extensions_mut().insert(ConnectInfo(from));
         if let Some(peer) = &peer {
             request.extensions_mut().insert(peer.clone());
         }

@@ -1,6 +1,8 @@
 //! The group's log on a virtual server: the production member, and what the agent around it does
 //! for those who ask it.
 
+use cohort_core::state::Process;
+use cohort_server::answers::ReportsRefused;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -60,6 +62,13 @@ pub(crate) struct Setup {
 struct Request {
     from: ServerId,
     id: u64,
+}
+
+impl Request {
+    /// The life of the agent that sent it, as its numbers say.
+    fn life(&self) -> u64 {
+        self.id >> 32
+    }
 }
 
 /// Who waits for an answer of the member.
@@ -122,7 +131,7 @@ pub(crate) struct Carried {
     asked: BTreeMap<Ticket, Waits>,
     held: Vec<Held>,
     /// Orders and their hashes by the view, as far as servers have asked.
-    orders: BTreeMap<ServerId, (Option<Orders>, u64)>,
+    orders: BTreeMap<(ServerId, u64), (Option<Orders>, u64)>,
     /// Orders may have changed since held questions were last looked at.
     orders_change: bool,
     /// Commands to be proposed again, and when.
@@ -222,9 +231,15 @@ impl Carried {
             What::Raft(envelope) => self.inputs.push(Input::Received(envelope)),
             What::Ask { question, doing } => self.asked(request, &question, doing, log),
             What::Report(reports) => {
-                let of = &request.from;
-                let checked = answers::check_reports(of, &reports, INCARNATION, INCARNATION);
-                checked.expect("agents report for themselves, and not too much at once");
+                let by = (&request.from, request.life());
+                let checked = answers::check_reports(&self.view.state, by, &reports, INCARNATION);
+                match checked {
+                    Ok(()) => {}
+                    Err(ReportsRefused::OtherAgent) => {
+                        return self.reply(request, What::Taken(None));
+                    }
+                    Err(refused) => panic!("{refused:?}: agents report for themselves, in limits"),
+                }
                 let left = self.renumbered(log.now_ms, reports);
                 self.next_report(Batch { request, left, taken: Vec::new(), arrived_ms: now_ms });
             }
@@ -273,8 +288,8 @@ impl Carried {
                 self.inputs.push(Input::Read { ticket });
             }
             Question::Change { known } => {
-                self.contacts.heard(self.now_ms, &request.from, 0, doing);
-                let (orders, hash) = self.orders_of(&request.from);
+                self.heard(&request, doing);
+                let (orders, hash) = self.orders_of(&request);
                 if answers::answers_now(self.view.raft.leader.is_some(), hash, *known) {
                     return self.reply(request, What::Answer(Answer::Changed));
                 }
@@ -284,7 +299,8 @@ impl Carried {
             Question::Kill => self.reply(request, What::Answer(Answer::Changed)),
             Question::Join => {
                 let (server, address) = (request.from.clone(), address_of(&request.from));
-                match answers::joining(&self.view, &server, &address) {
+                let process = Process { life: request.life(), host: server.to_string() };
+                match answers::joining(&self.view, &server, &address, &process) {
                     Joining::Done => self.reply(request, What::Answer(Answer::Joined(true))),
                     Joining::New if !log.admitted.contains(&server) => {
                         self.reply(request, What::Answer(Answer::Joined(false)));
@@ -292,7 +308,7 @@ impl Carried {
                     Joining::New | Joining::Moved => {
                         let actor = format!("agent {server}");
                         let rack = build::rack_of(&server, self.racks);
-                        let body = Body::AddServer { server, address, rack };
+                        let body = Body::AddServer { server, address, rack, process };
                         self.commit(actor, None, body, Client::Join(request));
                     }
                 }
@@ -456,9 +472,9 @@ impl Carried {
                 };
                 if fresh {
                     log.read(floor, &self.view);
-                    self.contacts.heard(self.now_ms, &request.from, 0, doing);
+                    self.heard(&request, doing);
                 }
-                let answer = if fresh { self.orders(&request.from) } else { Answer::NoAnswer };
+                let answer = if fresh { self.orders(&request) } else { Answer::NoAnswer };
                 self.reply(request, What::Answer(answer));
             }
             Output::Transferred { ticket, outcome } => {
@@ -479,15 +495,24 @@ impl Carried {
         }
     }
 
-    fn orders_of(&mut self, server: &ServerId) -> (Option<Orders>, u64) {
-        let known = self.orders.entry(server.clone());
-        known.or_insert_with(|| answers::orders(&self.view, server)).clone()
+    /// What the agent that speaks for a server says of itself.
+    fn heard(&mut self, request: &Request, doing: BTreeMap<AppId, Doing>) {
+        if answers::speaks_for(&self.view.state, &request.from, request.life()) {
+            self.contacts.heard(self.now_ms, &request.from, 0, doing);
+        }
     }
 
-    fn orders(&mut self, server: &ServerId) -> Answer {
-        let (orders, hash) = self.orders_of(server);
+    fn orders_of(&mut self, request: &Request) -> (Option<Orders>, u64) {
+        let (server, life) = (&request.from, request.life());
+        let known = self.orders.entry((server.clone(), life));
+        known.or_insert_with(|| answers::orders(&self.view, server, life)).clone()
+    }
+
+    fn orders(&mut self, request: &Request) -> Answer {
+        let (orders, hash) = self.orders_of(request);
         let (orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
-        Answer::Orders { orders, valid_ms: ORDERS_VALID_MS, leader, hash }
+        let elsewhere = answers::elsewhere(&self.view.state, &request.from, request.life());
+        Answer::Orders { orders, elsewhere, valid_ms: ORDERS_VALID_MS, leader, hash }
     }
 
     fn answered(&mut self, ticket: Ticket) -> Waits {
@@ -502,6 +527,7 @@ impl Carried {
         let over = |held: &mut Held| {
             held.until_ms <= now_ms
                 || leaderless
+                || !answers::speaks_for(&view.state, &held.request.from, held.request.life())
                 || view.state.orders(&held.request.from, killed) != held.orders
         };
         let over: Vec<Held> = self.held.extract_if(.., over).collect();

@@ -1,0 +1,103 @@
+//! Machines that call in the name of a server that another machine runs as: a copied disk, or a
+//! restored image next to the machine it was taken of.
+//!
+//! A server's agent introduces itself to the group once per start, and the log has who it is. Only
+//! the leader can tell whether the earlier one still runs: it has heard from it, or not.
+
+use std::collections::BTreeMap;
+
+use cohort_core::State;
+use cohort_core::capacity::COUNTED_ON_MS;
+use cohort_core::ids::ServerId;
+use cohort_core::state::Process;
+
+use crate::contacts::Contacts;
+
+/// An agent that was heard from within this time still runs, in milliseconds.
+const RUNS_MS: u64 = COUNTED_ON_MS;
+/// A copy is reported for this long after its last attempt, in milliseconds.
+const REPORTED_MS: u64 = 60_000;
+/// The last attempt is worth a new view after this long, in milliseconds.
+const NEWS_MS: u64 = 10_000;
+
+/// An agent that was refused because another one runs as its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The host that it called from.
+    pub host: String,
+    /// The first and the last attempt, on the leader's monotonic clock.
+    pub since_ms: u64,
+    pub at_ms: u64,
+}
+
+/// The leader's answer to an agent that introduces itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Introduction {
+    Accepted,
+    /// The leader has not listened for long enough to know.
+    TooEarly,
+    /// Another machine runs as this server, on this host.
+    Elsewhere {
+        host: String,
+    },
+}
+
+/// Judges an agent that introduces itself as `server`. `listens_ms` is how long the leader has
+/// listened.
+///
+/// One that calls from the same host has restarted: the earlier process has ended. On another host,
+/// either the machine has moved, and the earlier process is silent, or there are two.
+#[must_use]
+pub fn judge(
+    state: &State,
+    contacts: &Contacts,
+    (now_ms, listens_ms): (u64, u64),
+    server: &ServerId,
+    process: &Process,
+) -> Introduction {
+    let Some(known) = state.servers.get(server).map(|server| &server.process) else {
+        return Introduction::Accepted;
+    };
+    if known.life == process.life || known.host == process.host || known.host.is_empty() {
+        return Introduction::Accepted;
+    }
+    let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
+    if heard_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < RUNS_MS) {
+        return Introduction::Elsewhere { host: known.host.clone() };
+    }
+    if listens_ms < RUNS_MS { Introduction::TooEarly } else { Introduction::Accepted }
+}
+
+/// The agents refused lately, by the server that they called as.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copies(BTreeMap<ServerId, Refusal>);
+
+impl Copies {
+    /// Records an attempt. Returns whether it is news.
+    pub fn refused(&mut self, now_ms: u64, server: &ServerId, host: &str) -> bool {
+        self.0.retain(|_, refusal| now_ms.saturating_sub(refusal.at_ms) < REPORTED_MS);
+        match self.0.get_mut(server).filter(|refusal| refusal.host == host) {
+            Some(refusal) if now_ms.saturating_sub(refusal.at_ms) < NEWS_MS => false,
+            Some(refusal) => {
+                refusal.at_ms = now_ms;
+                true
+            }
+            None => {
+                let refusal = Refusal { host: host.to_owned(), since_ms: now_ms, at_ms: now_ms };
+                self.0.insert(server.clone(), refusal);
+                true
+            }
+        }
+    }
+
+    /// The agent that was refused as this server, if it was lately.
+    #[must_use]
+    pub fn of(&self, server: &ServerId, now_ms: u64) -> Option<&Refusal> {
+        let refusal = self.0.get(server);
+        refusal.filter(|refusal| now_ms.saturating_sub(refusal.at_ms) < REPORTED_MS + NEWS_MS)
+    }
+}
+
+#[cfg(test)]
+#[path = "copies_test.rs"]
+mod copies_test;
