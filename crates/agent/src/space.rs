@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,13 +102,18 @@ async fn look(folder: &Path) -> DiskSpace {
 fn look_at(folder: &Path) -> io::Result<DiskSpace> {
     let path = folder.join(BALLAST);
     let (free_bytes, read_only) = (free_bytes(folder)?, is_read_only(folder)?);
-    let (ballast, space) = judge(Look { free_bytes, ballast: path.exists(), read_only });
+    let (ballast, space) = judge(Look { free_bytes, ballast: holds_space(&path), read_only });
     match ballast {
         Ballast::Leave => {}
         Ballast::GiveUp => std::fs::remove_file(&path)?,
         Ballast::Take => take(&path)?,
     }
     Ok(space)
+}
+
+/// Whether the ballast is there, with blocks of the disk: a file of holes would free nothing.
+fn holds_space(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.blocks() * 512 >= BALLAST_BYTES)
 }
 
 /// Takes the ballast; a file system that cannot allocate has none.
@@ -127,8 +133,11 @@ mod space_test {
     fn a_disk_with_space_gets_a_ballast() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(look_at(folder.path()).unwrap(), DiskSpace::Enough);
-        let ballast = std::fs::metadata(folder.path().join(BALLAST)).unwrap();
-        assert_eq!(ballast.len(), BALLAST_BYTES);
+        let ballast = folder.path().join(BALLAST);
+        assert!(holds_space(&ballast));
+        std::fs::remove_file(&ballast).unwrap();
+        File::create(&ballast).unwrap().set_len(BALLAST_BYTES).unwrap();
+        assert!(!holds_space(&ballast), "a hole is no ballast");
         assert_eq!(look_at(folder.path()).unwrap(), DiskSpace::Enough);
     }
 

@@ -358,7 +358,8 @@ pub(crate) fn server(name: &str) -> ServerId {
 
 /// A server joins the group.
 pub(crate) fn add(name: &str) -> Body {
-    let (address, process) = (format!("{name}:1"), Process { life: 0, host: "10.0.0.2".to_owned() });
+    let (address, process) =
+        (format!("{name}:1"), Process { life: 0, host: "10.0.0.2".to_owned() });
     Body::AddServer { server: server(name), address, rack: None, process }
 }
 

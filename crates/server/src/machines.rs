@@ -11,7 +11,7 @@ use cohort_core::state::SERVERS_MAX;
 
 /// A clock that differs by more than this is reported, in milliseconds. 1 min: far more than two
 /// requests for orders can be apart, far less than matters to a signature or a certificate.
-const CLOCK_OFF_MS_MAX: i64 = 60_000;
+const CLOCK_OFF_MS_MAX: u64 = 60_000;
 /// Only what a server said within this time counts, in milliseconds.
 const KNOWN_MS: u64 = 60_000;
 /// Fewer clocks than this do not say which one is wrong.
@@ -68,7 +68,7 @@ impl Machines {
         let usual = sorted.get(sorted.len() / 2).filter(|_| sorted.len() >= CLOCKS_MIN);
         let faults = clocks.into_iter().map(|(server, (start, disk))| {
             let ahead_ms = usual.map_or(0, |usual| start.saturating_sub(*usual));
-            let off = ahead_ms.abs() > CLOCK_OFF_MS_MAX;
+            let off = ahead_ms.unsigned_abs() > CLOCK_OFF_MS_MAX;
             (server.clone(), Faults { clock_ahead_ms: if off { ahead_ms } else { 0 }, disk })
         });
         faults.collect()

@@ -19,6 +19,16 @@ fn ahead_ms(machines: &Machines, now_ms: u64, n: u64) -> Option<i64> {
 }
 
 #[test]
+fn a_clock_that_cannot_be_is_wrong_and_harmless() {
+    let mut machines = Machines::default();
+    for (n, unix_ms) in [(1, NOON_MS), (2, NOON_MS), (3, 1 << 63), (4, u64::MAX)] {
+        machines.said(1_000, &server(n), 0, clock(unix_ms));
+    }
+    assert_eq!(ahead_ms(&machines, 1_000, 1), Some(0));
+    assert!(ahead_ms(&machines, 1_000, 3).is_some_and(|ahead_ms| ahead_ms < 0));
+}
+
+#[test]
 fn the_clock_that_differs_from_most_others_is_wrong() {
     let mut machines = Machines::default();
     machines.said(1_000, &server(1), 0, clock(NOON_MS));

@@ -15,6 +15,9 @@ pub const LOOK_EVERY_MS: u64 = 5_000;
 /// A member with a leader only asks at every 12th check, once a minute: the old incarnation may
 /// still have a majority.
 const LOOKS_WHILE_LED: u64 = 12;
+/// The most starts of an agent that its disk may have gone back by: a restart in every second for
+/// eleven days.
+const HEARD_AHEAD_MAX: u64 = 1_000_000;
 /// The label of a server's zone.
 const ZONE: &str = "zone";
 /// The first member of a group.
@@ -70,10 +73,11 @@ pub fn carries_another(
 
 /// Whether this server's disk is an earlier one, at the first orders since the agent's `start`: the
 /// group has reports of this start or a later one, and this agent has sent none. The agent counts
-/// on from there: the group would ignore its reports as old ones.
+/// on from there: the group would ignore its reports as old ones. A member that names an impossible
+/// number is not believed: numbers are used up for good.
 #[must_use]
 pub fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
-    orders.heard >= start
+    (start.0..=start.0.saturating_add(HEARD_AHEAD_MAX)).contains(&orders.heard.0)
 }
 
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued

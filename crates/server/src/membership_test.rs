@@ -83,6 +83,7 @@ fn an_agent_that_starts_where_the_group_has_heard_it_already_has_an_earlier_disk
     };
     assert!(!earlier(0, 1) && !earlier(6, 7));
     assert!(earlier(7, 7) && earlier(9, 7));
+    assert!(!earlier(1 << 39, 7), "no disk goes back that far");
 }
 
 #[test]
