@@ -20,6 +20,8 @@ mod budgets;
 pub mod config;
 mod contacts;
 mod control;
+#[cfg(test)]
+mod data_dir_test;
 mod deltas;
 mod download;
 mod duties;

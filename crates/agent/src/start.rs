@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{BuildHasher as _, RandomState};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
-use cohort_base::{FileError, OnPath as _, chain, durable};
+use cohort_base::{OnPath as _, chain, durable};
 use cohort_core::ids::ServerId;
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
@@ -285,9 +285,12 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
 }
 
 /// Creates the agent's directories: only the agent may read its data.
-fn prepare(config: &AgentConfig) -> Result<(), FileError> {
+fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     let (data, install) = (&config.data_dir, &config.install_dir);
     durable::private_folder(data).on_path("create", data)?;
+    // A process's directory there belongs to its effective user.
+    let own = std::fs::metadata("/proc/self").on_path("inspect", Path::new("/proc/self"))?.uid();
+    check_owner(data, own)?;
     if !install.exists() {
         durable::create_folders(install).on_path("create", install)?;
         // Services may run as another user, whatever the agent's umask.
@@ -298,6 +301,18 @@ fn prepare(config: &AgentConfig) -> Result<(), FileError> {
 }
 
 async fn repository(
+/// Checks that the agent's user owns its directory, if there is one.
+fn check_owner(dir: &Path, own: u32) -> Result<(), AgentError> {
+    let owner = match std::fs::metadata(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.on_path("inspect", dir)?.uid(),
+    };
+    if owner == own {
+        return Ok(());
+    }
+    Err(AgentError::Owner { dir: dir.to_owned(), owner, own })
+}
+
     config: &AgentConfig,
     joined: &Joined,
     mirrors: &[Mirror],
@@ -376,6 +391,17 @@ mod start_test {
     }
 
     #[test]
+    #[test]
+    fn a_directory_of_another_user_is_refused_and_a_missing_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = std::fs::metadata(folder.path()).unwrap().uid();
+        check_owner(folder.path(), own).unwrap();
+        check_owner(&folder.path().join("missing"), own + 1).unwrap();
+        let refused = check_owner(folder.path(), own + 1);
+        let Err(AgentError::Owner { dir, owner, own: user }) = refused else { panic!() };
+        assert_eq!((dir.as_path(), owner, user), (folder.path(), own, own + 1));
+    }
+
     fn only_the_agent_reads_its_data_and_every_user_finds_the_installed_apps() {
         let folder = tempfile::tempdir().unwrap();
         let (data, install) = (folder.path().join("data"), folder.path().join("opt/install"));

@@ -206,7 +206,6 @@ impl Lab {
 /// What the hub said to a server that joined: of a hub that nobody runs.
 pub(crate) fn joined() -> Joined {
     Joined {
-        schema: 1,
         hub: PeerName::new("hub").unwrap(),
         hub_addresses: vec!["127.0.0.1:1".to_owned()],
         trusted_root: None,
