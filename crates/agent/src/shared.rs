@@ -159,12 +159,26 @@ impl Shared {
         *self.members.lock() = self.book.learn(members);
     }
 
-    /// A member has moved, as the hub knows, and the group does not know it yet.
-    pub(crate) fn learn_move(&self, known: &MemberAddress, now: String) {
-        self.book.learn_move(known, &now);
+    /// The hub says where a member is. Returns whether that is news.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, now: &str) -> bool {
+        let news = self.book.learn_move(known, now);
+        if news {
+            self.now_at(&known.server, now);
+        }
+        news
+    }
+
+    /// A member did not answer at this address: if another one is known, that is next.
+    pub(crate) fn missed(&self, server: &ServerId, address: &str) {
+        if let Some(other) = self.book.missed(server, address) {
+            self.now_at(server, &other);
+        }
+    }
+
+    fn now_at(&self, server: &ServerId, address: &str) {
         let mut members = self.members.lock();
-        if let Some(member) = members.iter_mut().find(|member| member.server == known.server) {
-            member.address = now;
+        for member in members.iter_mut().filter(|member| member.server == *server) {
+            address.clone_into(&mut member.address);
         }
     }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use cohort_base::chain;
 use cohort_base::retry::Schedule;
 use cohort_core::orders::MemberAddress;
-use cohort_registry::records::MemberRecord;
+use cohort_registry::records::{MemberRecord, ServerRecord};
+use cohort_registry::typed::Told;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::ANSWER_MS_MAX;
 
@@ -43,7 +44,8 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
 }
 
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
-/// newer than those that the group has recorded.
+/// usually newer than those that the group has recorded; if not, nobody answers there, and the
+/// group's count again.
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     // The others ask for it too.
@@ -64,14 +66,11 @@ pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
         }
         let asked = typed::read_server(registry, &known.server);
         let record = tokio::time::timeout(DEADLINE, asked).await.map_err(timed_out)??;
-        if let Some(record) = record.filter(|record| record.address != known.address) {
-            tracing::info!(
-                server = %known.server,
-                address = record.address,
-                before = known.address,
-                "the hub knows a newer address of a member"
-            );
-            shared.learn_move(&known, record.address);
+        if let Some(ServerRecord { address, .. }) = record
+            && shared.learn_move(&known, &address)
+        {
+            let (server, before) = (&known.server, &known.address);
+            tracing::info!(%server, address, before, "the hub knows another address of a member");
         }
     }
     Ok(())
