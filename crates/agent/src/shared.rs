@@ -17,6 +17,7 @@ use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
+use cohort_registry::records::ServerRecord;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
 use cohort_server::health_pace::HealthPace;
@@ -63,6 +64,8 @@ impl MemberHandle {
 /// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
+    /// What the hub should know of this server.
+    pub record: ServerRecord,
     pub group: GroupId,
     /// Which start of this server's agent this is.
     pub boot_epoch: BootEpoch,

@@ -204,6 +204,7 @@ pub(crate) async fn open(
     let hub = joined.hub_targets(config)?;
     let registry = RemoteRegistry::new(client.clone(), hub.clone());
     let shared = Shared {
+        record: joined.record(config),
         group: joined.group.clone(),
         boot_epoch,
         // The standard library's random keys: no two processes share them.
@@ -287,10 +288,10 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
 /// Creates the agent's directories: only the agent may read its data.
 fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     let (data, install) = (&config.data_dir, &config.install_dir);
-    durable::private_folder(data).on_path("create", data)?;
     // A process's directory there belongs to its effective user.
     let own = std::fs::metadata("/proc/self").on_path("inspect", Path::new("/proc/self"))?.uid();
     check_owner(data, own)?;
+    durable::private_folder(data).on_path("create", data)?;
     if !install.exists() {
         durable::create_folders(install).on_path("create", install)?;
         // Services may run as another user, whatever the agent's umask.
@@ -300,7 +301,6 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     Ok(())
 }
 
-async fn repository(
 /// Checks that the agent's user owns its directory, if there is one.
 fn check_owner(dir: &Path, own: u32) -> Result<(), AgentError> {
     let owner = match std::fs::metadata(dir) {
@@ -313,6 +313,7 @@ fn check_owner(dir: &Path, own: u32) -> Result<(), AgentError> {
     Err(AgentError::Owner { dir: dir.to_owned(), owner, own })
 }
 
+async fn repository(
     config: &AgentConfig,
     joined: &Joined,
     mirrors: &[Mirror],
@@ -391,7 +392,6 @@ mod start_test {
     }
 
     #[test]
-    #[test]
     fn a_directory_of_another_user_is_refused_and_a_missing_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let own = std::fs::metadata(folder.path()).unwrap().uid();
@@ -402,6 +402,7 @@ mod start_test {
         assert_eq!((dir.as_path(), owner, user), (folder.path(), own, own + 1));
     }
 
+    #[test]
     fn only_the_agent_reads_its_data_and_every_user_finds_the_installed_apps() {
         let folder = tempfile::tempdir().unwrap();
         let (data, install) = (folder.path().join("data"), folder.path().join("opt/install"));

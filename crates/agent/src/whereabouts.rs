@@ -15,32 +15,55 @@ use cohort_registry::typed::Told;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::ANSWER_MS_MAX;
 
-use crate::join::advertised;
 use crate::shared::Shared;
 
-/// Pauses while the hub does not take this server's address.
+/// Pauses while the hub does not take this server's record.
 const TELL: Schedule = Schedule::new(Duration::from_millis(500), Duration::from_secs(30));
+/// How often a server checks that the hub still has its record. 5 min: ten thousand servers make 33
+/// reads a second, and a hub that lost its registry knows all servers again soon.
+const CHECK_EVERY: Duration = Duration::from_secs(300);
 /// How long the hub may take for one answer.
 const DEADLINE: Duration = Duration::from_millis(ANSWER_MS_MAX);
 
-/// Tells the hub this server's address, if it knows another one.
+/// Tells the hub where this server is, and again if the hub has forgotten it.
 pub(crate) async fn tell(shared: Arc<Shared>) {
     let mut pauses = TELL.pauses();
-    let address = advertised(&shared.config);
+    let mut refused = None;
     loop {
-        match typed::move_server(&*shared.registry, shared.server(), &address).await {
-            Ok(moved) => {
-                if moved {
-                    tracing::info!(address, "told the hub the new address of this server");
-                }
-                return;
+        let pause = match tell_once(&shared).await {
+            Ok(()) => {
+                refused = None;
+                pauses.reset();
+                CHECK_EVERY
             }
             Err(error) => {
-                tracing::debug!(error = chain(&error), "the hub did not take the address");
+                // A hub that is away is no news to an agent; one that refuses it is, once.
+                let unreachable = matches!(error, RegistryError::Unavailable { .. });
+                let error = chain(&error);
+                if !unreachable && refused.as_ref() != Some(&error) {
+                    tracing::warn!(error, "the hub does not take this server's record");
+                    refused = Some(error);
+                }
+                pauses.next_pause()
             }
-        }
-        tokio::time::sleep(pauses.next_pause()).await;
+        };
+        tokio::time::sleep(pause).await;
     }
+}
+
+async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
+    let (registry, own) = (&*shared.registry, &shared.record);
+    match typed::tell_server(registry, own).await? {
+        Told::Known => {}
+        Told::Moved => {
+            tracing::info!(address = own.address, "told the hub the new address of this server");
+        }
+        Told::Restored => tracing::warn!(
+            group = %own.group,
+            "the hub had no record of this server: its registry was lost, or restored from a backup"
+        ),
+    }
+    Ok(())
 }
 
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
@@ -49,8 +72,7 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     // The others ask for it too.
-    let told = typed::move_server(registry, shared.server(), &advertised(&shared.config)).await;
-    if let Err(error) = told {
+    if let Err(error) = tell_once(shared).await {
         tracing::debug!(error = chain(&error), "the hub did not take the address");
     }
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };

@@ -59,7 +59,7 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
         Ok(fleet) => {
             let known = Known::of(&fleet);
             save(context, &known);
-            Ok((known, Origin::Hub))
+            Ok((known, Origin::Hub { restored: fleet.restored }))
         }
         Err(error) if error.is_away() => match load(context) {
             Some((known, age_s)) => Ok((known, Origin::Cache { age_s, because: chain(&error) })),

@@ -218,6 +218,18 @@ impl<'a> Planner<'a> {
             self.not_yet_fetching(rollout);
         }
         self.checks();
+        self.policy_lost();
+    }
+
+    /// A policy that the hub has lost is asked for by name: nothing else would tell that changes of
+    /// it do not arrive.
+    fn policy_lost(&mut self) {
+        let Some(view) = &self.seen.registry else { return };
+        let hub = view.policies.get(self.id).map(|(revision, _)| *revision);
+        let group = self.app.revision;
+        if hub.is_none_or(|hub| hub < group) {
+            self.wait(self.state.clock, WaitingOn::PolicyLost { hub, group });
+        }
     }
 
     /// Servers whose download the policy postpones until their wave is near.

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, ServerStatus};
+use cohort_wire::agent::{AppStatus, ErrandStatus, GroupStatus, ServerAppStatus, ServerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
@@ -34,7 +35,10 @@ pub struct Picture {
 #[serde(tag = "from", rename_all = "kebab-case")]
 pub enum Origin {
     /// The hub, just now.
-    Hub,
+    Hub {
+        /// Its registry was lost, or restored from a backup, which nobody has confirmed yet.
+        restored: bool,
+    },
     /// The last response of a hub that is now unreachable.
     Cache {
         age_s: u64,
@@ -50,7 +54,14 @@ impl Origin {
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         match self {
-            Origin::Hub | Origin::Agent => None,
+            Origin::Hub { restored: false } | Origin::Agent => None,
+            Origin::Hub { restored: true } => Some(format!(
+                "warning: the hub's registry was lost, or restored from a backup: it accepts no \
+                 policy and no new group until that is confirmed; once `{}` shows every group, and \
+                 if no other hub of this fleet runs, on the hub's machine: {}",
+                Command::GroupList,
+                Command::HubConfirm
+            )),
             Origin::Cache { age_s, because } => Some(format!(
                 "warning: hub unreachable ({because}); asking the agents it listed {} ago",
                 brief(age_s * 1000)
@@ -146,7 +157,12 @@ impl FleetReport {
         let Picture { origin, apps, groups } = picture;
         let groups: Vec<GroupReport> =
             groups.into_iter().map(|asked| GroupReport::of(asked, &apps, now_s)).collect();
-        FleetReport { healthy: groups.iter().all(|group| group.healthy), origin, groups }
+        let confirmed = origin != Origin::Hub { restored: true };
+        FleetReport {
+            healthy: confirmed && groups.iter().all(|group| group.healthy),
+            origin,
+            groups,
+        }
     }
 
     /// Whether every group is healthy on this version of the app. One that is named and that a
@@ -225,6 +241,9 @@ fn problems(
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
         problem(sentence(&on), vec![Command::KillStatus.into()]);
     }
+    for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
+        problem(errand_sentence(failing), errand_hints(failing));
+    }
     for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
@@ -240,6 +259,34 @@ fn problems(
         );
     }
     problems
+}
+
+/// An errand of the leader that fails, and for how long.
+fn errand_sentence(failing: &ErrandStatus) -> String {
+    let what = match &failing.errand {
+        Errand::ReadRegistry => "the hub's records cannot be read".to_owned(),
+        Errand::ReadPolicy { app } => format!("the hub's policy of {app} cannot be used"),
+        Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
+        Errand::CarryKill => "the hub does not take a kill register".to_owned(),
+    };
+    let (HubFault::Unreachable { text } | HubFault::Refused { text } | HubFault::Damaged { text }) =
+        &failing.why;
+    let text = words::line(text);
+    format!("{what} (for {}): {text}", brief(failing.for_ms))
+}
+
+/// What an operator can do, in addition to what the hub advises in its text.
+fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
+    match (&failing.errand, &failing.why) {
+        (Errand::ReadPolicy { .. }, _) => {
+            vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
+        }
+        (Errand::CarryKill, _) => vec![Command::KillStatus.into()],
+        (Errand::ReadRegistry | Errand::WriteRecords, HubFault::Damaged { .. }) => {
+            vec!["on the hub's machine: restore registry.redb from a backup".into()]
+        }
+        (Errand::ReadRegistry | Errand::WriteRecords, _) => vec!["see the log of the hub".into()],
+    }
 }
 
 /// Without a quorum, nothing that is known is known to be true now.

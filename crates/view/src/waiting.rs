@@ -22,6 +22,12 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::KillSwitch { reason } => words::with_text("kill switch is on".into(), reason),
         WaitingOn::RegistryAway => "hub unreachable: no new rollout starts".into(),
         WaitingOn::RegistryRecord => "the hub has not acknowledged this group's record yet".into(),
+        WaitingOn::PolicyLost { hub: None, .. } => {
+            "the hub has lost its policy: the group keeps the one that it has".into()
+        }
+        WaitingOn::PolicyLost { hub: Some(hub), group } => format!(
+            "the hub has an older policy (revision {hub}) than the group (revision {group})"
+        ),
         WaitingOn::NoRelease(refused) => {
             format!("no usable release: {}", words::refused(refused))
         }
@@ -154,6 +160,14 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
+        WaitingOn::PolicyLost { .. } => {
+            let (group, app) = (group.clone(), app.clone());
+            let show = Command::AppShow { app, group };
+            vec![
+                Hint::run_to("apply it again", Command::AppApply),
+                Hint::run_to("if the file is lost, the group has it", show),
+            ]
+        }
         WaitingOn::NoRelease(refused)
         | WaitingOn::ReleaseRefused(refused)
         | WaitingOn::NotRefreshed(refused) => {
@@ -278,6 +292,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::KillSwitch { .. }
         | WaitingOn::RegistryAway
         | WaitingOn::RegistryRecord
+        | WaitingOn::PolicyLost { .. }
         | WaitingOn::NoRelease(_)
         | WaitingOn::ReleaseRefused(_)
         | WaitingOn::NotRefreshed(_)
