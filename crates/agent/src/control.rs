@@ -319,7 +319,7 @@ async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus
         }
     }
     Err(ApiError::unavailable("no_member", format!("no member of {} answers", shared.group))
-        .hint("start the agents of the group's voters"))
+        .hint("check that the agents of the group's voters run and reach each other"))
 }
 
 /// What a hub that has lost its policies is told again.

@@ -17,6 +17,7 @@
 mod app;
 mod app_thread;
 mod budgets;
+mod complaint;
 pub mod config;
 mod contacts;
 mod control;

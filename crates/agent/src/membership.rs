@@ -27,6 +27,7 @@ use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
 
+use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
 use crate::duties;
 use crate::error::AgentError;
@@ -89,6 +90,7 @@ impl Starter {
         }
         durable::create_folders(&folder).on_path("create", &folder)?;
         let mut pauses = LOOK.pauses();
+        let mut refused = Complaint::default();
         loop {
             if let Some((member, incarnation)) = self.ordered()
                 && self.claim(member).await
@@ -104,9 +106,10 @@ impl Starter {
                     return self.found(store, &identity);
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "the registry did not name the founder");
+                Err(error @ RegistryError::Unavailable { .. }) => {
+                    tracing::debug!(error = chain(&error), "the hub did not name the founder");
                 }
+                Err(error) => refused.of("the hub refuses to let this group start", &error),
             }
             tokio::select! {
                 _ = self.orders.changed() => {}

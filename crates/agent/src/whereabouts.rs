@@ -15,6 +15,7 @@ use cohort_registry::typed::Told;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::ANSWER_MS_MAX;
 
+use crate::complaint::Complaint;
 use crate::shared::Shared;
 
 /// Pauses while the hub does not take this server's record.
@@ -28,21 +29,18 @@ const DEADLINE: Duration = Duration::from_millis(ANSWER_MS_MAX);
 /// Tells the hub where this server is, and again if the hub has forgotten it.
 pub(crate) async fn tell(shared: Arc<Shared>) {
     let mut pauses = TELL.pauses();
-    let mut refused = None;
+    let mut refused = Complaint::default();
     loop {
         let pause = match tell_once(&shared).await {
             Ok(()) => {
-                refused = None;
+                refused.ended();
                 pauses.reset();
                 CHECK_EVERY
             }
             Err(error) => {
-                // A hub that is away is no news to an agent; one that refuses it is, once.
-                let unreachable = matches!(error, RegistryError::Unavailable { .. });
-                let error = chain(&error);
-                if !unreachable && refused.as_ref() != Some(&error) {
-                    tracing::warn!(error, "the hub does not take this server's record");
-                    refused = Some(error);
+                // A hub that is away is no news to an agent.
+                if !matches!(error, RegistryError::Unavailable { .. }) {
+                    refused.of("the hub does not take this server's record", &error);
                 }
                 pauses.next_pause()
             }

@@ -69,7 +69,7 @@ fn report() -> FleetReport {
     };
     let apps = ["web".parse().unwrap()].into();
     FleetReport::of(
-        Picture { origin: Origin::Hub { restored: false }, apps, groups: vec![asked] },
+        Picture { origin: Origin::sound_hub(), apps, groups: vec![asked] },
         1_800_000_000,
     )
 }

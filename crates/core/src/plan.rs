@@ -217,6 +217,11 @@ impl<'a> Planner<'a> {
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
         }
+        if let Some(rollout) = app.phase.rollout() {
+            // While nothing starts, what may start says so.
+            let stale = self.seen.not_refreshed.clone().map(WaitingOn::NotRefreshed);
+            stale.into_iter().for_each(|on| self.wait(rollout.progress, on));
+        }
         self.checks();
         self.policy_lost();
     }

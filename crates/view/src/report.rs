@@ -38,6 +38,8 @@ pub enum Origin {
     Hub {
         /// Its registry was lost, or restored from a backup, which nobody has confirmed yet.
         restored: bool,
+        /// Records that it has and cannot read, each with the reason.
+        unreadable: Vec<String>,
     },
     /// The last response of a hub that is now unreachable.
     Cache {
@@ -50,18 +52,29 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// A hub that answered, and whose registry is sound.
+    #[must_use]
+    pub fn sound_hub() -> Self {
+        Origin::Hub { restored: false, unreadable: Vec::new() }
+    }
+
     /// A warning for the reader of an old picture.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         match self {
-            Origin::Hub { restored: false } | Origin::Agent => None,
-            Origin::Hub { restored: true } => Some(format!(
+            Origin::Agent => None,
+            Origin::Hub { restored: true, .. } => Some(format!(
                 "warning: the hub's registry was lost, or restored from a backup: it accepts no \
                  policy and no new group until that is confirmed; once `{}` shows every group, and \
                  if no other hub of this fleet runs, on the hub's machine: {}",
                 Command::GroupList,
                 Command::HubConfirm
             )),
+            Origin::Hub { restored: false, unreadable } => {
+                let first = words::line(unreadable.first()?);
+                let count = unreadable.len();
+                Some(format!("warning: the hub cannot read {count} of its records: {first}"))
+            }
             Origin::Cache { age_s, because } => Some(format!(
                 "warning: hub unreachable ({because}); asking the agents it listed {} ago",
                 brief(age_s * 1000)
@@ -157,12 +170,11 @@ impl FleetReport {
         let Picture { origin, apps, groups } = picture;
         let groups: Vec<GroupReport> =
             groups.into_iter().map(|asked| GroupReport::of(asked, &apps, now_s)).collect();
-        let confirmed = origin != Origin::Hub { restored: true };
-        FleetReport {
-            healthy: confirmed && groups.iter().all(|group| group.healthy),
-            origin,
-            groups,
-        }
+        let sound = match &origin {
+            Origin::Hub { restored, unreadable } => !restored && unreadable.is_empty(),
+            Origin::Cache { .. } | Origin::Agent => true,
+        };
+        FleetReport { healthy: sound && groups.iter().all(|group| group.healthy), origin, groups }
     }
 
     /// Whether every group is healthy on this version of the app. One that is named and that a
@@ -192,7 +204,8 @@ impl GroupReport {
             Err(sentence) => {
                 let remove = Command::GroupRemove { group: group.clone() };
                 let hints = vec![
-                    "start the agents on its servers, and check their logs".into(),
+                    "check that the agents on its servers run and reach the hub, and their logs"
+                        .into(),
                     Hint::run_to("if all its servers are lost permanently", remove),
                 ];
                 return GroupReport {
@@ -300,7 +313,8 @@ fn no_quorum(status: &GroupStatus) -> Problem {
             status.answered_by
         ),
         hints: vec![
-            format!("start the agents of a majority of {}", voters.join(", ")).into(),
+            format!("check that a majority of {} run and reach each other", voters.join(", "))
+                .into(),
             Hint::run_to("if that majority is lost permanently", recover),
         ],
     }

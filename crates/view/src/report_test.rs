@@ -23,7 +23,7 @@ pub(crate) fn report(groups: impl IntoIterator<Item = GroupStatus>) -> FleetRepo
     };
     let groups = groups.into_iter().map(asked).collect();
     FleetReport::of(
-        Picture { origin: Origin::Hub { restored: false }, apps: BTreeSet::from([app()]), groups },
+        Picture { origin: Origin::sound_hub(), apps: BTreeSet::from([app()]), groups },
         NOW_S,
     )
 }
@@ -219,21 +219,25 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
 
 #[test]
 fn a_fleet_whose_hub_lost_its_registry_is_not_healthy_until_that_is_confirmed() {
-    let healthy = |restored| {
+    let healthy = |origin| {
         let group = GroupId::new("intel.zone-a").unwrap();
         let (registry, joined) = (BTreeMap::new(), BTreeSet::new());
         let asked = Asked { group, status: Ok(settled()), registry, joined };
-        let (origin, apps) = (Origin::Hub { restored }, BTreeSet::from([app()]));
+        let apps = BTreeSet::from([app()]);
         FleetReport::of(Picture { origin, apps, groups: vec![asked] }, NOW_S).healthy
     };
-    assert!(healthy(false) && !healthy(true));
-    let warning = Origin::Hub { restored: true }.warning().unwrap();
+    let lost = Origin::Hub { restored: true, unreadable: Vec::new() };
+    assert!(healthy(Origin::sound_hub()) && !healthy(lost.clone()));
+    let warning = lost.warning().unwrap();
     assert!(warning.contains("--confirm-restored"), "{warning}");
+    let unreadable = vec!["registry key `x` has no valid record".to_owned()];
+    let damaged = Origin::Hub { restored: false, unreadable };
+    assert!(damaged.warning().unwrap().contains("key `x`") && !healthy(damaged));
 }
 
 #[test]
 fn an_old_picture_is_marked() {
-    assert_eq!(Origin::Hub { restored: false }.warning(), None);
+    assert_eq!(Origin::sound_hub().warning(), None);
     let origin = Origin::Cache { age_s: 75, because: "hub:7418 refused the connection".to_owned() };
     let warning = origin.warning().unwrap();
     assert!(warning.contains("hub:7418 refused") && warning.contains("1m 15s"), "{warning}");

@@ -127,7 +127,7 @@ pub fn placing_sentence(on: &Placing) -> String {
 pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
     match on {
         Placing::Joint | Placing::Majority { .. } => {
-            vec!["start the agents of the silent voters, or check their network".into()]
+            vec!["check that the agents of the silent voters run, and their network".into()]
         }
         Placing::CatchingUp { servers } => servers
             .first()
@@ -179,7 +179,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
-            vec![Hint::run_to("start the agents of its voters", show)]
+            vec![Hint::run_to("check that the agents of its voters run and reach each other", show)]
         }
         WaitingOn::StageBefore { groups, .. } => {
             let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
