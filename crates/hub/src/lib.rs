@@ -136,8 +136,11 @@ impl Hub {
             return Err(HubError::ConfirmedTooEarly);
         }
         if config.confirm_restored && registry.restored() {
+            // The tokens may be from the same backup.
+            let tokens_revoked = tokens.revoke_unused()?;
             registry.confirm_restored().await?;
-            tracing::warn!(revision = registry.revision(), "restored registry confirmed");
+            let revision = registry.revision();
+            tracing::warn!(revision, tokens_revoked, "restored registry confirmed");
         }
         let metrics = Metrics::default();
         let bucket = config.repository_bucket.as_deref().map(|url| {

@@ -147,7 +147,10 @@ async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
     let error = hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap_err();
     assert_eq!((error.status, error.kind.as_str()), (409, "restored"));
     assert!(error.hints[0].contains("--confirm-restored"), "{error:?}");
+    let unused = hub.token(Role::Agent, None).await;
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
+    let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
+    assert_eq!(answer.unwrap_err().status, 403, "it may have been used after the backup");
     // A server that returns later than the confirmation is no new loss.
     let late = Caller { client: late.client, target: hub.target() };
     assert_eq!(tell_server(&late.registry(), &a_2).await.unwrap(), Told::Restored);
