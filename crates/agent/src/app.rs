@@ -44,7 +44,7 @@ impl AppTask {
         self.host.write_down()
     }
 
-    async fn boot(&mut self) -> Result<App, HostError> {
+    pub(crate) async fn boot(&mut self) -> Result<App, HostError> {
         let found = self.host.boot().await?;
         let patience_ms = self.shared.config.ready_without_orders_after.ms;
         Ok(App::new((self.changes.clock)(), patience_ms, found))

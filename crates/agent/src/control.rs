@@ -24,8 +24,8 @@ use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, CommandRequest,
     ContactsAnswer, ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL,
-    ORDERS, OrdersAnswer, OrdersRequest, REPORT, ReportRequest, STATUS, TRANSFER_LEADER, ToGroup,
-    TransferLeaderAnswer, WAIT,
+    ORDERS, OrdersAnswer, OrdersRequest, POLICIES, PolicyInForce, REPORT, ReportRequest, STATUS,
+    TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
 use cohort_wire::kill::{KillAnswer, SignedKill};
@@ -54,6 +54,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(FORWARD, post(forward))
         .route(CONTACTS, post(contacts))
         .route(STATUS, get(status))
+        .route(POLICIES, get(policies))
         .route(&format!("{STATUS}/local"), get(status_local))
         .route(KILL, get(kill_get).post(kill_set))
         .route(TRANSFER_LEADER, post(transfer_leader))
@@ -343,7 +344,21 @@ async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus
         }
     }
     Err(ApiError::unavailable("no_member", format!("no member of {} answers", shared.group))
-        .hint("start the agents of the group's voters"))
+        .hint("check that the agents of the group's voters run and reach each other"))
+}
+
+/// What a hub that has lost its policies is told again.
+async fn policies(
+    Context(shared): Cx,
+    _caller: Caller,
+) -> Result<Json<Vec<PolicyInForce>>, ApiError> {
+    let view = shared.need_member()?.view();
+    let policies = view.state.apps.iter().map(|(app, state)| PolicyInForce {
+        app: app.clone(),
+        revision: state.revision,
+        policy: (*state.policy).clone(),
+    });
+    Ok(Json(policies.collect()))
 }
 
 async fn ask_status(

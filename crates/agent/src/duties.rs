@@ -9,11 +9,14 @@ use std::time::Duration;
 use cohort_base::chain::chain;
 use cohort_consensus::Term;
 use cohort_core::ability::Ability;
+use cohort_core::errand::{Errand, FAULT_TEXT_BYTES_MAX, HubFault};
 use cohort_core::ids::MemberId;
+use cohort_registry::RegistryError;
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::Input;
 use cohort_wire::agent::{CONTACTS, ContactsAnswer, ContactsRequest, ToGroup};
 use cohort_wire::http::{Call, Target};
+use tokio::sync::watch;
 
 use self::reach::Reach;
 use crate::contacts::monotonic_ms;
@@ -30,8 +33,9 @@ const CONTACTS_DEADLINE: Duration = Duration::from_secs(2);
 /// Starts them for one member.
 pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
     let (tasks, shared) = (&shared.tasks, || Arc::clone(shared));
-    tasks.spawn("reader of the registry", read_registry::run(shared(), handle.clone()));
-    tasks.spawn("writer of records", write_records::run(shared(), handle.clone()));
+    let (away, times_away) = watch::channel(0);
+    tasks.spawn("reader of the registry", read_registry::run(shared(), handle.clone(), away));
+    tasks.spawn("writer of records", write_records::run(shared(), handle.clone(), times_away));
     tasks.spawn("contacts", pass_on_contacts(shared(), handle.clone()));
     tasks.spawn("kill switch", watch_kill(shared(), handle.clone()));
     if let Some(repository) = shared().repository.clone() {
@@ -57,6 +61,40 @@ async fn until_deposed(handle: &MemberHandle, term: Term) {
 fn still_leads(handle: &MemberHandle, term: Term) -> bool {
     let view = handle.view();
     view.leads() && view.raft.term == term
+}
+
+/// Tells the member how an errand at the hub ended. Returns whether the member still runs.
+async fn tell(handle: &MemberHandle, errand: Errand, ended: Result<(), RegistryError>) -> bool {
+    let ended = ended.map_err(|error| {
+        tracing::debug!(?errand, error = chain(&error), "an errand at the hub failed");
+        fault(&error)
+    });
+    // A member that has ended, or a full queue: the next attempt tells it.
+    handle.inputs.put(Input::Errand { errand, ended }).await
+}
+
+fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(FAULT_TEXT_BYTES_MAX));
+    text
+}
+
+/// What a failed errand is, as far as people can do something about it.
+fn fault(error: &RegistryError) -> HubFault {
+    let text = bounded(chain(error));
+    match error {
+        RegistryError::Unavailable { .. }
+        | RegistryError::Contended { .. }
+        | RegistryError::Compacted { .. } => HubFault::Unreachable { text },
+        RegistryError::Corrupt { .. } => HubFault::Damaged { text },
+        RegistryError::Invalid { .. }
+        | RegistryError::WentBack { .. }
+        | RegistryError::RestoredUnconfirmed
+        | RegistryError::Full { .. }
+        | RegistryError::Broken { .. }
+        | RegistryError::Conflict { .. }
+        | RegistryError::Forbidden { .. }
+        | RegistryError::Storage { .. } => HubFault::Refused { text },
+    }
 }
 
 async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {

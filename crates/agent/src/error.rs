@@ -1,9 +1,10 @@
 //! Why an agent does not start, or stops.
 
 use std::error::Error;
+use std::path::PathBuf;
 
 use cohort_base::FileError;
-use cohort_core::ids::{BootEpoch, Incarnation, MemberId};
+use cohort_core::ids::{BootEpoch, Incarnation, MemberId, ServerId};
 
 type Source = Box<dyn Error + Send + Sync>;
 
@@ -32,6 +33,23 @@ pub enum AgentError {
         #[source]
         source: Source,
     },
+    /// The certificate or its key is damaged, incomplete, or of another authority.
+    #[error(
+        "the identity in {} cannot be used: to join again, remove that directory, run `cohort \
+         token create --name {server}`, and write the token to join_token_file", dir.display()
+    )]
+    Identity {
+        dir: PathBuf,
+        server: ServerId,
+        #[source]
+        source: Source,
+    },
+    /// Who owns the agent's directory controls the agent.
+    #[error(
+        "{} belongs to user {owner}, and the agent runs as user {own}: run it as that user, or \
+         `chown -R {own} {}`", dir.display(), dir.display()
+    )]
+    Owner { dir: PathBuf, owner: u32, own: u32 },
     #[error("this server has not joined the fleet")]
     NotJoined(#[source] Source),
     /// A port is taken, or not ours to take.

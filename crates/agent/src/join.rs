@@ -5,6 +5,7 @@ use cohort_artifact::client::AddressError;
 use cohort_base::{FileError, OnPath as _, chain, retry};
 use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
+use cohort_registry::records::{SCHEMA, ServerRecord};
 use cohort_store::DurableFile;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
@@ -18,13 +19,14 @@ use crate::error::AgentError;
 
 /// The name in every hub's certificate, until the answer to joining says another.
 const HUB_NAME: &str = "hub";
+/// The version of the record of joining.
+const VERSION: u32 = 1;
 /// A join token's file is one line of text.
 const TOKEN_FILE_BYTES_MAX: u64 = 8 * 1024;
 
 /// The hub's answer to joining; kept for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Joined {
-    pub schema: u32,
     pub hub: PeerName,
     /// Where it was reached.
     pub hub_addresses: Vec<String>,
@@ -43,6 +45,20 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
+    /// What the hub wrote of this server when it joined, with the present address.
+    pub(crate) fn record(&self, config: &AgentConfig) -> ServerRecord {
+        let mut labels = config.labels.clone();
+        labels.extend(self.labels.clone());
+        ServerRecord {
+            schema: SCHEMA,
+            server: config.server.clone(),
+            address: advertised(config),
+            labels,
+            rack: self.rack.clone(),
+            group: self.group.clone(),
+        }
+    }
+
     /// The hub's API, at each of its addresses; at least one.
     pub(crate) fn hub_targets(&self, config: &AgentConfig) -> Result<Vec<Target>, AgentError> {
         let hub = Peer::new(Role::Hub, self.hub.as_str())
@@ -63,9 +79,28 @@ impl Joined {
     }
 }
 
+/// What is missing of what joining left on the disk, and what to do; `None` if nothing is, or this
+/// server never joined.
+fn lost_part(config: &AgentConfig, joined: bool, identity: bool) -> Option<String> {
+    let lost = match (joined, identity) {
+        (true, true) | (false, false) => return None,
+        (true, false) => "identity",
+        (false, true) => "joined.json",
+    };
+    Some(format!(
+        "{} is lost: to join again, run `cohort token create --name {}`, and write the token to \
+         join_token_file",
+        config.data_dir.join(lost).display(),
+        config.server
+    ))
+}
+
 /// The identity on this server's disk, if it is that of `server`.
 fn load(dir: &Path, server: &ServerId) -> Result<Identity, AgentError> {
-    let identity = Identity::load(dir).map_err(AgentError::kept("identity"))?;
+    let identity = Identity::load(dir).map_err(|source| {
+        let (dir, server) = (dir.to_owned(), server.clone());
+        AgentError::Identity { dir, server, source: source.into() }
+    })?;
     let name = identity.peer().name.as_str();
     if name == server.as_str() {
         return Ok(identity);
@@ -112,16 +147,19 @@ fn check_unmoved(config: &AgentConfig, joined: &Joined) -> Result<(), AgentError
 /// Loads the identity, or joins and makes it.
 pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), AgentError> {
     let dir = config.data_dir.join("identity");
-    let (mut file, joined) = DurableFile::<Joined>::open(config.data_dir.join("joined.json"))
-        .map_err(AgentError::kept("record of joining"))?;
+    let (mut file, joined) =
+        DurableFile::<Joined>::open(config.data_dir.join("joined.json"), VERSION)
+            .map_err(AgentError::kept("record of joining"))?;
+    let has_identity = Identity::exists(&dir);
+    let lost = lost_part(config, joined.is_some(), has_identity);
     if let Some(joined) = joined
-        && Identity::exists(&dir)
+        && has_identity
     {
         let identity = load(&dir, &config.server)?;
         check_unmoved(config, &joined)?;
         return Ok((identity, joined));
     }
-    let token = read_token(config)?;
+    let token = read_token(config, lost.as_deref())?;
     let peer =
         Peer::new(Role::Agent, config.server.as_str()).map_err(AgentError::config("server"))?;
     let request = Identity::prepare_request(&dir, peer).map_err(AgentError::kept("identity"))?;
@@ -137,14 +175,11 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         }),
     };
     let hub_addresses = hub_addresses(&config.hub, &token.addresses);
-    let (answer, address) = ask(&hub_addresses, &token, &body).await?;
+    let (answer, address) = ask(&hub_addresses, &token, &body, lost.as_deref()).await?;
     let Some(JoinedGroup { group, labels, members }) = answer.group else {
         return Err(AgentError::not_joined("the hub named no group for this server"));
     };
-    let identity = Identity::accept(&dir, &answer.certificate, &answer.authority)
-        .map_err(AgentError::not_joined)?;
     let joined = Joined {
-        schema: 1,
         hub: answer.hub,
         hub_addresses,
         trusted_root: answer.trusted_root,
@@ -155,7 +190,10 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         rack: config.rack.clone(),
         members,
     };
+    // The identity last: until then, the waiting key gets the same certificate again.
     file.save(&joined).map_err(AgentError::kept("record of joining"))?;
+    let identity = Identity::accept(&dir, &answer.certificate, &answer.authority)
+        .map_err(AgentError::not_joined)?;
     tracing::info!(group = %joined.group, "joined the fleet");
     Ok((identity, joined))
 }
@@ -197,12 +235,19 @@ pub(crate) fn check_advertised(config: &AgentConfig) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn read_token(config: &AgentConfig) -> Result<JoinToken, AgentError> {
+/// `lost`: what is missing of an earlier join.
+fn read_token(config: &AgentConfig, lost: Option<&str>) -> Result<JoinToken, AgentError> {
     let Some(path) = &config.join_token_file else {
-        return Err(AgentError::not_joined(
-            "it has neither a certificate nor a join_token_file; run `cohort token create` with an \
-             operator's context and set join_token_file in agent.toml",
-        ));
+        return Err(AgentError::not_joined(lost.map_or_else(
+            || {
+                format!(
+                    "it has neither a certificate in {} nor a join_token_file; run `cohort token \
+                     create` with an operator's context and set join_token_file in agent.toml",
+                    config.data_dir.display()
+                )
+            },
+            str::to_owned,
+        )));
     };
     let text = read_bounded(path)?;
     text.trim().parse().map_err(|error| {
@@ -223,6 +268,7 @@ async fn ask(
     addresses: &[String],
     token: &JoinToken,
     body: &JoinRequest,
+    lost: Option<&str>,
 ) -> Result<(JoinAnswer, String), AgentError> {
     let client = Client::joining(&token.fingerprint);
     if addresses.is_empty() {
@@ -236,11 +282,8 @@ async fn ask(
             match client.call_json::<JoinAnswer>(target, Call::post(JOIN, body)).await {
                 Ok(answer) => return Ok((answer, target.address.clone())),
                 Err(error) if is_refusal(&error) => {
-                    return Err(AgentError::not_joined(format!(
-                        "{}; {}",
-                        chain(&error),
-                        error.hints().join("; ")
-                    )));
+                    let advice = lost.map_or_else(|| error.hints().join("; "), str::to_owned);
+                    return Err(AgentError::not_joined(format!("{}; {advice}", chain(&error))));
                 }
                 Err(error) => {
                     let (error, address) = (chain(&error), &target.address);
@@ -263,7 +306,7 @@ mod join_test {
     use cohort_wire::http::ApiError;
 
     use super::*;
-    use crate::testing::joined;
+    use crate::testing::{Lab, joined};
 
     fn strings(all: &[&str]) -> Vec<String> {
         all.iter().copied().map(str::to_owned).collect()
@@ -338,6 +381,40 @@ mod join_test {
         assert!(matches!(refused, Err(AgentError::Config { key: "mirrors", .. })), "{refused:?}");
     }
 
+    #[tokio::test]
+    async fn a_part_that_is_lost_is_named_with_the_command_that_brings_it_back() {
+        let (lab, folder) = (Lab::new().await, tempfile::tempdir().unwrap());
+        let data = folder.path();
+        let config = AgentConfig { data_dir: data.to_owned(), ..config() };
+        let refused = async || chain(&join(&config).await.expect_err("it has no token"));
+        let names = |error: &str, part: &str| {
+            error.contains(&format!("{} is lost", data.join(part).display()))
+                && error.contains("cohort token create --name web-1")
+        };
+        let first = refused().await;
+        assert!(first.contains(&data.display().to_string()) && !names(&first, "identity"));
+        lab.slot("web-1").current().save(&data.join("identity")).unwrap();
+        let error = refused().await;
+        assert!(names(&error, "joined.json"), "{error}");
+        let path = data.join("joined.json");
+        let (mut file, _) = DurableFile::<Joined>::open(&path, VERSION).unwrap();
+        file.save(&Joined { labels: BTreeMap::new(), ..joined() }).unwrap();
+        std::fs::remove_file(data.join("identity/key.pem")).unwrap();
+        let damaged = join(&config).await;
+        assert!(
+            matches!(&damaged, Err(AgentError::Identity { dir, .. }) if *dir == data.join("identity"))
+        );
+        std::fs::remove_dir_all(data.join("identity")).unwrap();
+        let error = refused().await;
+        assert!(names(&error, "identity"), "{error}");
+        // A record that another version wrote is not mistaken for a damaged one.
+        let (mut file, _) = DurableFile::<Joined>::open(data.join("next"), VERSION + 1).unwrap();
+        file.save(&joined()).unwrap();
+        std::fs::rename(data.join("next"), &path).unwrap();
+        let error = refused().await;
+        assert!(error.contains(&format!("{}", path.display())) && path.exists(), "{error}");
+    }
+
     #[test]
     fn a_server_whose_labels_changed_is_refused_with_the_way_to_move_it() {
         let labels = [("platform", "linux-amd64"), ("zone", "zone-a")];
@@ -383,7 +460,6 @@ mod join_test {
             member: MemberId(1),
         };
         let joined = Joined {
-            schema: 1,
             hub: PeerName::new("hub").unwrap(),
             hub_addresses: vec!["hub.example:7418".to_owned()],
             trusted_root: Some("{}".to_owned()),

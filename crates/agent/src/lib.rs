@@ -17,9 +17,12 @@
 mod app;
 mod app_thread;
 mod budgets;
+mod complaint;
 pub mod config;
 mod contacts;
 mod control;
+#[cfg(test)]
+mod data_dir_test;
 mod deltas;
 mod download;
 mod duties;

@@ -28,6 +28,7 @@ use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
 
+use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
 use crate::duties;
 use crate::error::AgentError;
@@ -64,7 +65,7 @@ impl Starter {
         let kept = |error: cohort_store::StoreError| AgentError::kept("group's log")(error);
         if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
             let incarnation = Incarnation(identity.incarnation);
-            let present = present_incarnation(&self.shared).await;
+            let present = present_incarnation(&self.shared, incarnation).await;
             match found(&identity.group, incarnation, &self.shared.group, present) {
                 Found::Open => {
                     let store = RedbStore::open(&folder, &identity).map_err(kept)?;
@@ -90,6 +91,7 @@ impl Starter {
         }
         durable::create_folders(&folder).on_path("create", &folder)?;
         let mut pauses = LOOK.pauses();
+        let mut refused = Complaint::default();
         loop {
             if let Some((member, incarnation)) = self.ordered()
                 && self.claim(member).await
@@ -105,9 +107,10 @@ impl Starter {
                     return self.found(store, &identity);
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "the registry did not name the founder");
+                Err(error @ RegistryError::Unavailable { .. }) => {
+                    tracing::debug!(error = chain(&error), "the hub did not name the founder");
                 }
+                Err(error) => refused.of("the hub refuses to let this group start", &error),
             }
             tokio::select! {
                 _ = self.orders.changed() => {}
@@ -152,14 +155,29 @@ impl Starter {
     async fn may_found(&self) -> Result<Option<Incarnation>, RegistryError> {
         let registry = &*self.shared.registry;
         let (group, server) = (&self.shared.group, self.shared.server());
-        let bootstrap = typed::bootstrap_group(registry, group, server).await?;
-        if bootstrap.first_server != *server {
+        let bootstrap = if self.is_new_group()? {
+            Some(typed::bootstrap_group(registry, group, server).await?)
+        } else {
+            typed::read_bootstrap(registry, group).await?
+        };
+        // What a member wrote again was bootstrapped long ago.
+        let bootstrap = bootstrap.filter(|bootstrap| !bootstrap.restored);
+        let Some(bootstrap) = bootstrap.filter(|it| it.first_server == *server) else {
             return Ok(None);
-        }
+        };
         let members = typed::read_members(registry, group).await?;
         let founded = members.map(|members| members.stamp.incarnation);
         let founds = founds(server, (bootstrap.incarnation, &bootstrap.first_server), founded);
         Ok(founds.then_some(bootstrap.incarnation))
+    }
+
+    /// Whether, as far as this server knows, the group may never have been founded. A hub without a
+    /// record of it may have lost that; a server that has worked for it knows better.
+    fn is_new_group(&self) -> Result<bool, RegistryError> {
+        let unreadable = |error: FileError| RegistryError::Unavailable { reason: chain(&error) };
+        Ok(self.joined.members.is_empty()
+            && self.shared.orders.borrow().is_none()
+            && self.shared.apps_on_disk().map_err(unreadable)?.is_empty())
     }
 
     /// Writes the group's first state to an empty log, and starts its first member.
@@ -306,9 +324,20 @@ impl Drop for SetAtEnd {
     }
 }
 
-/// The group's incarnation, as the registry has it; none while it does not answer.
-async fn present_incarnation(shared: &Shared) -> Option<Incarnation> {
-    let asked = typed::read_bootstrap(&*shared.registry, &shared.group);
+/// The group's incarnation, as the registry has it, for a member of `own`; none while it does not
+/// answer. A registry that has lost it, or has an earlier one, is told.
+async fn present_incarnation(shared: &Shared, own: Incarnation) -> Option<Incarnation> {
+    let (registry, group) = (&*shared.registry, &shared.group);
+    let asked = async {
+        let present = typed::read_bootstrap(registry, group).await?;
+        if present.as_ref().is_none_or(|present| present.incarnation < own) {
+            let server = shared.server();
+            if typed::restore_bootstrap(registry, group, own, server).await? {
+                tracing::warn!(incarnation = %own, "the hub had lost the group's incarnation");
+            }
+        }
+        Ok::<_, RegistryError>(present.filter(|present| !present.restored))
+    };
     match tokio::time::timeout(INCARNATION_DEADLINE, asked).await {
         Ok(Ok(bootstrap)) => bootstrap.map(|bootstrap| bootstrap.incarnation),
         Ok(Err(error)) => {
@@ -336,7 +365,7 @@ async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(
             tracing::debug!(error = chain(&error), "the hub named no members");
         }
         if !retired && asks_for_incarnation(look, has_leader) {
-            let present = present_incarnation(&shared).await;
+            let present = present_incarnation(&shared, incarnation).await;
             retired = present.is_some_and(|present| present > incarnation);
         }
         if retired {

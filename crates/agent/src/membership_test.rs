@@ -19,6 +19,7 @@ use tokio::time::{Duration, timeout};
 
 use super::{Starter, learn, retire, run_thread, watch_retirement};
 use crate::error::AgentError;
+use crate::join::Joined;
 use crate::metrics::Rollout;
 use crate::shared::{MemberHandle, Shared};
 use crate::tasks::Tasks;
@@ -192,6 +193,44 @@ fn a_retired_log_is_kept_and_never_in_the_way_of_another() {
     assert_eq!(kept("member.retired-3-5.3"), "third");
     let missing = retire(folder.path(), Incarnation(3), MemberId(5));
     assert_eq!(missing.unwrap_err().path, folder.path().join("member"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_tells_its_incarnation_to_a_hub_that_lost_it_and_does_not_retire_for_it() {
+    let world = World::new("s1").await;
+    let (mut handle, _views, _queue) = handle(world.lab.leading());
+    handle.incarnation = Incarnation(4_000);
+    let watch = watch_retirement(Arc::clone(&world.shared), handle.clone());
+    assert!(timeout(LOOKS, watch).await.is_err());
+    assert_eq!(world.incarnation().await, Incarnation(4_000));
+    // Another member, of an earlier incarnation, believes no other member's word.
+    handle.incarnation = Incarnation(3_000);
+    assert!(timeout(LOOKS, watch_retirement(Arc::clone(&world.shared), handle)).await.is_err());
+    // Nor does a server without a log found the group, although it is named.
+    let starter = tokio::time::timeout(Duration::from_secs(60), world.starter().run());
+    assert!(starter.await.is_err());
+    assert!(!world.data("member").join("member.redb").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_worked_for_its_group_never_founds_it_when_the_hub_forgot_it() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let starter = |joined| {
+        let (shared, orders) = (Arc::clone(&shared), shared.orders.subscribe());
+        timeout(Duration::from_secs(60), Starter { shared, joined, orders }.run())
+    };
+    let at = |server| MemberAddress { server, address: "s2:1".into(), member: MemberId(1) };
+    let knows = Joined { members: vec![at(server("s2"))], ..joined() };
+    assert!(starter(knows).await.is_err(), "the hub knew members when it joined");
+    let record = lab.path("s1").join("apps/web");
+    fs::create_dir_all(&record).unwrap();
+    assert!(starter(joined()).await.is_err(), "it has worked on an app");
+    assert_eq!(typed::read_bootstrap(&*registry, &shared.group).await.unwrap(), None);
+    fs::remove_dir(record).unwrap();
+    starter(joined()).await.unwrap().unwrap();
+    end(shared.handle().unwrap()).await;
 }
 
 /// Whether its watch ended because this member is retired.

@@ -39,43 +39,76 @@ pub(crate) struct AddressBook(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
+    /// At the addresses that the group has recorded.
     members: BTreeMap<MemberId, (ServerId, String)>,
-    /// Servers at another address than the group has recorded: that one, and the new one.
-    moved: BTreeMap<ServerId, (String, String)>,
+    hub: BTreeMap<ServerId, HubsWord>,
+}
+
+/// Another address of a server than the group has recorded, as the hub knows. Either may be the
+/// older one: which it is shows when somebody answers there with the server's certificate.
+#[derive(Debug)]
+struct HubsWord {
+    address: String,
+    /// What the group said then. Once it says something else, that is newer.
+    groups: String,
+    /// Whether the hub's is the one to try now.
+    preferred: bool,
+}
+
+impl Book {
+    fn address(&self, server: &ServerId, groups: &str) -> String {
+        let hub = self.hub.get(server).filter(|hub| hub.preferred);
+        hub.map_or(groups, |hub| &hub.address).to_owned()
+    }
 }
 
 impl AddressBook {
-    /// Updates the members named; others stay as they were. Returns where they really are.
+    /// Updates the members named; others stay as they were. Returns where to try them.
     pub(crate) fn learn(&self, members: &[MemberAddress]) -> Vec<MemberAddress> {
-        let mut book = self.0.lock();
-        for member in members {
-            // Once the group names another address than it did, it knows.
-            if book.moved.get(&member.server).is_some_and(|(old, _)| *old != member.address) {
-                book.moved.remove(&member.server);
+        let book = &mut *self.0.lock();
+        let mut now = Vec::with_capacity(members.len());
+        for MemberAddress { server, address, member } in members {
+            if book.hub.get(server).is_some_and(|hub| hub.groups != *address) {
+                book.hub.remove(server);
             }
+            book.members.insert(*member, (server.clone(), address.clone()));
+            let (server, address) = (server.clone(), book.address(server, address));
+            now.push(MemberAddress { server, address, member: *member });
         }
-        let now = |member: &MemberAddress| {
-            let moved = book.moved.get(&member.server);
-            let address = moved.map_or(&member.address, |(_, new)| new).clone();
-            MemberAddress { address, ..member.clone() }
-        };
-        let members: Vec<_> = members.iter().map(now).collect();
-        for member in &members {
-            book.members.insert(member.member, (member.server.clone(), member.address.clone()));
-        }
-        members
+        now
     }
 
-    /// A member has moved; the group names its earlier address until it knows.
-    pub(crate) fn learn_move(&self, known: &MemberAddress, now: &str) {
-        let mut book = self.0.lock();
-        book.members.insert(known.member, (known.server.clone(), now.to_owned()));
-        let moved = book.moved.entry(known.server.clone());
-        moved.or_insert_with(|| (known.address.clone(), String::new())).1 = now.to_owned();
+    /// The hub says where a member is: that is tried first, if it is news. Returns whether it is.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, address: &str) -> bool {
+        let book = &mut *self.0.lock();
+        let groups = book.members.get(&known.member).map_or(&known.address, |(_, address)| address);
+        let groups = groups.clone();
+        if groups == address {
+            return book.hub.remove(&known.server).is_some_and(|hub| hub.preferred);
+        }
+        let news = book.hub.get(&known.server).is_none_or(|hub| hub.address != address);
+        if news {
+            let word = HubsWord { address: address.to_owned(), groups, preferred: true };
+            book.hub.insert(known.server.clone(), word);
+        }
+        news
+    }
+
+    /// A server did not answer at this address. Returns the other one that is known, to try next.
+    pub(crate) fn missed(&self, server: &ServerId, address: &str) -> Option<String> {
+        let hub = &mut *self.0.lock();
+        let hub = hub.hub.get_mut(server)?;
+        let tried = if hub.preferred { &hub.address } else { &hub.groups };
+        if tried == address {
+            hub.preferred = !hub.preferred;
+        }
+        Some(if hub.preferred { &hub.address } else { &hub.groups }.clone())
     }
 
     pub(crate) fn of(&self, member: MemberId) -> Option<(ServerId, String)> {
-        self.0.lock().members.get(&member).cloned()
+        let book = self.0.lock();
+        let (server, address) = book.members.get(&member)?;
+        Some((server.clone(), book.address(server, address)))
     }
 }
 
@@ -238,6 +271,7 @@ async fn dial(
         Err(error) => {
             let error = chain(&error);
             tracing::debug!(error, peer = peer.0, address = target.address, "peer not reached");
+            net.shared.missed(&hello.to, &target.address);
             None
         }
     }

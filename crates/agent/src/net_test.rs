@@ -172,3 +172,27 @@ fn the_book_keeps_the_hubs_address_of_a_member_until_the_group_knows_a_new_one()
     assert_eq!(at("new:1"), "newest:1");
     assert_eq!(at("other:1"), "other:1");
 }
+
+#[test]
+fn of_two_addresses_the_one_counts_where_the_member_answers() {
+    let book = AddressBook::default();
+    let s1 = member(1, "s1", "groups:1");
+    let at = || book.learn(std::slice::from_ref(&s1))[0].address.clone();
+    at();
+    // The hub could not be told that the member has moved.
+    assert!(book.learn_move(&s1, "stale:1"));
+    assert_eq!(at(), "stale:1");
+    assert_eq!(book.missed(&s1.server, "stale:1").as_deref(), Some("groups:1"));
+    assert_eq!((at(), book.of(MemberId(1)).unwrap().1), ("groups:1".into(), "groups:1".into()));
+    assert!(!book.learn_move(&s1, "stale:1"), "the same word again is no news");
+    assert_eq!(at(), "groups:1");
+    // Late news of an earlier attempt changes nothing.
+    assert_eq!(book.missed(&s1.server, "stale:1").as_deref(), Some("groups:1"));
+    // A newer word of the hub is tried first.
+    assert!(book.learn_move(&s1, "new:1"));
+    assert_eq!(at(), "new:1");
+    // Both agree: the earlier word is gone.
+    assert!(book.learn_move(&s1, "groups:1"));
+    assert_eq!(at(), "groups:1");
+    assert_eq!(book.missed(&s1.server, "groups:1"), None);
+}

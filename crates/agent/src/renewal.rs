@@ -129,7 +129,7 @@ mod renewal_test {
         let renew = async move |Json(request): Json<RenewRequest>| {
             counted.fetch_add(1, Ordering::Relaxed);
             let request = IdentityRequest::from_text(&request.request).unwrap();
-            let issued = issuer.authority.issue(&request, &server(), UnixTime::now());
+            let issued = issuer.authority.issue(&request, &server(), None, UnixTime::now());
             Json(RenewAnswer { certificate: issued.unwrap() })
         };
         let handler = Handler::Http(Router::new().route(RENEW, post(renew)));

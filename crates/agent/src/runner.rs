@@ -187,6 +187,7 @@ impl Runner {
             }
             Err(error) => {
                 tracing::debug!(error = chain(&error), member = %whom.server, "no orders");
+                self.shared.missed(&whom.server, &whom.address);
                 Input::NoAnswer
             }
         }

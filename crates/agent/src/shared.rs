@@ -17,6 +17,7 @@ use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
+use cohort_registry::records::ServerRecord;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
 use cohort_server::health_pace::HealthPace;
@@ -63,6 +64,8 @@ impl MemberHandle {
 /// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
+    /// What the hub should know of this server.
+    pub record: ServerRecord,
     pub group: GroupId,
     /// Which start of this server's agent this is.
     pub boot_epoch: BootEpoch,
@@ -179,12 +182,26 @@ impl Shared {
         *self.members.lock() = self.book.learn(members);
     }
 
-    /// A member has moved, as the hub knows, and the group does not know it yet.
-    pub(crate) fn learn_move(&self, known: &MemberAddress, now: String) {
-        self.book.learn_move(known, &now);
+    /// The hub says where a member is. Returns whether that is news.
+    pub(crate) fn learn_move(&self, known: &MemberAddress, now: &str) -> bool {
+        let news = self.book.learn_move(known, now);
+        if news {
+            self.now_at(&known.server, now);
+        }
+        news
+    }
+
+    /// A member did not answer at this address: if another one is known, that is next.
+    pub(crate) fn missed(&self, server: &ServerId, address: &str) {
+        if let Some(other) = self.book.missed(server, address) {
+            self.now_at(server, &other);
+        }
+    }
+
+    fn now_at(&self, server: &ServerId, address: &str) {
         let mut members = self.members.lock();
-        if let Some(member) = members.iter_mut().find(|member| member.server == known.server) {
-            member.address = now;
+        for member in members.iter_mut().filter(|member| member.server == *server) {
+            address.clone_into(&mut member.address);
         }
     }
 

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{BuildHasher as _, RandomState};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
-use cohort_base::{FileError, OnPath as _, chain, durable};
+use cohort_base::{OnPath as _, chain, durable};
 use cohort_core::ids::ServerId;
 use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
@@ -209,6 +209,7 @@ pub(crate) async fn open(
     let hub = joined.hub_targets(config)?;
     let registry = RemoteRegistry::new(client.clone(), hub.clone());
     let shared = Shared {
+        record: joined.record(config),
         group: joined.group.clone(),
         boot_epoch,
         // The standard library's random keys: no two processes share them.
@@ -291,8 +292,11 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
 }
 
 /// Creates the agent's directories: only the agent may read its data.
-fn prepare(config: &AgentConfig) -> Result<(), FileError> {
+fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     let (data, install) = (&config.data_dir, &config.install_dir);
+    // A process's directory there belongs to its effective user.
+    let own = std::fs::metadata("/proc/self").on_path("inspect", Path::new("/proc/self"))?.uid();
+    check_owner(data, own)?;
     durable::private_folder(data).on_path("create", data)?;
     if !install.exists() {
         durable::create_folders(install).on_path("create", install)?;
@@ -301,6 +305,18 @@ fn prepare(config: &AgentConfig) -> Result<(), FileError> {
         std::fs::set_permissions(install, open).on_path("set the mode of", install)?;
     }
     Ok(())
+}
+
+/// Checks that the agent's user owns its directory, if there is one.
+fn check_owner(dir: &Path, own: u32) -> Result<(), AgentError> {
+    let owner = match std::fs::metadata(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.on_path("inspect", dir)?.uid(),
+    };
+    if owner == own {
+        return Ok(());
+    }
+    Err(AgentError::Owner { dir: dir.to_owned(), owner, own })
 }
 
 async fn repository(
@@ -379,6 +395,17 @@ mod start_test {
 
     fn mode(path: &Path) -> u32 {
         std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused_and_a_missing_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = std::fs::metadata(folder.path()).unwrap().uid();
+        check_owner(folder.path(), own).unwrap();
+        check_owner(&folder.path().join("missing"), own + 1).unwrap();
+        let refused = check_owner(folder.path(), own + 1);
+        let Err(AgentError::Owner { dir, owner, own: user }) = refused else { panic!() };
+        assert_eq!((dir.as_path(), owner, user), (folder.path(), own, own + 1));
     }
 
     #[test]

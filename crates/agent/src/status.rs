@@ -2,6 +2,7 @@
 
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, ClockMs, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
@@ -10,9 +11,10 @@ use cohort_core::state::{App, Failure};
 use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
+use cohort_server::errands::Lasting;
 use cohort_wire::agent::{
-    AppStatus, CONTROL_VERSION, CopyStatus, FailureStatus, GroupStatus, PlacingStatus,
-    ServerAppStatus, ServerStatus, TransferStatus, WaitingStatus,
+    AppStatus, CONTROL_VERSION, CopyStatus, ErrandStatus, FailureStatus, GroupStatus,
+    PlacingStatus, ServerAppStatus, ServerStatus, TransferStatus, WaitingStatus,
 };
 
 use crate::contacts::monotonic_ms;
@@ -73,6 +75,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         clock: view.clock(now_ms),
         killed: view.killed.clone(),
         registry_reachable: view.registry,
+        errands: errands(view, now_ms),
         voters: places(&view.raft.configuration.voters),
         standbys: places(&view.raft.configuration.standbys),
         placing: view
@@ -86,6 +89,15 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         downlink_bytes_per_second: shared.downloads.context().guides.downlink_rate(),
         download_limit_bytes_per_second: shared.downloads.context().download.limit(),
     }
+}
+
+fn errands(view: &View, now_ms: u64) -> Vec<ErrandStatus> {
+    let status = |(errand, lasting): (&Errand, &Lasting<HubFault>)| ErrandStatus {
+        errand: errand.clone(),
+        why: lasting.why.clone(),
+        for_ms: now_ms.saturating_sub(lasting.since_ms),
+    };
+    view.errands.failing().map(status).collect()
 }
 
 /// Only the leader's tracker receives reports.

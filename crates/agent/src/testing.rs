@@ -207,7 +207,6 @@ impl Lab {
 /// What the hub said to a server that joined: of a hub that nobody runs.
 pub(crate) fn joined() -> Joined {
     Joined {
-        schema: 1,
         hub: PeerName::new("hub").unwrap(),
         hub_addresses: vec!["127.0.0.1:1".to_owned()],
         trusted_root: None,
@@ -389,11 +388,17 @@ pub(crate) fn next_input(queue: &Receiver<Queued>) -> Input {
 }
 
 /// The next command proposed to a member, from a task of this test; it is answered as carried out.
+/// How errands ended is skipped.
 pub(crate) fn next_proposal(queue: &Receiver<Queued>) -> Command {
-    let next = tokio::task::block_in_place(|| queue.recv_timeout(Duration::from_secs(20)));
-    let Queued::Request(Input::Propose { command, .. }, _, Waiter::Proposed(reply)) = next.unwrap()
-    else {
-        panic!("no proposal")
+    let next = || tokio::task::block_in_place(|| queue.recv_timeout(Duration::from_secs(20)));
+    let (command, reply) = loop {
+        match next().unwrap() {
+            Queued::Request(Input::Propose { command, .. }, _, Waiter::Proposed(reply)) => {
+                break (command, reply);
+            }
+            Queued::Plain(Input::Errand { .. }) => {}
+            other => panic!("no proposal: {other:?}"),
+        }
     };
     let _ = reply.send(Proposed::Done { index: 1, rejection: None });
     *command

@@ -10,53 +10,75 @@ use std::time::Duration;
 use cohort_base::chain;
 use cohort_base::retry::Schedule;
 use cohort_core::orders::MemberAddress;
-use cohort_registry::records::MemberRecord;
+use cohort_registry::records::{MemberRecord, ServerRecord};
+use cohort_registry::typed::Told;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::ANSWER_MS_MAX;
 
-use crate::join::advertised;
+use crate::complaint::Complaint;
 use crate::shared::Shared;
 
-/// Pauses while the hub does not take this server's address.
+/// Pauses while the hub does not take this server's record.
 const TELL: Schedule = Schedule::new(Duration::from_millis(500), Duration::from_secs(30));
+/// How often a server checks that the hub still has its record. 5 min: ten thousand servers make 33
+/// reads a second, and a hub that lost its registry knows all servers again soon.
+const CHECK_EVERY: Duration = Duration::from_secs(300);
 /// How long the hub may take for one answer.
 const DEADLINE: Duration = Duration::from_millis(ANSWER_MS_MAX);
 
-/// Tells the hub this server's address, if it knows another one, once the group has accepted this
-/// agent: a copy of another machine must not divert what is meant for that one.
+/// Tells the hub where this server is, and again if the hub has forgotten it, once the group has
+/// accepted this agent: a copy of another machine must not divert what is meant for that one.
 pub(crate) async fn tell(shared: Arc<Shared>) {
     let mut orders = shared.orders.subscribe();
     if orders.wait_for(Option::is_some).await.is_err() {
         return;
     }
     let mut pauses = TELL.pauses();
-    let address = advertised(&shared.config);
+    let mut refused = Complaint::default();
     loop {
-        match typed::move_server(&*shared.registry, shared.server(), &address).await {
-            Ok(moved) => {
-                if moved {
-                    tracing::info!(address, "told the hub the new address of this server");
-                }
-                return;
+        let pause = match tell_once(&shared).await {
+            Ok(()) => {
+                refused.ended();
+                pauses.reset();
+                CHECK_EVERY
             }
             Err(error) => {
-                tracing::debug!(error = chain(&error), "the hub did not take the address");
+                // A hub that is away is no news to an agent.
+                if !matches!(error, RegistryError::Unavailable { .. }) {
+                    refused.of("the hub does not take this server's record", &error);
+                }
+                pauses.next_pause()
             }
-        }
-        tokio::time::sleep(pauses.next_pause()).await;
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
+async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
+    let (registry, own) = (&*shared.registry, &shared.record);
+    match typed::tell_server(registry, own).await? {
+        Told::Known => {}
+        Told::Moved => {
+            tracing::info!(address = own.address, "told the hub the new address of this server");
+        }
+        Told::Restored => tracing::warn!(
+            group = %own.group,
+            "the hub had no record of this server: its registry was lost, or restored from a backup"
+        ),
+    }
+    Ok(())
+}
+
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
-/// newer than those that the group has recorded.
+/// usually newer than those that the group has recorded; if not, nobody answers there, and the
+/// group's count again.
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     // The others ask for it too. Not while the group refuses this agent as a copy.
-    if shared.elsewhere.lock().is_none() {
-        let address = advertised(&shared.config);
-        if let Err(error) = typed::move_server(registry, shared.server(), &address).await {
-            tracing::warn!(error = chain(&error), "the hub did not take this server's address");
-        }
+    if shared.elsewhere.lock().is_none()
+        && let Err(error) = tell_once(shared).await
+    {
+        tracing::debug!(error = chain(&error), "the hub did not take the address");
     }
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };
     let asked = typed::read_members(registry, &shared.group);
@@ -71,14 +93,11 @@ pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
         }
         let asked = typed::read_server(registry, &known.server);
         let record = tokio::time::timeout(DEADLINE, asked).await.map_err(timed_out)??;
-        if let Some(record) = record.filter(|record| record.address != known.address) {
-            tracing::info!(
-                server = %known.server,
-                address = record.address,
-                before = known.address,
-                "the hub knows a newer address of a member"
-            );
-            shared.learn_move(&known, record.address);
+        if let Some(ServerRecord { address, .. }) = record
+            && shared.learn_move(&known, &address)
+        {
+            let (server, before) = (&known.server, &known.address);
+            tracing::info!(%server, address, before, "the hub knows another address of a member");
         }
     }
     Ok(())

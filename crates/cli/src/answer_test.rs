@@ -68,7 +68,10 @@ fn report() -> FleetReport {
         joined: Default::default(),
     };
     let apps = ["web".parse().unwrap()].into();
-    FleetReport::of(Picture { origin: Origin::Hub, apps, groups: vec![asked] }, 1_800_000_000)
+    FleetReport::of(
+        Picture { origin: Origin::sound_hub(), apps, groups: vec![asked] },
+        1_800_000_000,
+    )
 }
 
 fn switch() -> Switch<'static> {

@@ -8,6 +8,7 @@ use cohort_base::{chain, durable};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::UnixTime;
 use cohort_registry::fleet::Fleet;
+use cohort_registry::records::ServerRecord;
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
 use cohort_view::report::{Origin, Recorded};
@@ -29,7 +30,7 @@ const CANDIDATES_MAX: usize = 10;
 /// A group and the agents to ask.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct KnownGroup {
-    /// Voters first, then standbys, then other servers.
+    /// Voters first, then standbys, then these where they say they are now, then other servers.
     pub(crate) candidates: Vec<(ServerId, String)>,
     /// Every server that joined the fleet.
     pub(crate) servers: BTreeSet<ServerId>,
@@ -59,7 +60,8 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
         Ok(fleet) => {
             let known = Known::of(&fleet);
             save(context, &known);
-            Ok((known, Origin::Hub))
+            let Fleet { restored, unreadable, .. } = fleet;
+            Ok((known, Origin::Hub { restored, unreadable }))
         }
         Err(error) if error.is_away() => match load(context) {
             Some((known, age_s)) => Ok((known, Origin::Cache { age_s, because: chain(&error) })),
@@ -93,11 +95,21 @@ impl Known {
                 known.states.insert(record.app.clone(), recorded);
             }
         }
+        // A group without a majority cannot record that its members have moved; they tell the hub.
+        let is_member = |known: &KnownGroup, server: &ServerRecord| {
+            known.candidates.iter().any(|(id, _)| *id == server.server)
+        };
         for server in &fleet.servers {
             let known = groups.entry(server.group.clone()).or_default();
             known.servers.insert(server.server.clone());
-            let is_new = known.candidates.iter().all(|(id, _)| *id != server.server);
-            if is_new && known.candidates.len() < CANDIDATES_MAX {
+            let candidate = (server.server.clone(), server.address.clone());
+            if is_member(known, server) && !known.candidates.contains(&candidate) {
+                known.candidates.push(candidate);
+            }
+        }
+        for server in &fleet.servers {
+            let known = groups.entry(server.group.clone()).or_default();
+            if !is_member(known, server) && known.candidates.len() < CANDIDATES_MAX {
                 known.candidates.push((server.server.clone(), server.address.clone()));
             }
         }

@@ -44,7 +44,9 @@ fn voters_are_asked_first_then_standbys_then_some_others() {
     let known = Known::of(&fleet());
     let group = &known.groups["intel.zone-a"];
     let names: Vec<&str> = group.candidates.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(names[..4], ["web-3", "web-7", "web-1", "web-2"]);
+    assert_eq!(names[..6], ["web-3", "web-7", "web-3", "web-7", "web-1", "web-2"]);
+    let of = |index: usize| group.candidates[index].1.as_str();
+    assert_eq!((of(0), of(2)), ("10.0.1.1:7417", "10.0.0.3:7417"), "it may have moved");
     assert_eq!(names.len(), CANDIDATES_MAX);
     assert_eq!(group.servers.len(), 20);
     assert_eq!(known.group_of("web-19").unwrap().as_str(), "intel.zone-a");

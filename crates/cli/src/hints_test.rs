@@ -19,7 +19,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
         None => Command::Agent { hub: text("hub.example:7418") },
         Some(Command::Agent { hub: Some(_) }) => Command::Agent { hub: None },
         Some(Command::Agent { hub: None }) => Command::AppApply,
-        Some(Command::AppApply) => Command::ChannelSet {
+        Some(Command::AppApply) => Command::AppShow { app: app(), group: group() },
+        Some(Command::AppShow { .. }) => Command::ChannelSet {
             app: Some(app()),
             channel: text("stable"),
             version: Some("1.0.0".parse().unwrap()),
@@ -39,7 +40,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
             Command::GroupRemoveServer { group: group(), server: server() }
         }
         Some(Command::GroupRemoveServer { .. }) => Command::Hub { config: "a b/hub.toml".into() },
-        Some(Command::Hub { .. }) => Command::Init,
+        Some(Command::Hub { .. }) => Command::HubConfirm,
+        Some(Command::HubConfirm) => Command::Init,
         Some(Command::Init) => Command::KillOff { scope: Some(group()) },
         Some(Command::KillOff { scope: Some(_) }) => Command::KillOff { scope: None },
         Some(Command::KillOff { scope: None }) => Command::KillStatus,

@@ -19,6 +19,7 @@ pub mod capacity;
 mod check;
 pub mod command;
 pub mod doing;
+pub mod errand;
 pub mod gate;
 pub mod ids;
 pub mod kill;

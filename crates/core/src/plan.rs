@@ -217,7 +217,24 @@ impl<'a> Planner<'a> {
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
         }
+        if let Some(rollout) = app.phase.rollout() {
+            // While nothing starts, what may start says so.
+            let stale = self.seen.not_refreshed.clone().map(WaitingOn::NotRefreshed);
+            stale.into_iter().for_each(|on| self.wait(rollout.progress, on));
+        }
         self.checks();
+        self.policy_lost();
+    }
+
+    /// A policy that the hub has lost is asked for by name: nothing else would tell that changes of
+    /// it do not arrive.
+    fn policy_lost(&mut self) {
+        let Some(view) = &self.seen.registry else { return };
+        let hub = view.policies.get(self.id).map(|(revision, _)| *revision);
+        let group = self.app.revision;
+        if hub.is_none_or(|hub| hub < group) {
+            self.wait(self.state.clock, WaitingOn::PolicyLost { hub, group });
+        }
     }
 
     /// Servers whose download the policy postpones until their wave is near.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, ClockMs, GroupId, ServerId, Version};
+use crate::ids::{AppId, ClockMs, GroupId, Revision, ServerId, Version};
 use crate::policy::Prestage;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::refused::Refused;
@@ -32,6 +32,13 @@ pub enum WaitingOn {
     RegistryAway,
     /// The registry has not acknowledged the group's record yet.
     RegistryRecord,
+    /// The hub has lost the app's policy, or has an older one than the group, which keeps its own.
+    PolicyLost {
+        /// The revision that the hub has; `None`: it has no policy.
+        hub: Option<Revision>,
+        /// The revision in force in the group.
+        group: Revision,
+    },
     /// The channel does not point to a usable release.
     NoRelease(Refused),
     /// A release was refused because of its signature, age or platform.

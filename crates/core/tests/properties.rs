@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use cohort_core::State;
 use cohort_core::command::{Body, Command};
+use cohort_core::gate::RegistryView;
 use cohort_core::ids::{Incarnation, ServerId};
 use cohort_core::phase::{Phase, WaveStep};
 use cohort_core::plan::{Observations, Offer, plan};
@@ -105,11 +106,15 @@ proptest! {
         if state.servers.is_empty() {
             return Ok(());
         }
+        let policies = state.apps.iter().map(|(id, app)| {
+            (id.clone(), (app.revision, (*app.policy).clone()))
+        });
+        let view = RegistryView { policies: policies.collect(), ..RegistryView::default() };
         let seen = Observations {
             leader: state.servers.keys().next().cloned(),
             elapsed_ms,
             leading_for_ms: 1_000,
-            registry: Some(cohort_core::gate::RegistryView::default()),
+            registry: Some(view),
             offers: [(app(), Offer::Release(release(9)))].into(),
             ..Observations::default()
         };

@@ -23,7 +23,7 @@ use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::output::{first_text, last_text};
 use crate::program::RunAs;
-use crate::record::{Cuts, HostError, HostRecord};
+use crate::record::{self, Cuts, HostError};
 use crate::releases::Releases;
 use crate::service::ServiceControl;
 use crate::traffic::Traffic;
@@ -80,8 +80,8 @@ pub struct AppHost {
     pub(crate) controls: Controls,
     pub(crate) releases: Releases,
     pub(crate) folder: PathBuf,
-    file: DurableFile<HostRecord>,
-    pub(crate) record: HostRecord,
+    file: DurableFile<AppRecord>,
+    pub(crate) record: AppRecord,
     /// The record in memory is newer than the file: a step is done that has not been reported.
     ahead: bool,
     traffic: watch::Sender<Traffic>,
@@ -100,7 +100,7 @@ impl AppHost {
         let hooks = folder.join("hooks");
         durable::private_folder(&hooks).on_path("create", &hooks).map_err(folders)?;
         let releases = Releases::open(&config.install_dir).map_err(folders)?;
-        let (file, record) = HostRecord::open(&folder, app.as_str())?;
+        let (file, record) = record::open(&folder, app.as_str())?;
         Ok(AppHost {
             traffic: watch::Sender::new(Traffic::Starting),
             reached: Reached::new(now().ms),
@@ -119,13 +119,13 @@ impl AppHost {
     /// What this server knows about the app.
     #[must_use]
     pub fn local(&self) -> &LocalApp {
-        &self.record.app.local
+        &self.record.local
     }
 
     /// Everything recorded about the app.
     #[must_use]
     pub fn record(&self) -> &AppRecord {
-        &self.record.app
+        &self.record
     }
 
     /// This machine's boot-time clock.
@@ -161,7 +161,7 @@ impl AppHost {
     /// What checks need to know about the release in use.
     #[must_use]
     pub fn check_context(&self) -> CheckContext {
-        self.check_context_of(self.record.app.local.current.as_ref())
+        self.check_context_of(self.record.local.current.as_ref())
     }
 
     pub(crate) fn check_context_of(&self, release: Option<&Release>) -> CheckContext {
@@ -228,7 +228,7 @@ impl AppHost {
                 Ok(Acted::Done)
             }
             StepAction::GiveUp { step, attempt } => {
-                self.failed(step, attempt, self.record.app.given_up(attempt))
+                self.failed(step, attempt, self.record.given_up(attempt))
             }
             StepAction::Undo { reason, attempt } => {
                 self.begin(Step::Undo, |record, now| record.begin(Step::Undo, attempt, now))?;
@@ -294,7 +294,7 @@ impl AppHost {
         if reported_when_done(step) {
             return self.change(|record| record.done(step, attempt));
         }
-        self.record.app.done(step, attempt);
+        self.record.done(step, attempt);
         self.ahead = true;
         Ok(())
     }
@@ -313,8 +313,8 @@ impl AppHost {
     /// Changes the record, and persists it before returning, so before the outcome is reported.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut AppRecord)) -> Result<(), HostError> {
         let mut record = self.record.clone();
-        change(&mut record.app);
-        if let Some(confirm) = &mut record.app.confirm {
+        change(&mut record);
+        if let Some(confirm) = &mut record.confirm {
             confirm.clock = confirm.clock.carried(now());
         }
         self.cuts.point()?;
@@ -337,7 +337,7 @@ impl AppHost {
     /// Takes as much traffic as the record allows. After [`Self::boot`], call it once the group has
     /// said that this server is not in debt, or the agent has waited long enough for it to say so.
     pub fn take_traffic(&self) {
-        self.tell(match self.record.app.takes_traffic() {
+        self.tell(match self.record.takes_traffic() {
             Ok(()) => Traffic::Ready,
             Err(reason) => Traffic::Out { reason },
         });

@@ -40,7 +40,7 @@ impl AppHost {
                 }
             },
         };
-        Ok(Outcome::Found { release: self.record.app.local.current.clone(), in_service })
+        Ok(Outcome::Found { release: self.record.local.current.clone(), in_service })
     }
 
     /// Makes sure that a guard is running, and that it runs the current service; a new guard takes
@@ -63,7 +63,7 @@ impl AppHost {
 
     /// The current release, unless an activation has stopped it and has steps left.
     fn release_to_run(&self) -> Option<&Release> {
-        self.local().current.as_ref().filter(|_| !self.record.app.under_way())
+        self.local().current.as_ref().filter(|_| !self.record.under_way())
     }
 
     async fn bring_up(&self, release: &Release) -> Result<(), Interrupt> {
@@ -76,7 +76,7 @@ impl AppHost {
         if control.status(&spec.name).await?.runs(release) {
             return Ok(());
         }
-        if let Some(activation) = &self.record.app.local.activation
+        if let Some(activation) = &self.record.local.activation
             && activation.order.release.as_ref() == Some(release)
         {
             spec.key = fence_text(activation.order.fence);

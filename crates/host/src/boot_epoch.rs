@@ -7,6 +7,8 @@ use cohort_base::{OnPath as _, durable};
 use cohort_core::ids::BootEpoch;
 use cohort_store::{DurableFile, DurableFileError};
 
+/// The version of the record.
+const VERSION: u32 = 1;
 /// The highest first boot epoch, a day in 2105. Connections are numbered by a 32-bit boot epoch:
 /// even with a wrong clock, 2^24 starts are left.
 const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
@@ -24,7 +26,7 @@ pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> 
     durable::private_folder(state_dir)
         .on_path("create directory", state_dir)
         .map_err(DurableFileError::Write)?;
-    let (mut file, epoch) = DurableFile::<BootEpoch>::open(path)?;
+    let (mut file, epoch) = DurableFile::<BootEpoch>::open(path, VERSION)?;
     let epoch = epoch.map_or_else(|| first_boot_epoch(SystemTime::now()), BootEpoch::next);
     file.save(&epoch)?;
     Ok(epoch)
@@ -35,7 +37,8 @@ pub fn next_boot_epoch(state_dir: &Path) -> Result<BootEpoch, DurableFileError> 
 /// # Errors
 /// If the counter cannot be read or written.
 pub fn pass_boot_epoch(state_dir: &Path, epoch: BootEpoch) -> Result<(), DurableFileError> {
-    let (mut file, own) = DurableFile::<BootEpoch>::open(state_dir.join("boot-epoch"))?;
+    let path = state_dir.join("boot-epoch");
+    let (mut file, own) = DurableFile::<BootEpoch>::open(path, VERSION)?;
     if own < Some(epoch) { file.save(&epoch) } else { Ok(()) }
 }
 

@@ -25,11 +25,11 @@ fn starts_are_counted_from_the_time_of_the_first() {
 #[test]
 fn the_file() {
     let folder = tempfile::tempdir().unwrap();
-    let golden = |n: u64, crc: &str| format!("cohort-durable 1 crc32={crc} len=2\n{n}\n");
+    let golden = |n: u64, crc: &str| format!("cohort-durable 1 version=1 crc32={crc} len=2\n{n}\n");
     let path = folder.path().join("boot-epoch");
-    std::fs::write(&path, golden(1, "6751fc53")).unwrap();
+    std::fs::write(&path, golden(1, "102e138b")).unwrap();
     assert_eq!(next_boot_epoch(folder.path()).unwrap().0, 2);
-    assert_eq!(std::fs::read_to_string(path).unwrap(), golden(2, "4c7caf90"));
+    assert_eq!(std::fs::read_to_string(path).unwrap(), golden(2, "3b034048"));
 }
 
 #[test]

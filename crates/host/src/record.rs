@@ -4,33 +4,18 @@ use std::path::Path;
 
 use cohort_core::steps::AppRecord;
 use cohort_store::{DurableFile, DurableFileError};
-use serde::{Deserialize, Serialize};
 
-/// The version of the record's format.
-const SCHEMA: u32 = 1;
+/// The version of the record.
+const VERSION: u32 = 1;
 
-/// The record of one app: `<state_dir>/apps/<app>/record`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct HostRecord {
-    schema: u32,
-    pub(crate) app: AppRecord,
-}
-
-impl HostRecord {
-    pub(crate) fn open(
-        folder: &Path,
-        app: &str,
-    ) -> Result<(DurableFile<HostRecord>, HostRecord), HostError> {
-        let unreadable = |source| HostError::Record { app: app.to_owned(), source };
-        let (file, record) = DurableFile::open(folder.join("record")).map_err(unreadable)?;
-        let record: HostRecord =
-            record.unwrap_or(HostRecord { schema: SCHEMA, app: AppRecord::default() });
-        if record.schema != SCHEMA {
-            return Err(HostError::Schema { app: app.to_owned(), found: record.schema });
-        }
-        Ok((file, record))
-    }
+/// Opens the record of one app: `<state_dir>/apps/<app>/record`.
+pub(crate) fn open(
+    folder: &Path,
+    app: &str,
+) -> Result<(DurableFile<AppRecord>, AppRecord), HostError> {
+    let unreadable = |source| HostError::Record { app: app.to_owned(), source };
+    let (file, record) = DurableFile::open(folder.join("record"), VERSION).map_err(unreadable)?;
+    Ok((file, record.unwrap_or_default()))
 }
 
 /// Why nothing more can be done for an app until the agent restarts.
@@ -38,8 +23,6 @@ impl HostRecord {
 pub enum HostError {
     #[error("cannot read or write the record of app {app}")]
     Record { app: String, source: DurableFileError },
-    #[error("the record of app {app} has schema {found}; this agent reads {SCHEMA}")]
-    Schema { app: String, found: u32 },
     #[error("cannot use the directories of app {app}")]
     Folders { app: String, source: cohort_base::FileError },
     /// A test's fault point was hit.

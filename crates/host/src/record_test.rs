@@ -31,7 +31,5 @@ fn every_kind_of_progress() {
     complete.complete();
     done.undone("not confirmed".into());
     records.extend([complete, done]);
-    let records: Vec<HostRecord> =
-        records.into_iter().map(|app| HostRecord { schema: SCHEMA, app }).collect();
     cohort_base::golden::hold(&golden("record.jsonl"), &records);
 }

@@ -27,7 +27,7 @@ impl AppHost {
     /// [`RunningChecks`](crate::RunningChecks). `None` if the release has no service.
     #[must_use]
     pub fn running_service(&self) -> Option<(Arc<dyn ServiceControl>, String)> {
-        let current = self.record.app.local.current.as_ref()?;
+        let current = self.record.local.current.as_ref()?;
         let service = self.service_of(current, "status").ok()??;
         Some((service.control, service.spec.name))
     }

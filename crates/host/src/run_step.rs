@@ -41,7 +41,7 @@ pub(crate) fn fence_text(fence: Fence) -> String {
 
 impl AppHost {
     pub(crate) async fn step(&self, step: Step, attempt: u32) -> Result<(), Interrupt> {
-        let Some(activation) = &self.record.app.local.activation else {
+        let Some(activation) = &self.record.local.activation else {
             return Err(surroundings("there is no activation to continue"));
         };
         let work = Work { attempt, activation };
@@ -81,11 +81,11 @@ impl AppHost {
     }
 
     async fn drain(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        let Some(current) = &self.record.app.local.current else {
+        let Some(current) = &self.record.local.current else {
             self.tell(Traffic::Out { reason: NoTraffic::Installing });
             return Ok(());
         };
-        if self.record.app.blocked {
+        if self.record.blocked {
             self.tell(Traffic::Draining);
             return Ok(());
         }
@@ -97,7 +97,7 @@ impl AppHost {
     }
 
     async fn hand_over(&self, work: &Work<'_>) -> Result<(), Interrupt> {
-        match &self.record.app.local.current {
+        match &self.record.local.current {
             Some(current) => self.hook(Hook::HandOver, current, work).await,
             None => Ok(()),
         }
@@ -105,7 +105,7 @@ impl AppHost {
 
     async fn stop(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         self.tell(Traffic::Out { reason: NoTraffic::Installing });
-        let current = self.record.app.local.current.as_ref();
+        let current = self.record.local.current.as_ref();
         if let Some(current) = current {
             self.hook(Hook::ApplicationStop, current, work).await?;
         }

@@ -86,6 +86,9 @@ trait UnitService {
     fn n_restarts(&self) -> zbus::Result<u32>;
 }
 
+/// The version of [`UnitRecord`].
+const RECORD_VERSION: u32 = 1;
+
 /// The key that a unit was started under; written before the start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,7 +187,7 @@ impl Systemd {
         &self,
         unit: &str,
     ) -> Result<(DurableFile<UnitRecord>, Option<UnitRecord>), ServiceError> {
-        DurableFile::open(self.folder.join(unit)).map_err(failed)
+        DurableFile::open(self.folder.join(unit), RECORD_VERSION).map_err(failed)
     }
 
     async fn seen(&self, unit: &str) -> Result<(OwnedObjectPath, Seen), ServiceError> {

@@ -23,7 +23,7 @@ impl AppHost {
         attempt: u32,
         cancel: &CancellationToken,
     ) -> Result<Acted, HostError> {
-        let Some(activation) = self.record.app.local.activation.clone() else {
+        let Some(activation) = self.record.local.activation.clone() else {
             return Ok(Acted::Nothing);
         };
         tracing::warn!(app = %self.app, reason, attempt, "going back without the group");
@@ -55,7 +55,7 @@ impl AppHost {
         {
             self.try_hook(Hook::ApplicationStop, release, work).await;
         }
-        for release in [order.release.as_ref(), self.record.app.local.current.as_ref()] {
+        for release in [order.release.as_ref(), self.record.local.current.as_ref()] {
             self.cuts.point()?;
             self.stop_service(release).await?;
         }
@@ -82,7 +82,7 @@ impl AppHost {
     /// # Errors
     /// If it cannot be persisted.
     pub async fn undrain_for_wait(&mut self) -> Result<(), HostError> {
-        let record = &self.record.app;
+        let record = &self.record;
         let (Some(activation), Some(previous)) = (&record.local.activation, record.undrain_to())
         else {
             return Ok(());
@@ -111,7 +111,7 @@ impl AppHost {
             Some(RunningService { control, spec }) => {
                 Ok(control.status(&spec.name).await?.runs(release))
             }
-            None => Ok(!self.record.app.local.activation.as_ref().is_some_and(switched)),
+            None => Ok(!self.record.local.activation.as_ref().is_some_and(switched)),
         }
     }
 

@@ -30,6 +30,15 @@ fn guard_process() {
     cohort_host::guard::run(&config).unwrap();
 }
 
+/// A client that starts this program as the guard of a directory.
+fn client(guard: PathBuf) -> GuardClient {
+    let mut variable = OsString::from(format!("{GUARD_FOLDER}="));
+    variable.push(&guard);
+    let this = std::env::current_exe().unwrap().into();
+    let args = vec![variable, this, "--exact".into(), "guard_process".into()];
+    GuardClient::new(guard, Some(GuardLaunch { program: PathBuf::from("/usr/bin/env"), args }))
+}
+
 struct Bench {
     folder: TempDir,
     client: GuardClient,
@@ -38,19 +47,8 @@ struct Bench {
 impl Bench {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let guard = folder.path().join("guard");
-        let mut variable = OsString::from(format!("{GUARD_FOLDER}="));
-        variable.push(&guard);
-        let launch = GuardLaunch {
-            program: PathBuf::from("/usr/bin/env"),
-            args: vec![
-                variable,
-                std::env::current_exe().unwrap().into(),
-                "--exact".into(),
-                "guard_process".into(),
-            ],
-        };
-        let client = GuardClient::new(guard, Some(launch));
+        fs::create_dir_all(folder.path().join("releases/1.0.0")).unwrap();
+        let client = client(folder.path().join("guard"));
         client.status("web").await.unwrap();
         Bench { folder, client }
     }
@@ -86,7 +84,7 @@ impl Bench {
             program: PathBuf::from("/bin/sh"),
             args: vec!["-c".to_owned(), script.to_owned()],
             env: BTreeMap::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]),
-            folder: self.folder.path().to_owned(),
+            folder: self.folder.path().join("releases/1.0.0"),
             stop_signal: StopSignal::Term,
             stop_timeout_ms: 300,
             run_as: None,
@@ -242,6 +240,50 @@ async fn a_guard_that_comes_while_the_last_one_lets_go_is_started_again() {
     ensured.unwrap();
     // Not `end`: this test is about a failing guard.
     bench.kill_guard(Signal::TERM).await;
+}
+
+#[tokio::test]
+async fn a_guard_whose_directory_is_removed_goes_and_the_next_one_ends_what_it_left() {
+    let bench = Bench::start().await;
+    bench.client.start(&bench.spec("1.1", "exec sleep 600")).await.unwrap();
+    let (guard, left) = (bench.guard_pid().await, bench.service_pid().await.unwrap());
+    fs::remove_dir_all(bench.path("")).unwrap();
+    assert!(bench.is_empty().await, "the next guard has no record of it");
+    until("the guard is gone", || async { gone(guard) }).await;
+    assert!(!gone(left), "its service serves until another one is to run");
+    bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
+    assert!(gone(left), "two would want the same port");
+    assert!(bench.service_pid().await.is_some_and(|pid| pid != left));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_guard_whose_directory_was_moved_leaves_its_services_to_the_one_there() {
+    let mut bench = Bench::start().await;
+    bench.client.start(&bench.spec("1.1", "exec sleep 600")).await.unwrap();
+    let (guard, service) = (bench.guard_pid().await, bench.service_pid().await.unwrap());
+    let moved = bench.folder.path().join("moved");
+    fs::rename(bench.path(""), &moved).unwrap();
+    bench.client = client(moved.clone());
+    assert_eq!(bench.service_pid().await, Some(service), "the very same process");
+    until("the guard is gone", || async { gone(guard) }).await;
+    bench.client.stop("web", Duration::from_secs(10)).await.unwrap();
+    assert!(gone(service));
+    fs::rename(&moved, bench.path("")).unwrap();
+    bench.client = client(bench.path(""));
+    assert!(bench.is_empty().await);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_service_of_another_server_on_this_machine_is_not_taken_for_a_leftover() {
+    let (one, other) = (Bench::start().await, Bench::start().await);
+    one.client.start(&one.spec("1.1", "exec sleep 600")).await.unwrap();
+    let service = one.service_pid().await.unwrap();
+    other.client.start(&other.spec("1.1", "exec sleep 600")).await.unwrap();
+    assert!(!gone(service));
+    one.end().await;
+    other.end().await;
 }
 
 #[tokio::test]

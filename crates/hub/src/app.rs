@@ -1,20 +1,23 @@
 //! State shared by all handlers.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cohort_identity::{Authority, JoinTokens, UnixTime};
-use cohort_registry::EmbeddedRegistry;
-use cohort_wire::http::ApiError;
+use cohort_identity::{Authority, JoinTokens, Role, UnixTime};
+use cohort_registry::{EmbeddedRegistry, keys};
+use cohort_wire::http::{ApiError, Caller, CertifiedGroup};
 use cohort_wire::kill::DurableKill;
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::{Author, group_of, server_of};
 use crate::bucket::BucketCopy;
 use crate::config::HubConfig;
+use crate::heard::Heard;
 use crate::metrics::Metrics;
+use crate::removed::Removed;
 
 /// The hub, as its handlers see it.
 pub(crate) struct App {
@@ -24,6 +27,8 @@ pub(crate) struct App {
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) identity: Arc<IdentitySlot>,
     pub(crate) tokens: Arc<JoinTokens>,
+    pub(crate) removed: Arc<Removed>,
+    pub(crate) heard: Heard,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,
     /// Held while `timestamp.json` changes: during an upload or the renewal.
@@ -40,6 +45,34 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// The author of a request.
+    pub(crate) fn author(&self, caller: Caller, certified: CertifiedGroup) -> Author {
+        let Caller(peer) = caller;
+        let removed = peer.role == Role::Agent && self.removed.contains(&server_of(&peer));
+        Author { peer, certified, removed }
+    }
+
+    /// Notes that a group lives, if the caller is a server of one.
+    pub(crate) fn note_heard(&self, caller: Caller, certified: CertifiedGroup) {
+        let author = self.author(caller, certified);
+        if author.peer.role == Role::Agent
+            && let Ok(group) = self.registry.read(|state| group_of(&author, state))
+        {
+            self.heard.heard(Instant::now(), group, server_of(&author.peer));
+        }
+    }
+
+    /// An agent whose certificate names its group, and of which the registry has no record: the
+    /// registry has lost something. Once that is confirmed, servers may return late; an even older
+    /// file would have a lower revision than their leaders know.
+    pub(crate) fn has_forgotten(&self, author: &Author) -> bool {
+        !self.registry.has_leapt()
+            && author.peer.role == Role::Agent
+            && author.certified.0.is_some()
+            && !author.removed
+            && self.registry.get(&keys::server(&server_of(&author.peer))).is_none()
+    }
+
     /// The authority, or an error that says why servers cannot join here.
     pub(crate) fn authority(&self) -> Result<Arc<Authority>, ApiError> {
         self.authority.clone().ok_or_else(|| {

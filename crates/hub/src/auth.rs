@@ -10,17 +10,18 @@
 //! | hub | read |
 
 use cohort_base::chain;
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_core::policy::Policy;
 use cohort_identity::{Peer, Role};
 use cohort_registry::keys::{self, Place};
 use cohort_registry::records::{
-    BootstrapRecord, Fenced, GroupInfo, GroupRecord, MembersRecord, PolicyRecord, ServerRecord,
-    Stamp, VerdictRecord, decode,
+    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, MembersRecord, PolicyRecord,
+    ServerRecord, VerdictRecord, decode,
 };
 use cohort_registry::state::State;
 use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
-use cohort_wire::http::ApiError;
+use cohort_wire::http::{ApiError, CertifiedGroup};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Roles that may read the fleet's state.
@@ -30,16 +31,26 @@ pub(crate) const OPERATORS: &[Role] = &[Role::Operator];
 /// Roles that may put files into the repository.
 pub(crate) const PUBLISHERS: &[Role] = &[Role::Publisher, Role::Operator];
 
+/// The author of a request, as far as its certificate and the hub's own files say.
+#[derive(Debug, Clone)]
+pub(crate) struct Author {
+    pub(crate) peer: Peer,
+    /// The group that its certificate names.
+    pub(crate) certified: CertifiedGroup,
+    /// An operator removed it, and it has not joined again.
+    pub(crate) removed: bool,
+}
+
 /// Whether a caller may make this transaction, and whether each value is valid for its key.
 ///
-/// `now` is the registry's state: the caller's own record says which group it is in, and a fenced
-/// record must not be replaced by an older one.
+/// `now` is the registry's state: a fenced record must not be replaced by an older one.
 ///
 /// # Errors
 /// 403, 400 for a value that is not valid for its key, 409 for a stale one.
-pub(crate) fn check_txn(peer: &Peer, txn: &Txn, now: &State) -> Result<(), ApiError> {
+pub(crate) fn check_txn(author: &Author, txn: &Txn, now: &State) -> Result<(), ApiError> {
+    let peer = &author.peer;
     let writer = match peer.role {
-        Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(peer, now)? },
+        Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(author, now)? },
         Role::Operator => Writer::Operator,
         Role::Viewer | Role::Publisher | Role::Hub => {
             let refusal = ApiError::forbidden(format!("{peer} may not change the registry"));
@@ -105,15 +116,22 @@ fn check_agent(
             same(required::<GroupInfo>(op)?.group == *group, op)?;
         }
         Place::Bootstrap { group: of } if of == *group => {
-            // An agent starts the first incarnation; the next one is an operator's decision.
-            if !once || matches!(op, Op::Delete { .. }) {
+            let record: BootstrapRecord = required(op)?;
+            same(record.group == *group, op)?;
+            // An agent starts the first incarnation; the next one is an operator's decision. One
+            // that exists already may be recorded again, in the place of nothing or an older one.
+            let newer = |named: Incarnation| match now.get(op.key()) {
+                Some(pair) => decode(pair)
+                    .is_ok_and(|there| Bootstrap::of(there, pair.mod_revision).incarnation < named),
+                None => true,
+            };
+            if !record.incarnation.map_or(once, newer) {
                 let wrong = format!("an agent may only bootstrap group {group}, once");
                 return Err(ApiError::forbidden(wrong).hint(format!(
                     "to start a new incarnation: cohort group recover {group} --first-server \
                      {server} --majority-is-lost --reason TEXT"
                 )));
             }
-            same(required::<BootstrapRecord>(op)?.group == *group, op)?;
         }
         Place::Members { group: of } if of == *group => {
             let record: MembersRecord = required(op)?;
@@ -168,11 +186,16 @@ fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
 /// it has not reached shows that it was restored to an older state.
 #[must_use]
 pub(crate) fn highest_incarnation(txn: &Txn) -> u64 {
+    /// What all records that name an incarnation have in common.
+    #[derive(Deserialize)]
+    struct Named {
+        incarnation: Option<Incarnation>,
+    }
     let of = |op: &Op| match op {
-        Op::Put { value, .. } => serde_json::from_str::<Stamp>(value).ok(),
+        Op::Put { value, .. } => serde_json::from_str::<Named>(value).ok()?.incarnation,
         Op::Delete { .. } => None,
     };
-    txn.then.iter().filter_map(of).map(|stamp| stamp.incarnation.0).max().unwrap_or(0)
+    txn.then.iter().filter_map(of).map(|incarnation| incarnation.0).max().unwrap_or(0)
 }
 
 /// Parses a policy by the rules of this version.
@@ -189,23 +212,32 @@ pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiErro
     Ok(policy)
 }
 
-/// The group of an agent, from its own record in the registry.
+/// The group of an agent: the one that its certificate names, because the registry may have been
+/// lost, or be older than the certificate. For certificates that name none, the agent's record.
 ///
 /// # Errors
-/// 403 if the hub does not know the server, or no longer does.
-pub(crate) fn group_of(peer: &Peer, now: &State) -> Result<GroupId, ApiError> {
+/// 403 if an operator removed the server, or the hub never knew it.
+pub(crate) fn group_of(author: &Author, now: &State) -> Result<GroupId, ApiError> {
+    let Author { peer, certified: CertifiedGroup(certified), removed } = author;
+    let again = "to let it join again, empty its data_dir, and: cohort token create --name NAME";
+    if *removed {
+        let wrong = format!("{peer} was removed by an operator");
+        return Err(ApiError::forbidden(wrong).hint(again));
+    }
+    if let Some(group) = certified {
+        return GroupId::new(group.as_str()).map_err(|error| ApiError::forbidden(chain(&error)));
+    }
     let record = now.get(&keys::server(&server_of(peer)));
-    let record = record.map(decode::<ServerRecord>);
-    match record {
+    match record.map(decode::<ServerRecord>) {
         Some(Ok(record)) => Ok(record.group),
         Some(Err(_)) | None => {
-            let refusal = ApiError::forbidden(format!("{peer} is in no group"));
-            Err(refusal.hint("it was removed, or this is another hub: join again with a token"))
+            let wrong = format!("{peer} is in no group: this hub has no record of it");
+            Err(ApiError::forbidden(wrong).hint(again))
         }
     }
 }
 
-fn server_of(peer: &Peer) -> ServerId {
+pub(crate) fn server_of(peer: &Peer) -> ServerId {
     ServerId::new(peer.name.as_str()).expect("peer names and server ids follow the same rule")
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cohort_wire::hub::{HUB_PORT, REPOSITORY_PORT};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ pub(crate) const WATCHES_MAX: usize = 1500;
 const _: () =
     assert!(WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX, "watches leave room for writes");
 
+/// See [`HubConfig::group_silent`]. A living member asks the hub at least once a minute.
+const GROUP_SILENT: Duration = Duration::from_secs(120);
 /// Longest list of mirrors: clients try them in order.
 const MIRRORS_MAX: usize = 32;
 /// Most labels that make up a group's name.
@@ -60,6 +63,10 @@ pub struct HubConfig {
     /// Most concurrent watches; more get a 503. Not a key of the file: tests lower it.
     #[serde(skip)]
     pub watches_max: usize,
+    /// How long a group must not have been heard from before `group remove` believes that its
+    /// servers are lost. Not a key of the file: tests lower it.
+    #[serde(skip)]
+    pub group_silent: Duration,
     /// An operator confirms that no other hub of this fleet is alive, so that this one, restored
     /// from a backup, may bootstrap groups again. For the command line; do not leave it in the
     /// file.
@@ -89,6 +96,7 @@ impl Default for HubConfig {
             renew_interval_s: 3600,
             token_valid_s: 24 * 3600,
             watches_max: WATCHES_MAX,
+            group_silent: GROUP_SILENT,
             confirm_restored: false,
         }
     }
@@ -129,6 +137,12 @@ impl HubConfig {
     #[must_use]
     pub fn tokens_dir(&self) -> PathBuf {
         self.data_dir.join("tokens")
+    }
+
+    /// The directory of removals.
+    #[must_use]
+    pub fn removed_dir(&self) -> PathBuf {
+        self.data_dir.join("removed")
     }
 
     /// The first root that joining servers trust.

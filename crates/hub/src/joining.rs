@@ -8,15 +8,14 @@ use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
 use cohort_identity::{IdentityRequest, JoinGrant, Role};
-use cohort_registry::keys;
-use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
     TokenRequest,
 };
 
 use crate::app::{App, blocking, now};
-use crate::auth::OPERATORS;
+use crate::auth::{OPERATORS, group_of, server_of};
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
@@ -125,15 +124,20 @@ pub(crate) async fn join(
     };
     let tokens = Arc::clone(&app.tokens);
     let issuer = Arc::clone(&authority);
+    let group = placed.as_ref().map(|placed| placed.group().to_string());
     let certificate = blocking(move || {
         let now = now();
         tokens.redeem(&token_id, &token_secret, &identity, now, |peer| {
-            issuer.issue(&identity, peer, now)
+            issuer.issue(&identity, peer, group.as_deref(), now)
         })
     })
     .await??;
     let group = match placed {
-        Some(placed) => Some(placed.enrol(&app.registry).await?),
+        Some(placed) => {
+            let (removed, server) = (Arc::clone(&app.removed), server_of(&peer));
+            blocking(move || removed.forget(&server)).await??;
+            Some(placed.enrol(&app.registry).await?)
+        }
         None => None,
     };
     app.metrics.joined.inc();
@@ -152,23 +156,20 @@ pub(crate) async fn join(
 pub(crate) async fn renew(
     State(app): State<Arc<App>>,
     caller: Caller,
+    certified: CertifiedGroup,
     ApiJson(request): ApiJson<RenewRequest>,
 ) -> Answer<RenewAnswer> {
     let authority = app.authority()?;
-    let peer = caller.0;
-    if peer.role == Role::Agent {
-        let server = ServerId::new(peer.name.as_str())?;
-        if app.registry.get(&keys::server(&server)).is_none() {
-            return Err(ApiError::forbidden(format!("{peer} was removed from this hub"))
-                .hint("join again with a new token")
-                .into());
-        }
-    }
+    let author = app.author(caller, certified);
+    let group = match author.peer.role {
+        Role::Agent => Some(app.registry.read(|state| group_of(&author, state))?.to_string()),
+        Role::Viewer | Role::Operator | Role::Publisher | Role::Hub => None,
+    };
+    let peer = author.peer;
     let identity = IdentityRequest::from_text(&request.request)?;
     let allowed = peer.clone();
-    let certificate = blocking(move || authority.issue(&identity, &allowed, now()))
-        .await?
-        .map_err(|error| ApiError::forbidden(chain(&error)))?;
+    let issue = move || authority.issue(&identity, &allowed, group.as_deref(), now());
+    let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");
     Ok(Json(RenewAnswer { certificate }))
 }

@@ -17,12 +17,14 @@ mod app;
 mod auth;
 mod bucket;
 mod config;
+mod heard;
 mod joining;
 mod metrics;
 mod operating;
 mod placing;
 mod refusal;
 mod registry_api;
+mod removed;
 mod routes;
 mod upkeep;
 mod upload;
@@ -32,11 +34,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cohort_base::{Cause, FileError, OnPath as _, chain, durable};
 use cohort_identity::{
     Alpn, Authority, AuthorityError, ClientAuth, Identity, IdentityError, JoinTokens, LIFETIME,
-    Peer, RedeemError, Role,
+    Peer, RedeemError, Role, TokenState,
 };
 use cohort_mirror::BucketError;
 use cohort_registry::{EmbeddedRegistry, RegistryError};
@@ -55,7 +58,9 @@ pub use upload::{UploadError, upload};
 
 use app::{App, now};
 use bucket::BucketCopy;
+use heard::Heard;
 use metrics::Metrics;
+use removed::Removed;
 
 /// Connections per address on the plain port: a whole site may share one.
 const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
@@ -74,6 +79,13 @@ pub enum HubError {
     /// The registry cannot be written.
     #[error("the hub's registry failed at start")]
     RegistryFailed(#[from] RegistryError),
+    /// Confirming discards the evidence; a person looks at it first.
+    #[error(
+        "the hub's registry was lost or restored, which nobody can have seen yet: start the hub \
+         without --confirm-restored, wait until `cohort group list` shows the groups, and confirm \
+         then"
+    )]
+    ConfirmedTooEarly,
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
     #[error(
@@ -118,10 +130,17 @@ impl Hub {
         let authority = open_authority(&config)?;
         let identity = open_identity(&config, authority.as_deref())?;
         let new_store = cohort_identity::sha256_hex(identity.chain_pem().as_bytes());
-        let registry = EmbeddedRegistry::open(&config.data_dir.join("registry.redb"), &new_store)?;
+        let tokens = JoinTokens::open(&config.tokens_dir())?;
+        let registry = open_registry(&config, &tokens, &new_store)?;
+        if config.confirm_restored && registry.just_detected() {
+            return Err(HubError::ConfirmedTooEarly);
+        }
         if config.confirm_restored && registry.restored() {
+            // The tokens may be from the same backup.
+            let tokens_revoked = tokens.revoke_unused()?;
             registry.confirm_restored().await?;
-            tracing::warn!(revision = registry.revision(), "restored registry confirmed");
+            let revision = registry.revision();
+            tracing::warn!(revision, tokens_revoked, "restored registry confirmed");
         }
         let metrics = Metrics::default();
         let bucket = config.repository_bucket.as_deref().map(|url| {
@@ -136,7 +155,9 @@ impl Hub {
             registry,
             authority,
             identity: IdentitySlot::new(identity),
-            tokens: Arc::new(JoinTokens::open(&config.tokens_dir())?),
+            tokens: Arc::new(tokens),
+            removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
+            heard: Heard::new(Instant::now()),
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),
             watches: Arc::new(Semaphore::new(config.watches_max)),
             publishing: Mutex::new(()),
@@ -237,6 +258,23 @@ async fn listen(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+/// A fleet whose servers have joined has had a registry: a missing file was lost.
+fn open_registry(
+    config: &HubConfig,
+    tokens: &JoinTokens,
+    new_store: &str,
+) -> Result<EmbeddedRegistry, cohort_registry::OpenError> {
+    let path = config.data_dir.join("registry.redb");
+    let has_servers = tokens.list().iter().any(|token| {
+        token.grant.role == Role::Agent && matches!(token.state, TokenState::Used { .. })
+    });
+    if has_servers {
+        EmbeddedRegistry::open_again(&path, new_store)
+    } else {
+        EmbeddedRegistry::open(&path, new_store)
+    }
 }
 
 fn open_authority(config: &HubConfig) -> Result<Option<Arc<Authority>>, HubError> {

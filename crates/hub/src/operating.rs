@@ -1,6 +1,7 @@
 //! Operators' changes: policies, the kill switch, the incarnation of a group.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -20,6 +21,7 @@ use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
+use crate::heard::LastWord;
 use crate::refusal::Answer;
 
 pub(crate) async fn policy(
@@ -93,16 +95,23 @@ pub(crate) async fn remove_group(
     let by = caller.require(OPERATORS)?.clone();
     let group = GroupId::new(name)?;
     let fleet = read_fleet(&app.registry).await?;
-    let mut servers = fleet.servers.iter().filter(|server| server.group == group);
-    if let Some(ServerRecord { server, .. }) = servers.next().filter(|_| !request.servers_are_lost)
-    {
-        let more = servers.count();
-        let still = format!("group {group} still has {server} and {more} more servers");
-        return Err(ApiError::conflict(still)
-            .hint(format!(
-                "if all are lost permanently: cohort group remove {group} --servers-are-lost"
-            ))
-            .into());
+    let servers = fleet.servers.into_iter().filter(|server| server.group == group);
+    let servers: Vec<ServerId> = servers.map(|record| record.server).collect();
+    if let Some(server) = servers.first() {
+        if !request.servers_are_lost {
+            let more = servers.len() - 1;
+            let still = format!("group {group} still has {server} and {more} more servers");
+            return Err(ApiError::conflict(still)
+                .hint(format!(
+                    "if all are lost permanently: cohort group remove {group} --servers-are-lost"
+                ))
+                .into());
+        }
+        is_lost(&app, &group)?;
+        // First: from then on they write nothing, so that nothing that is removed comes back.
+        let removed = Arc::clone(&app.removed);
+        let remove = move || servers.iter().try_for_each(|server| removed.add(server, now()));
+        blocking(remove).await??;
     }
     if !remove_group_records(&app.registry, &group).await? {
         return Err(ApiError::not_found(format!("no group {group}"))
@@ -111,6 +120,31 @@ pub(crate) async fn remove_group(
     }
     tracing::warn!(%by, %group, "group removed");
     Ok(Json(()))
+}
+
+/// Checks that a group's servers are as silent as lost ones.
+///
+/// # Errors
+/// 409 while the hub has heard one of them recently, or has not listened for long enough.
+fn is_lost(app: &App, group: &GroupId) -> Result<(), ApiError> {
+    let enough = app.config.group_silent;
+    let (age, living) = match app.heard.last(Instant::now(), group) {
+        LastWord::Of(server, age) => {
+            let living = format!("{group} lives: {server} called {} s ago", age.as_secs());
+            let hint = format!(
+                "stop its agents first, or remove its servers one at a time: \
+                 cohort group remove-server {group} {server}"
+            );
+            (age, ApiError::conflict(living).hint(hint))
+        }
+        LastWord::None(age) => {
+            let up_s = age.as_secs();
+            let early = format!("the hub has been up for only {up_s} s: {group} may live");
+            let left_s = enough.saturating_sub(age).as_secs() + 1;
+            (age, ApiError::conflict(early).hint(format!("retry in {left_s} s")))
+        }
+    };
+    if age < enough { Err(living) } else { Ok(()) }
 }
 
 /// Removes a server's record. If it is a member of its group, the group has to remove it first.
@@ -135,6 +169,8 @@ pub(crate) async fn remove_server(
             .hint(format!("first: cohort group remove-server {group} {server}"))
             .into());
     }
+    let (removed, gone) = (Arc::clone(&app.removed), server.clone());
+    blocking(move || removed.add(&gone, now())).await??;
     let txn = Txn {
         compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
         then: vec![Op::Delete { key }],

@@ -73,6 +73,11 @@ pub(crate) fn place(
 }
 
 impl Placed {
+    /// The group that the server belongs to.
+    pub(crate) fn group(&self) -> &GroupId {
+        &self.record.group
+    }
+
     /// Checks that the server has its group's platform: all servers of a group run the same
     /// artifacts.
     pub(crate) fn check_platform(&self, registry: &EmbeddedRegistry) -> Result<(), Refusal> {

@@ -4,13 +4,15 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use cohort_artifact::RepositoryError;
-use cohort_base::chain;
+use cohort_base::{FileError, chain};
 use cohort_core::ids::InvalidName;
 use cohort_identity::{RedeemError, RequestError};
 use cohort_mirror::BucketError;
 use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
 use cohort_wire::kill::KillError;
+
+use crate::removed::RemovedError;
 
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
@@ -56,6 +58,18 @@ answers! {
     RedeemError => redeem,
     RepositoryError => repository,
     BucketError => bucket,
+    FileError => file,
+    RemovedError => |error| match error {
+        RemovedError::TooMany { dir } => ApiError::unavailable("full", chain(error))
+            .hint(format!("remove the oldest files of {}, and restart the hub", dir.display())),
+        RemovedError::File(error) => file(error),
+    },
+}
+
+fn file(error: &FileError) -> ApiError {
+    let reason = chain(error);
+    tracing::error!(reason, "file operation failed");
+    ApiError::unavailable("storage", reason).hint("check the hub's disk, and restart it")
 }
 
 fn registry(error: &RegistryError) -> ApiError {
@@ -72,7 +86,9 @@ fn registry(error: &RegistryError) -> ApiError {
         }
         RegistryError::Forbidden { .. } => ApiError::forbidden(reason),
         RegistryError::Unavailable { .. } => ApiError::unavailable("unavailable", reason),
-        RegistryError::Full { .. } => ApiError::unavailable("full", reason),
+        RegistryError::Broken { .. } => ApiError::unavailable("storage", reason),
+        RegistryError::Full { .. } => ApiError::unavailable("full", reason)
+            .hint("remove groups that are gone: cohort group list"),
         RegistryError::Corrupt { .. } => ApiError::internal(reason),
         RegistryError::Storage { .. } => {
             tracing::error!(reason, "registry storage failed");

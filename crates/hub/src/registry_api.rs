@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use cohort_identity::Peer;
 use cohort_registry::fleet::{Fleet, read_fleet};
 use cohort_registry::{
     RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
     WatchRequest,
 };
-use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
 
 use crate::app::App;
 use crate::auth::{READERS, check_txn, highest_incarnation};
@@ -28,21 +29,21 @@ pub(crate) async fn range(
 pub(crate) async fn txn(
     State(app): State<Arc<App>>,
     caller: Caller,
+    certified: CertifiedGroup,
     ApiJson(txn): ApiJson<Txn>,
 ) -> Answer<TxnAnswer> {
+    let author = app.author(caller, certified);
     // First without the writer's lock, so that a caller without permission blocks no one.
-    app.registry.read(|state| check_txn(&caller.0, &txn, state))?;
+    app.registry.read(|state| check_txn(&author, &txn, state))?;
+    // What the fleet knows and the registry does not is written again, and shows that it is lost.
     let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
-    if asked > revision {
-        went_back(&app, &caller, asked, revision).await?;
-        // The writer has to wait for an operator, and should not retry.
-        return Err(RegistryError::RestoredUnconfirmed.into());
+    if asked > revision || app.has_forgotten(&author) {
+        went_back(&app, &author.peer, asked, revision).await?;
     }
     app.metrics.changes.inc();
-    let peer = caller.0;
     let made = app
         .registry
-        .txn_checked(txn, move |state, txn| check_txn(&peer, txn, state).map_err(Refusal::from));
+        .txn_checked(txn, move |state, txn| check_txn(&author, txn, state).map_err(Refusal::from));
     made.await.map(Json)
 }
 
@@ -68,25 +69,27 @@ pub(crate) async fn watch(
             Ok(Json(WatchReply::Compacted { compacted, revision }))
         }
         Err(RegistryError::WentBack { asked, revision }) => {
-            went_back(&app, &caller, asked, revision).await?;
+            went_back(&app, &caller.0, asked, revision).await?;
             Ok(Json(WatchReply::WentBack { asked, revision }))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// A caller has seen a revision that this registry has not reached: the registry counts as restored
-/// from now on.
+/// A caller has seen more than this registry has reached: it counts as restored from now on.
 async fn went_back(
     app: &App,
-    caller: &Caller,
+    caller: &Peer,
     asked: u64,
     revision: u64,
 ) -> Result<(), RegistryError> {
+    if app.registry.restored() {
+        return Ok(());
+    }
     tracing::error!(
-        caller = %caller.0, asked, revision,
-        "registry is behind what a caller has seen: restored from a backup? \
-         No group is bootstrapped until `cohort hub --confirm-restored`"
+        %caller, asked, revision,
+        "registry is behind what a caller knows: lost, or restored from a backup? No group is \
+         bootstrapped and no policy is accepted until `cohort hub --confirm-restored`"
     );
     app.registry.suspect_restore().await
 }
@@ -94,5 +97,6 @@ async fn went_back(
 pub(crate) async fn fleet(State(app): State<Arc<App>>, caller: Caller) -> Answer<Fleet> {
     caller.require(READERS)?;
     app.metrics.reads.inc();
-    Ok(Json(read_fleet(&app.registry).await?))
+    let restored = app.registry.restored();
+    Ok(Json(Fleet { restored, ..read_fleet(&app.registry).await? }))
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use cohort_base::{Cause, FileError, OnPath as _, durable};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::identity::{Identity, IdentityError, read_small};
-use crate::peer::{Peer, sha256_hex};
+use crate::peer::{Peer, group_uri, sha256_hex};
 use crate::request::{IdentityRequest, PublicKey};
 
 /// Lifetime of a certificate: 400 days. Servers must survive at least 30 days without the hub.
@@ -109,7 +109,8 @@ impl Authority {
     /// Issues a certificate for `peer` and the request's key, in PEM.
     ///
     /// The caller decides whether the requester may be `peer`: by a join token, or because it
-    /// authenticated with the old certificate.
+    /// authenticated with the old certificate. `group`: the group of an agent; its certificate
+    /// proves it to a hub that has lost its registry.
     ///
     /// # Errors
     /// [`AuthorityError::WrongPeer`] when the request is for another peer.
@@ -117,6 +118,7 @@ impl Authority {
         &self,
         request: &IdentityRequest,
         peer: &Peer,
+        group: Option<&str>,
         now: UnixTime,
     ) -> Result<String, AuthorityError> {
         if request.peer() != peer {
@@ -125,7 +127,7 @@ impl Authority {
                 allowed: Box::new(peer.clone()),
             });
         }
-        self.certify(request.public_key(), peer, LIFETIME, now)
+        self.certify(request.public_key(), peer, group, LIFETIME, now)
     }
 
     /// Makes a key and certifies it: for `cohort init` (the hub and the first operator), for the
@@ -142,7 +144,7 @@ impl Authority {
         let pair = KeyPair::generate().map_err(AuthorityError::Make)?;
         let key = PublicKey::from_info(pair.subject_public_key_info())
             .expect("the default kind of key is P-256");
-        let chain = self.certify(&key, peer, lifetime, now)?;
+        let chain = self.certify(&key, peer, None, lifetime, now)?;
         Identity::from_pem(&chain, &pair.serialize_pem(), &self.certificate_pem)
             .map_err(|error| AuthorityError::Unusable(Box::new(error)))
     }
@@ -151,11 +153,16 @@ impl Authority {
         &self,
         key: &PublicKey,
         peer: &Peer,
+        group: Option<&str>,
         lifetime: Duration,
         now: UnixTime,
     ) -> Result<String, AuthorityError> {
         let mut params =
             CertificateParams::new(vec![peer.dns_name()]).map_err(AuthorityError::Make)?;
+        if let Some(group) = group {
+            let uri = group_uri(group).try_into().map_err(AuthorityError::Make)?;
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
         params.distinguished_name = named(&peer.dns_name());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -90,7 +90,7 @@ fn a_request_gives_a_certificate_that_lives_without_the_hub() {
     let now = at(1_800_000_000);
     let (pair, asked) = request(web.clone());
     let asked = IdentityRequest::from_text(&asked.to_text()).unwrap();
-    let chain = authority.issue(&asked, &web, now).unwrap();
+    let chain = authority.issue(&asked, &web, None, now).unwrap();
     let identity =
         Identity::from_pem(&chain, &pair.serialize_pem(), authority.certificate_pem()).unwrap();
     let life = identity.validity();
@@ -104,10 +104,27 @@ fn a_request_gives_a_certificate_that_lives_without_the_hub() {
 }
 
 #[test]
+fn a_certificate_names_the_group_that_its_holder_was_assigned() {
+    let (_dir, authority) = authority();
+    let web = peer(Role::Agent, "web-1");
+    let (pair, asked) = request(web.clone());
+    let certified = |group| {
+        let chain = authority.issue(&asked, &web, group, UnixTime::now()).unwrap();
+        let root = authority.certificate_pem();
+        let identity = Identity::from_pem(&chain, &pair.serialize_pem(), root).unwrap();
+        certified_by(identity.chain()).unwrap()
+    };
+    let group = "intel.zone-a";
+    let named = Certified { peer: web.clone(), group: Some(group.to_owned()) };
+    assert_eq!(certified(Some(group)), named);
+    assert_eq!(certified(None), Certified { peer: web.clone(), group: None });
+}
+
+#[test]
 fn one_asks_only_for_oneself() {
     let (_dir, authority) = authority();
     let (_, asked) = request(peer(Role::Operator, "web-1"));
-    let renewed = authority.issue(&asked, &peer(Role::Agent, "web-1"), UnixTime::now());
+    let renewed = authority.issue(&asked, &peer(Role::Agent, "web-1"), None, UnixTime::now());
     assert!(matches!(renewed, Err(AuthorityError::WrongPeer { .. })), "{renewed:?}");
 }
 

@@ -105,7 +105,7 @@ fn a_prepared_request_keeps_its_key_until_it_is_answered() {
     assert_eq!(first.public_key(), again.public_key());
 
     let now = UnixTime::now();
-    let chain = authority.issue(&again, &web, now).unwrap();
+    let chain = authority.issue(&again, &web, None, now).unwrap();
     let roots = authority.certificate_pem();
     let accepted = Identity::accept(dir.path(), &chain, roots).unwrap();
     assert_eq!(accepted.peer(), &web);
@@ -132,7 +132,7 @@ fn only_a_later_certificate_of_the_same_peer_and_authority_renews_an_identity() 
     present.save(dir.path()).unwrap();
     let renew = |by: &Authority, peer: &Peer, made: UnixTime, now: UnixTime| {
         let request = Identity::prepare_request(dir.path(), peer.clone()).unwrap();
-        let chain = by.issue(&request, peer, made).unwrap();
+        let chain = by.issue(&request, peer, None, made).unwrap();
         present.accept_renewal(dir.path(), &chain, now)
     };
     let now = after(day * 30);

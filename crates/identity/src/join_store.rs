@@ -223,6 +223,25 @@ impl JoinTokens {
         Ok(())
     }
 
+    /// Revokes every unused token: files from a backup do not know which were used since. Returns
+    /// how many there were.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn revoke_unused(&self) -> Result<usize, RedeemError> {
+        let mut records = self.records.lock();
+        let mut count = 0;
+        for record in records.values_mut() {
+            if record.state == TokenState::Unused {
+                let revoked = TokenRecord { state: TokenState::Revoked, ..record.clone() };
+                self.write(&revoked)?;
+                *record = revoked;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
     /// All tokens, ordered by id.
     #[must_use]
     pub fn list(&self) -> Vec<TokenRecord> {

@@ -208,7 +208,7 @@ fn the_whole_way_of_a_server_that_joins() {
     let request = Identity::prepare_request(server.path(), peer(Role::Agent, "web-1")).unwrap();
     let chain = tokens
         .redeem(&token.id, token.secret(), &request, now, |peer| {
-            authority.issue(&request, peer, now)
+            authority.issue(&request, peer, None, now)
         })
         .unwrap();
     let roots = authority.certificate_pem();

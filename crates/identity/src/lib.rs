@@ -41,7 +41,7 @@ pub use join::{JoinToken, JoinTokenError};
 pub use join_store::{
     JoinGrant, JoinTokens, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord, TokenState,
 };
-pub use peer::{InvalidPeer, Peer, PeerName, Role, peer_of, sha256_hex};
+pub use peer::{Certified, InvalidPeer, Peer, PeerName, Role, certified_by, peer_of, sha256_hex};
 pub use request::{IdentityRequest, PublicKey, REQUEST_BYTES_MAX, RequestError};
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 pub use statement::{

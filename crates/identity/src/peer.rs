@@ -149,6 +149,38 @@ impl fmt::Display for Peer {
     }
 }
 
+/// The prefix of the URI in a certificate that names its holder's group.
+const GROUP_URI: &str = "cohort:group:";
+
+/// What a certificate certifies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    pub peer: Peer,
+    /// The group that the hub assigned to an agent when it joined. Another authority than the
+    /// hub's may leave it out.
+    pub group: Option<String>,
+}
+
+/// The URI in the certificate of an agent of `group`.
+pub(crate) fn group_uri(group: &str) -> String {
+    format!("{GROUP_URI}{group}")
+}
+
+/// What the first certificate of a chain certifies. As [`peer_of`], it does *not* verify the chain.
+///
+/// # Errors
+/// When the chain is empty, cannot be read, or does not name exactly one peer.
+pub fn certified_by(chain: &[CertificateDer<'_>]) -> Result<Certified, InvalidPeer> {
+    let peer = peer_of(chain)?;
+    let leaf = chain.first().ok_or(InvalidPeer::Empty)?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(InvalidPeer::Unreadable)?;
+    let mut groups = leaf.valid_uri_names().filter_map(|uri| uri.strip_prefix(GROUP_URI));
+    match (groups.next(), groups.next()) {
+        (Some(_), Some(_)) => Err(InvalidPeer::Ambiguous),
+        (group, _) => Ok(Certified { peer, group: group.map(str::to_owned) }),
+    }
+}
+
 /// The peer that the first certificate of a chain names. This does *not* verify the chain: TLS or
 /// [`crate::verify_statement`] must have done so.
 ///

@@ -243,11 +243,11 @@ pub enum RegistryError {
     /// backup, or it is another registry.
     #[error("registry is at revision {revision}, but {asked} was seen before: it went backwards")]
     WentBack { asked: u64, revision: u64 },
-    /// The registry may come from a backup; it bootstraps nothing until an operator confirms.
+    /// The registry may come from a backup: until an operator confirms that, it issues no number
+    /// that it may have issued before.
     #[error(
-        "registry may have been restored from a backup: until confirmed, it starts no incarnation \
-         and accepts no record of one it does not know; if the old hub is gone for good, start it \
-         with `cohort hub --confirm-restored`"
+        "registry was lost, or restored from a backup: until that is confirmed, it starts no group \
+         and accepts no policy"
     )]
     RestoredUnconfirmed,
     #[error("registry is full: {bytes} bytes of {bytes_max}; remove what is no longer needed")]
@@ -265,6 +265,9 @@ pub enum RegistryError {
     Conflict { reason: String },
     #[error("registry denied access: {reason}")]
     Forbidden { reason: String },
+    /// The hub answered that its registry cannot do it until somebody repairs it.
+    #[error("registry cannot work: {reason}")]
+    Broken { reason: String },
     /// The registry's disk failed; the hub must be restarted.
     #[error("registry storage failed: could not {action}")]
     Storage { action: &'static str, source: Cause },

@@ -54,6 +54,17 @@ pub(crate) struct Loaded {
     pub(crate) store: String,
     /// Whether the file may come from a backup, unconfirmed.
     pub(crate) restored: bool,
+    /// Whether that was not known before it was opened.
+    pub(crate) detected: bool,
+}
+
+/// How to create a registry if there is no file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewStore<'a> {
+    /// Random text.
+    pub(crate) name: &'a str,
+    /// There was one, and it is lost: the new one counts as restored.
+    pub(crate) replaces_lost: bool,
 }
 
 impl Disk {
@@ -62,7 +73,7 @@ impl Disk {
     pub(crate) fn open(
         path: &Path,
         identity: impl Fn(&Path) -> std::io::Result<String>,
-        new_store: &str,
+        new_store: NewStore<'_>,
     ) -> Result<Loaded, OpenError> {
         let open_error = |source| OpenError::Open { path: path.to_owned(), source };
         // Policies may name what others should not know: for its owner only.
@@ -79,7 +90,7 @@ impl Disk {
         db: Database,
         path: &Path,
         identity: &str,
-        new_store: &str,
+        new_store: NewStore<'_>,
     ) -> Result<Loaded, OpenError> {
         let open_error = |source| OpenError::Open { path: path.to_owned(), source };
         let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
@@ -91,8 +102,10 @@ impl Disk {
         };
         let Some(schema) = number("schema")? else {
             disk.initialise(identity, new_store).map_err(open_error)?;
-            let store = new_store.to_owned();
-            return Ok(Loaded { disk, state: State::new(), store, restored: false });
+            let NewStore { name, replaces_lost } = new_store;
+            let (store, state) = (name.to_owned(), State::new());
+            let (restored, detected) = (replaces_lost, replaces_lost);
+            return Ok(Loaded { disk, state, store, restored, detected });
         };
         if schema > SCHEMA {
             return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema });
@@ -101,14 +114,15 @@ impl Disk {
         let revision = number("revision")?.ok_or_else(|| missing("revision"))?;
         let compacted = number("compacted")?.ok_or_else(|| missing("compacted"))?;
         let store = meta_text(&meta, "store").ok_or_else(|| missing("store"))?.to_owned();
-        let mut restored = meta_text(&meta, "restored") == Some("yes");
-        if meta_text(&meta, "file") != Some(identity) && !restored {
+        let known = meta_text(&meta, "restored") == Some("yes");
+        let detected = !known && meta_text(&meta, "file") != Some(identity);
+        if detected {
             disk.mark_restored().map_err(open_error)?;
-            restored = true;
         }
+        let restored = known || detected;
         let (pairs, events) = disk.read_all().map_err(open_error)?.map_err(damaged)?;
         let state = State::from_parts(revision, compacted, pairs, events).map_err(damaged)?;
-        Ok(Loaded { disk, state, store, restored })
+        Ok(Loaded { disk, state, store, restored, detected })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -165,17 +179,17 @@ impl Disk {
         Ok(())
     }
 
-    fn initialise(&self, identity: &str, store: &str) -> Result<(), Cause> {
+    fn initialise(&self, identity: &str, store: NewStore<'_>) -> Result<(), Cause> {
         let txn = self.db.begin_write()?;
         {
             let state = State::new();
             let mut meta = txn.open_table(META)?;
             meta.insert("schema", SCHEMA.to_string().as_str())?;
-            meta.insert("store", store)?;
+            meta.insert("store", store.name)?;
             meta.insert("file", identity)?;
             meta.insert("revision", state.revision().to_string().as_str())?;
             meta.insert("compacted", state.compacted().to_string().as_str())?;
-            meta.insert("restored", "no")?;
+            meta.insert("restored", if store.replaces_lost { "yes" } else { "no" })?;
             txn.open_table(PAIRS)?;
             txn.open_table(EVENTS)?;
         }

@@ -16,8 +16,9 @@ use crate::api::{
     Event, KeyValue, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
     WatchAnswer, WatchRequest,
 };
-use crate::disk::{Disk, Loaded, OpenError};
+use crate::disk::{Disk, Loaded, NewStore, OpenError};
 use crate::keys::{self, Place};
+use crate::records::{BootstrapRecord, decode};
 use crate::shared::SharedState;
 use crate::state::State;
 
@@ -43,6 +44,8 @@ struct Inner {
     shared: SharedState,
     store: String,
     restored: AtomicBool,
+    /// Whether that was found out when it was opened.
+    detected: bool,
     /// After a failed commit the file's content is unknown: no more changes until a restart.
     failed: AtomicBool,
 }
@@ -54,21 +57,32 @@ impl EmbeddedRegistry {
     /// # Errors
     /// When the file is damaged, of a later version, in use, or unreadable.
     pub fn open(path: &Path, new_store: &str) -> Result<Self, OpenError> {
+        let new_store = NewStore { name: new_store, replaces_lost: false };
+        Ok(Self::of(Disk::open(path, file_identity, new_store)?))
+    }
+
+    /// As [`open`](Self::open), for a fleet that has had a registry: if the file is missing, it was
+    /// lost, and the empty one that takes its place counts as restored.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_again(path: &Path, new_store: &str) -> Result<Self, OpenError> {
+        let new_store = NewStore { name: new_store, replaces_lost: true };
         Ok(Self::of(Disk::open(path, file_identity, new_store)?))
     }
 
     /// As [`open`](Self::open), over a test's database.
     #[cfg(test)]
     pub(crate) fn open_database(db: redb::Database) -> Result<Self, OpenError> {
-        Ok(Self::of(Disk::open_database(db, Path::new("test"), "test", "test")?))
+        Ok(Self::of(Disk::open_database(db, Path::new("test"), "test", TEST_STORE)?))
     }
 
     fn of(loaded: Loaded) -> Self {
         if loaded.restored {
             tracing::warn!(
                 file = %loaded.disk.path().display(),
-                "registry file is not the one last used here: restored from a backup? \
-                 No group is bootstrapped until `cohort hub --confirm-restored`"
+                "registry file is not the one last used here, or was lost: no group is \
+                 bootstrapped and no policy is accepted until `cohort hub --confirm-restored`"
             );
         }
         let inner = Inner {
@@ -77,6 +91,7 @@ impl EmbeddedRegistry {
             shared: SharedState::new(loaded.state),
             store: loaded.store,
             restored: AtomicBool::new(loaded.restored),
+            detected: loaded.detected,
             failed: AtomicBool::new(false),
         };
         EmbeddedRegistry { inner: Arc::new(inner) }
@@ -109,6 +124,20 @@ impl EmbeddedRegistry {
     #[must_use]
     pub fn restored(&self) -> bool {
         self.inner.restored.load(Ordering::SeqCst)
+    }
+
+    /// Whether opening it found out that it may come from a backup: an operator cannot have seen
+    /// yet what it lacks.
+    #[must_use]
+    pub fn just_detected(&self) -> bool {
+        self.inner.detected && self.restored()
+    }
+
+    /// Whether a loss was confirmed once: every revision since is beyond what a client can know of
+    /// an earlier file.
+    #[must_use]
+    pub fn has_leapt(&self) -> bool {
+        self.revision() >= RESTORE_LEAP
     }
 
     /// Makes a transaction if `check` accepts the current state; nothing can change between the
@@ -187,11 +216,7 @@ impl Inner {
         if decision.changes.is_empty() {
             return Ok(decision.answer);
         }
-        let bootstraps = |event: &Event| {
-            matches!(event, Event::Put(pair)
-                if matches!(keys::parse(&pair.key), Some(Place::Bootstrap { .. })))
-        };
-        if self.restored.load(Ordering::SeqCst) && decision.changes.iter().any(bootstraps) {
+        if self.restored.load(Ordering::SeqCst) && decision.changes.iter().any(needs_history) {
             return Err(RegistryError::RestoredUnconfirmed);
         }
         if self.failed.load(Ordering::SeqCst) {
@@ -221,6 +246,23 @@ impl Registry for EmbeddedRegistry {
         self.inner.shared.watch(request).await
     }
 }
+
+/// Whether a change is refused while the registry may have forgotten something: it takes its number
+/// from the revision, and an older registry would issue that number twice. A record of an
+/// incarnation that exists already names its own.
+fn needs_history(event: &Event) -> bool {
+    let Event::Put(pair) = event else { return false };
+    match keys::parse(&pair.key) {
+        Some(Place::Bootstrap { .. }) => {
+            decode::<BootstrapRecord>(pair).is_ok_and(|record| record.incarnation.is_none())
+        }
+        Some(Place::Policy { .. }) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+const TEST_STORE: NewStore<'_> = NewStore { name: "test", replaces_lost: false };
 
 /// Distinguishes a file from its copies: the inode number and, because those are reused, the
 /// creation time. Neither changes while the file is in use.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cohort_base::chain;
-use cohort_core::ids::{GroupId, Incarnation, Revision};
+use cohort_core::ids::{GroupId, Revision};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{KeyValue, Registry, RegistryError};
@@ -26,6 +26,10 @@ pub struct Fleet {
     pub policies: Vec<VersionedPolicy>,
     /// Kill switches: scope and signed register, as text.
     pub kill: BTreeMap<String, String>,
+    /// The registry was lost, or restored from a backup, and nobody has confirmed that yet. Set by
+    /// the hub.
+    #[serde(default)]
+    pub restored: bool,
     /// Unreadable records, each with the reason: listed, so that they neither hide nor block the
     /// rest.
     pub unreadable: Vec<String>,
@@ -67,10 +71,8 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
             fleet.groups.entry(group).or_default().info = Some(info);
         }
         Some(Place::Bootstrap { group }) => {
-            let BootstrapRecord { first_server, .. } = decode(pair)?;
-            let incarnation = Incarnation(pair.mod_revision);
-            fleet.groups.entry(group).or_default().bootstrap =
-                Some(Bootstrap { incarnation, first_server });
+            let bootstrap = Bootstrap::of(decode::<BootstrapRecord>(pair)?, pair.mod_revision);
+            fleet.groups.entry(group).or_default().bootstrap = Some(bootstrap);
         }
         Some(Place::Members { group }) => {
             let members = decode(pair)?;

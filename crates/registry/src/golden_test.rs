@@ -86,10 +86,11 @@ fn records() {
     let app = || "web".parse().expect("valid");
     let version = |text: &str| text.parse().expect("valid");
     let server = || "web-1".parse().expect("valid");
-    let bootstrap = |recovered_because: Option<&str>| {
+    let bootstrap = |incarnation, recovered_because: Option<&str>| {
         Record::Bootstrap(BootstrapRecord {
             schema: SCHEMA,
             group: group(),
+            incarnation,
             first_server: server(),
             recovered_because: recovered_because.map(str::to_owned),
         })
@@ -130,8 +131,9 @@ fn records() {
         Record::Server(ServerRecord { rack: None, ..joined.clone() }),
         Record::Server(joined),
         Record::GroupInfo(GroupInfo { schema: SCHEMA, group: group(), labels, platform }),
-        bootstrap(None),
-        bootstrap(Some("lost its majority")),
+        bootstrap(None, None),
+        bootstrap(Some(Incarnation(16)), None),
+        bootstrap(None, Some("lost its majority")),
         Record::Members(MembersRecord {
             schema: SCHEMA,
             group: group(),

@@ -66,11 +66,15 @@ pub struct GroupInfo {
 }
 
 /// The server that starts a group's incarnation. The incarnation itself is the key's modification
-/// revision, which no registry issues twice.
+/// revision, which no registry issues twice, unless the record names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapRecord {
     pub schema: u32,
     pub group: GroupId,
+    /// The incarnation that the group is in, if the registry had lost this record, and a member of
+    /// the group wrote it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
     pub first_server: ServerId,
     /// The operator's reason for ending the previous incarnation, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,8 +85,22 @@ pub struct BootstrapRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
     pub incarnation: Incarnation,
-    /// The server that bootstraps, or bootstrapped, the group.
+    /// The server that bootstraps, or bootstrapped, the group; or that restored this record.
     pub first_server: ServerId,
+    /// A member wrote the record again: nobody bootstraps the group, and no member retires because
+    /// of it.
+    pub restored: bool,
+}
+
+impl Bootstrap {
+    /// The meaning of a record that was last written at this revision.
+    #[must_use]
+    pub fn of(record: BootstrapRecord, mod_revision: u64) -> Self {
+        let BootstrapRecord { incarnation, first_server, .. } = record;
+        let restored = incarnation.is_some();
+        let incarnation = incarnation.unwrap_or(Incarnation(mod_revision));
+        Bootstrap { incarnation, first_server, restored }
+    }
 }
 
 /// The members of a group and their addresses.

@@ -57,12 +57,18 @@ impl RemoteRegistry {
 }
 
 fn explain(error: &CallError) -> RegistryError {
-    let reason = chain(error);
+    let mut reason = chain(error);
+    if let CallError::Answered { answer, .. } = error {
+        // What the hub advises is for whoever reads this in the end.
+        answer.hints.iter().for_each(|hint| reason.push_str(&format!("; {hint}")));
+    }
     match error.kind() {
         "bad_request" | "too_large" => RegistryError::Invalid { reason },
         "conflict" => RegistryError::Conflict { reason },
         "restored" => RegistryError::RestoredUnconfirmed,
         "forbidden" | "unauthenticated" => RegistryError::Forbidden { reason },
+        // Its disk failed, or is full: waiting does not help.
+        "storage" | "full" | "internal" => RegistryError::Broken { reason },
         _ => RegistryError::Unavailable { reason },
     }
 }

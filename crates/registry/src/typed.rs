@@ -1,6 +1,6 @@
 //! Typed reads and writes on any [`Registry`].
 
-use cohort_core::ids::{GroupId, Incarnation, Revision, ServerId};
+use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -68,27 +68,36 @@ pub async fn read_server(
     read(registry, &keys::server(server)).await
 }
 
-/// Replaces a server's address, if the registry has another one. Returns whether it had.
+/// What the registry knew of a server that told it where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// That, already.
+    Known,
+    /// Another address.
+    Moved,
+    /// Nothing, or that it was in another group: the registry was lost, or restored from a backup.
+    Restored,
+}
+
+/// Tells the registry where a server is, and everything else if it has no record of it.
 ///
 /// # Errors
 /// Also with `Contended`.
-pub async fn move_server(
-    registry: &dyn Registry,
-    server: &ServerId,
-    address: &str,
-) -> Answer<bool> {
-    let key = keys::server(server);
+pub async fn tell_server(registry: &dyn Registry, own: &ServerRecord) -> Answer<Told> {
+    let key = keys::server(&own.server);
     for _ in 0..ATTEMPTS_MAX {
-        let Some(pair) = get(registry, &key).await? else { return Ok(false) };
-        let record: ServerRecord = decode(&pair)?;
-        if record.address == address {
-            return Ok(false);
-        }
-        let compare = vec![Compare::unchanged_since(&key, pair.mod_revision)];
-        let record = ServerRecord { address: address.to_owned(), ..record };
+        let pair = get(registry, &key).await?;
+        let seen_revision = pair.as_ref().map_or(0, |pair| pair.mod_revision);
+        let there: Option<ServerRecord> = pair.map(|pair| decode(&pair)).transpose()?;
+        let (told, record) = match there.filter(|there| there.group == own.group) {
+            Some(there) if there.address == own.address => return Ok(Told::Known),
+            Some(there) => (Told::Moved, ServerRecord { address: own.address.clone(), ..there }),
+            None => (Told::Restored, own.clone()),
+        };
+        let compare = vec![Compare::unchanged_since(&key, seen_revision)];
         let then = vec![Op::put(&key, encode(&record))];
         if registry.txn(Txn { compare, then }).await?.succeeded {
-            return Ok(true);
+            return Ok(told);
         }
     }
     Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
@@ -121,9 +130,43 @@ pub async fn write_group_info(registry: &dyn Registry, info: &GroupInfo) -> Answ
 /// Reads a group's incarnation; `None` before its first.
 pub async fn read_bootstrap(registry: &dyn Registry, group: &GroupId) -> Answer<Option<Bootstrap>> {
     let Some(pair) = get(registry, &keys::bootstrap(group)).await? else { return Ok(None) };
-    let record: BootstrapRecord = decode(&pair)?;
-    let incarnation = Incarnation(pair.mod_revision);
-    Ok(Some(Bootstrap { incarnation, first_server: record.first_server }))
+    Ok(Some(Bootstrap::of(decode(&pair)?, pair.mod_revision)))
+}
+
+/// Writes the incarnation that a group is in, if the registry has none or an earlier one: it was
+/// lost, or restored from a backup. Returns whether it had.
+///
+/// # Errors
+/// Also with `Contended`.
+pub async fn restore_bootstrap(
+    registry: &dyn Registry,
+    group: &GroupId,
+    incarnation: Incarnation,
+    server: &ServerId,
+) -> Answer<bool> {
+    let key = keys::bootstrap(group);
+    for _ in 0..ATTEMPTS_MAX {
+        let mut seen_revision = 0;
+        if let Some(pair) = get(registry, &key).await? {
+            if Bootstrap::of(decode(&pair)?, pair.mod_revision).incarnation >= incarnation {
+                return Ok(false);
+            }
+            seen_revision = pair.mod_revision;
+        }
+        let record = BootstrapRecord {
+            schema: SCHEMA,
+            group: group.clone(),
+            incarnation: Some(incarnation),
+            first_server: server.clone(),
+            recovered_because: None,
+        };
+        let compare = vec![Compare::unchanged_since(&key, seen_revision)];
+        let then = vec![Op::put(&key, encode(&record))];
+        if registry.txn(Txn { compare, then }).await?.succeeded {
+            return Ok(true);
+        }
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
 }
 
 /// Starts a group's first incarnation with this server, unless there is one already. Every caller
@@ -144,6 +187,7 @@ pub async fn bootstrap_group(
         let record = BootstrapRecord {
             schema: SCHEMA,
             group: group.clone(),
+            incarnation: None,
             first_server: server.clone(),
             recovered_because: None,
         };
@@ -166,20 +210,26 @@ pub async fn recover_group(
     because: &str,
 ) -> Answer<Option<Bootstrap>> {
     let key = keys::bootstrap(group);
+    let Some(pair) = get(registry, &key).await? else { return Ok(None) };
+    if Bootstrap::of(decode(&pair)?, pair.mod_revision).incarnation != old {
+        return Ok(None);
+    }
     let record = BootstrapRecord {
         schema: SCHEMA,
         group: group.clone(),
+        incarnation: None,
         first_server: server.clone(),
         recovered_because: Some(bounded(because.to_owned())),
     };
     let txn = Txn {
-        compare: vec![Compare::unchanged_since(&key, old.0)],
+        compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
         then: vec![Op::put(&key, encode(&record)), Op::Delete { key: keys::members(group) }],
     };
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then(|| Bootstrap {
         incarnation: Incarnation(answer.revision),
         first_server: server.clone(),
+        restored: false,
     }))
 }
 
@@ -238,6 +288,24 @@ pub async fn write_group_record(
     record: &GroupRecord,
 ) -> Answer<FencedPut> {
     put_fenced(registry, keys::group_record(&record.group, &record.app), record).await
+}
+
+/// Reads an app's state in a group.
+pub async fn read_group_record(
+    registry: &dyn Registry,
+    group: &GroupId,
+    app: &AppId,
+) -> Answer<Option<GroupRecord>> {
+    read(registry, &keys::group_record(group, app)).await
+}
+
+/// Reads what a group has said about the release of this verdict.
+pub async fn read_verdict(
+    registry: &dyn Registry,
+    verdict: &GroupVerdict,
+) -> Answer<Option<VerdictRecord>> {
+    let GroupVerdict { app, version, platform, group, .. } = verdict;
+    read(registry, &keys::verdict(app, version, platform, group)).await
 }
 
 /// Writes a group's verdict, unless a newer one is stored.

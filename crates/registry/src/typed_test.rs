@@ -14,8 +14,9 @@ use crate::records::{
     VersionedPolicy, encode,
 };
 use crate::typed::{
-    FencedPut, bootstrap_group, group_infos, move_server, policies, read_bootstrap, read_server,
-    recover_group, remove_group, write_group_info, write_group_record, write_policy, write_verdict,
+    FencedPut, Told, bootstrap_group, group_infos, policies, read_bootstrap, read_server,
+    recover_group, remove_group, restore_bootstrap, tell_server, write_group_info,
+    write_group_record, write_policy, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -119,6 +120,24 @@ async fn a_group_begins_once_and_only_recover_begins_it_again() {
         .expect("asked")
         .expect("recovered");
     assert!(next.incarnation > first.incarnation);
+    assert_eq!(read_bootstrap(&registry, &name).await.expect("read"), Some(next));
+}
+
+#[tokio::test]
+async fn a_group_tells_its_incarnation_to_a_registry_that_has_none_or_an_earlier_one() {
+    let registry = in_memory();
+    let (name, a) = (group("web"), server("a"));
+    let restore = async |n| restore_bootstrap(&registry, &name, Incarnation(n), &a).await;
+    assert!(restore(4_000).await.expect("restored"));
+    let again = bootstrap_group(&registry, &name, &server("b")).await.expect("bootstraps");
+    assert_eq!((again.incarnation, again.restored), (Incarnation(4_000), true));
+    assert!(!restore(3_999).await.expect("read"), "of an earlier incarnation");
+    assert!(!restore(4_000).await.expect("read"), "once");
+    assert!(restore(4_001).await.expect("restored"));
+    let of_it = |n| recover_group(&registry, &name, Incarnation(n), &a, "lost");
+    assert_eq!(of_it(4_000).await.expect("asked"), None);
+    let next = of_it(4_001).await.expect("asked").expect("recovered");
+    assert!(!next.restored, "an operator's decision: {next:?}");
     assert_eq!(read_bootstrap(&registry, &name).await.expect("read"), Some(next));
 }
 
@@ -235,7 +254,6 @@ fn every_key_of_the_layout_is_read_back() {
 async fn a_server_that_moved_replaces_its_address_only() {
     let registry = in_memory();
     let name = server("web-1");
-    assert!(!move_server(&registry, &name, "10.0.0.9:7417").await.expect("read"), "not joined");
     let record = ServerRecord {
         schema: SCHEMA,
         server: name.clone(),
@@ -246,8 +264,16 @@ async fn a_server_that_moved_replaces_its_address_only() {
     };
     let then = vec![Op::put(keys::server(&name), encode(&record))];
     registry.txn(Txn { then, ..Txn::default() }).await.expect("written");
-    assert!(!move_server(&registry, &name, "10.0.0.1:7417").await.expect("read"));
-    assert!(move_server(&registry, &name, "10.0.0.9:7417").await.expect("written"));
-    let moved = read_server(&registry, &name).await.expect("read");
-    assert_eq!(moved, Some(ServerRecord { address: "10.0.0.9:7417".to_owned(), ..record }));
+    let tell = async |own: &ServerRecord| tell_server(&registry, own).await.expect("told");
+    let stored = async || read_server(&registry, &name).await.expect("read").expect("a record");
+    assert_eq!(tell(&record).await, Told::Known);
+    // What it says of its labels after it joined does not count.
+    let address = "10.0.0.9:7417".to_owned();
+    let moved = ServerRecord { address, labels: BTreeMap::new(), ..record.clone() };
+    assert_eq!(tell(&moved).await, Told::Moved);
+    assert_eq!(stored().await, ServerRecord { labels: record.labels, ..moved.clone() });
+    // It joined another group after the backup that the registry was restored from.
+    let joined = ServerRecord { group: group("intel.zone-b"), ..moved };
+    assert_eq!(tell(&joined).await, Told::Restored);
+    assert_eq!(stored().await, joined);
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ability::Ability;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::machine::DiskSpace;
@@ -19,6 +20,7 @@ use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
 use crate::copies::{self, Copies, Introduction};
+use crate::errands::{Errands, Lasting};
 use crate::heirs::Heirs;
 
 /// How often the leader plans if nothing has happened, in milliseconds.
@@ -64,8 +66,9 @@ pub struct Leading {
     /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
-    /// Why the last refresh of the repository's metadata failed, and since when all have failed.
-    refresh_fails: Option<(Refused, u64)>,
+    /// Why the repository's metadata is not refreshed.
+    refresh_fails: Option<Lasting<Refused>>,
+    errands: Errands,
     /// Whether any has succeeded.
     refreshed: bool,
     /// The space on the disk of this member's server.
@@ -99,6 +102,7 @@ impl Leading {
             joined_ms: BTreeMap::new(),
             placed_ms: None,
             refresh_fails: None,
+            errands: Errands::default(),
             refreshed: false,
             disk: DiskSpace::Enough,
             heirs: Heirs::default(),
@@ -230,14 +234,24 @@ impl Leading {
         self.stale |= (&offers, &refusals) != (&self.seen.offers, &self.seen.refusals);
         self.seen.offers = offers;
         self.seen.refusals = refusals;
-        let since_ms = self.refresh_fails.as_ref().map_or(now_ms, |(_, since_ms)| *since_ms);
         self.refreshed |= refreshed.is_ok();
-        self.refresh_fails = refreshed.err().map(|refused| (refused, since_ms));
+        Lasting::ended(&mut self.refresh_fails, now_ms, refreshed);
+    }
+
+    /// Records how an errand at the hub ended. Returns whether that is news.
+    pub fn errand(&mut self, now_ms: u64, errand: Errand, ended: Result<(), HubFault>) -> bool {
+        self.since_ms.is_some() && self.errands.ended(now_ms, errand, ended)
+    }
+
+    /// The errands at the hub that fail.
+    #[must_use]
+    pub fn errands(&self) -> &Errands {
+        &self.errands
     }
 
     /// Why newer releases may be unknown to this leader, once it is worth reporting.
     fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
-        let (refused, since_ms) = self.refresh_fails.as_ref()?;
+        let Lasting { why: refused, since_ms } = self.refresh_fails.as_ref()?;
         let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
         (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
     }

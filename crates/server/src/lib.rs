@@ -12,9 +12,10 @@
 //! are), `fetching` (which artifacts may be fetched), `outbox` (reports until the group has them),
 //! `renewal` (this server's certificate).
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
-//! (what the leader observes, and when it plans), `heirs` (who leads
-//! instead if its server cannot), `answers` (requests to a member), `copies` (two machines as one server), `records` and
-//! `offers` (registry and repository), `membership` (which servers carry the log).
+//! (what the leader observes, and when it plans), `heirs` (who leads instead if its server cannot),
+//! `answers` (requests to a member), `copies` (two machines as one server), `records` and `offers`
+//! (registry and repository), `errands` (what fails there), `membership` (which servers carry the
+//! log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
@@ -28,6 +29,7 @@ pub mod contacts;
 #[cfg(test)]
 mod contacts_test;
 pub mod copies;
+pub mod errands;
 pub mod fetching;
 pub mod health_pace;
 pub mod heirs;

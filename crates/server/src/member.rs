@@ -19,6 +19,7 @@ use cohort_consensus::{
 };
 use cohort_core::ability::Ability;
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::machine::DiskSpace;
@@ -30,6 +31,7 @@ use cohort_core::{Body, Command, Event, Offer, State};
 
 use crate::contacts::Contacts;
 use crate::copies::{Copies, Introduction};
+use crate::errands::Errands;
 use crate::leading::{Leading, Placer};
 
 mod apply;
@@ -72,6 +74,8 @@ pub enum Input {
     Claim { ticket: Ticket, server: ServerId, member: MemberId },
     /// The registry's content; `None` while it does not respond.
     Registry(Option<RegistryView>),
+    /// How an errand at the hub ended.
+    Errand { errand: Errand, ended: Result<(), HubFault> },
     /// The channels' targets, what was refused recently (mirrors and releases, for people), and
     /// whether the metadata that the targets are from was refreshed.
     Offers {
@@ -182,6 +186,8 @@ pub struct View {
     pub placing: Option<(Placing, u64)>,
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
+    /// The errands of the leader at the hub that fail; none unless this member is the leader.
+    pub errands: Errands,
     /// Mirrors and releases refused recently, for people.
     pub refusals: Vec<Refused>,
     /// Agents refused lately because another one runs as their server.
@@ -362,6 +368,7 @@ impl<S: LogStore> Member<S> {
             waiting: self.waiting.clone(),
             placing: self.leading.placing().cloned(),
             registry: self.leading.registry_answers(),
+            errands: self.leading.errands().clone(),
             refusals: self.leading.refusals().to_vec(),
             copies: self.leading.copies().clone(),
             killed: self.leading.why_killed().map(str::to_owned),
@@ -421,6 +428,9 @@ impl<S: LogStore> Member<S> {
                 self.outputs.push(Output::Claimed { ticket, granted });
             }
             Input::Registry(view) => self.leading.registry(view),
+            Input::Errand { errand, ended } => {
+                self.changed |= self.leading.errand(now_ms, errand, ended);
+            }
             Input::Offers { offers, refusals, refreshed } => {
                 self.leading.offers(now_ms, offers, refusals, refreshed);
             }

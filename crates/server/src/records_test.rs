@@ -3,14 +3,14 @@ use std::collections::BTreeMap;
 
 use cohort_consensus::{Configuration, RaftId};
 use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{AppId, Digest, GroupId, Incarnation, Revision, ServerId, Version};
+use cohort_core::ids::{AppId, ClockMs, Digest, GroupId, Incarnation, Revision, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::REPORT_TEXT_BYTES_MAX;
-use cohort_core::state::Verdict;
+use cohort_core::state::{Ending, HistoryEntry, Verdict};
 use cohort_core::{Body, Command, Offer, State};
 
 use crate::membership::{Founder, founding_state};
@@ -39,6 +39,18 @@ fn apply(state: &mut State, body: Body) {
     state.apply(&command).unwrap();
 }
 
+fn release(version: &str) -> Release {
+    let digest = |c: &str| Digest::new(c.repeat(64)).unwrap();
+    Release {
+        version: Version::new(version).unwrap(),
+        platform: "intel".parse().unwrap(),
+        artifact: digest("a"),
+        manifest: digest("b"),
+        length: 1,
+        rollback: Rollback::Revert,
+    }
+}
+
 fn voters() -> Configuration {
     Configuration::of([RaftId(1)], [])
 }
@@ -48,9 +60,12 @@ fn a_new_leadership_writes_the_groups_labels_and_members_once() {
     let state = group();
     let mut written = Written::default();
     let records = due(&state, &voters(), &written);
-    let [Record::Info { .. }, Record::Members(members)] = &records[..] else {
+    let [Record::Info { .. }, Record::Bootstrap { incarnation }, Record::Members(members)] =
+        &records[..]
+    else {
         panic!("{records:?}")
     };
+    assert_eq!(*incarnation, state.incarnation);
     assert!(members[0].voter);
     for record in records {
         assert_eq!(written.took(record), None);
@@ -96,16 +111,49 @@ fn a_record_is_due_until_the_group_knows_that_it_is_written() {
 }
 
 #[test]
-fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
-    let digest = |c: &str| Digest::new(c.repeat(64)).unwrap();
-    let release = Release {
-        version: Version::new("1.0.0").unwrap(),
-        platform: "intel".parse().unwrap(),
-        artifact: digest("a"),
-        manifest: digest("b"),
-        length: 1,
-        rollback: Rollback::Revert,
+fn a_new_leadership_writes_again_what_the_registry_may_have_lost() {
+    let mut state = group();
+    let policy: Policy =
+        serde_json::from_value(serde_json::json!({"app": "web", "channel": "stable"})).unwrap();
+    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy });
+    let app = state.apps.get_mut(&web()).unwrap();
+    let (good, ending) = (release("1.0.0"), Ending::Completed);
+    let (at, by) = (ClockMs(1), "leader".to_owned());
+    app.last_good = Some(good.clone());
+    let ended = HistoryEntry {
+        version: good.version.clone(),
+        ending,
+        reason: None,
+        by,
+        started: at,
+        ended: at,
+        waves: 1,
     };
+    app.history = vec![ended.clone()].into();
+    (app.record, app.record_written) = (3, 3);
+    let mut written = Written::default();
+    let records = due(&state, &voters(), &written);
+    let [.., Record::Progress(progress), Record::Verdict { verdict, due: false, .. }] =
+        &records[..]
+    else {
+        panic!("{records:?}")
+    };
+    assert_eq!((progress.sequence, progress.due), (3, false));
+    assert_eq!((&verdict.version, &verdict.bad), (&good.version, &None));
+    for record in records {
+        assert_eq!(written.took(record), None, "the group knows");
+    }
+    assert_eq!(due(&state, &voters(), &written), []);
+    // Nobody judged a release that was found on the servers.
+    let adopted = HistoryEntry { ending: Ending::Adopted, ..ended };
+    state.apps.get_mut(&web()).unwrap().history = vec![adopted].into();
+    let records = due(&state, &voters(), &Written::default());
+    assert!(!records.iter().any(|record| matches!(record, Record::Verdict { .. })), "{records:?}");
+}
+
+#[test]
+fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
+    let release = release("1.0.0");
     let away = Refused::from(WhyRefused::NoMirror);
     let absent = Refused::from(WhyRefused::NotRead);
     let forged = Refused::from(WhyRefused::WrongSignature { role: Role::Targets });

@@ -115,12 +115,12 @@ fn sealed_records() {
 fn a_small_record() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("record");
-    let golden = "cohort-durable 1 crc32=195a1717 len=14\n{\"fence\":\"7\"}\n";
+    let golden = "cohort-durable 1 version=1 crc32=64a7736d len=14\n{\"fence\":\"7\"}\n";
     let value = serde_json::json!({ "fence": "7" });
-    let (mut file, nothing) = DurableFile::<serde_json::Value>::open(&path).unwrap();
+    let (mut file, nothing) = DurableFile::<serde_json::Value>::open(&path, 1).unwrap();
     assert_eq!(nothing, None);
     file.save(&value).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), golden);
     std::fs::write(&path, golden).unwrap();
-    assert_eq!(DurableFile::open(&path).unwrap().1, Some(value));
+    assert_eq!(DurableFile::open(&path, 1).unwrap().1, Some(value));
 }

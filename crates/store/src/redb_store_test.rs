@@ -249,6 +249,20 @@ fn no_damaged_page_is_taken_for_the_truth() {
     assert!(found > 0);
 }
 
+#[test]
+fn a_store_of_a_later_schema_is_refused_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RedbStore::create(folder.path(), &identity()).unwrap();
+    let txn = store.database.begin_write().unwrap();
+    txn.open_table(RECORDS).unwrap().insert(KEY_SCHEMA, [SCHEMA + 1].as_slice()).unwrap();
+    txn.commit().unwrap();
+    drop(store);
+    let refused = RedbStore::open(folder.path(), &identity()).unwrap_err();
+    let StoreError::NewerSchema { path, found, supported } = refused else { panic!("{refused}") };
+    assert_eq!((found, supported), (SCHEMA + 1, SCHEMA));
+    assert!(path.exists(), "it is not moved aside, as a damaged one is");
+}
+
 /// A disk that fails at its n-th write or sync. It then keeps what was synced, and a random part of
 /// the rest.
 #[derive(Clone, Debug, Default)]

@@ -13,6 +13,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 pub enum Command {
     Agent { hub: Option<String> },
     AppApply,
+    AppShow { app: AppId, group: GroupId },
     ChannelSet { app: Option<AppId>, channel: Option<String>, version: Option<Version> },
     ContextJoin,
     ContextRenew,
@@ -22,6 +23,7 @@ pub enum Command {
     GroupRemove { group: GroupId },
     GroupRemoveServer { group: GroupId, server: ServerId },
     Hub { config: String },
+    HubConfirm,
     Init,
     KillOff { scope: Option<GroupId> },
     KillStatus,
@@ -48,6 +50,9 @@ impl Command {
                 .one(hub.as_deref().unwrap_or("HOST:7418"))
                 .add("--join-token-file join.token"),
             Command::AppApply => words.add("app apply -f FILE"),
+            Command::AppShow { app, group } => {
+                words.add("app show").one(app).flag("--group", Some(group))
+            }
             Command::ChannelSet { app, channel, version } => words
                 .add("channel set")
                 .or(app.as_ref(), "APP")
@@ -69,6 +74,7 @@ impl Command {
                 words.add("group remove-server").one(group).one(server)
             }
             Command::Hub { config } => words.add("hub --config").one(config),
+            Command::HubConfirm => words.add("hub --config hub.toml --confirm-restored"),
             Command::Init => words.add("init --dir DIR"),
             Command::KillOff { scope } => words.add("kill off").flag("--scope", scope.as_ref()),
             Command::KillStatus => words.add("kill status"),

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, ServerStatus};
+use cohort_wire::agent::{AppStatus, ErrandStatus, GroupStatus, ServerAppStatus, ServerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
@@ -34,7 +35,12 @@ pub struct Picture {
 #[serde(tag = "from", rename_all = "kebab-case")]
 pub enum Origin {
     /// The hub, just now.
-    Hub,
+    Hub {
+        /// Its registry was lost, or restored from a backup, which nobody has confirmed yet.
+        restored: bool,
+        /// Records that it has and cannot read, each with the reason.
+        unreadable: Vec<String>,
+    },
     /// The last response of a hub that is now unreachable.
     Cache {
         age_s: u64,
@@ -46,11 +52,29 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// A hub that answered, and whose registry is sound.
+    #[must_use]
+    pub fn sound_hub() -> Self {
+        Origin::Hub { restored: false, unreadable: Vec::new() }
+    }
+
     /// A warning for the reader of an old picture.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         match self {
-            Origin::Hub | Origin::Agent => None,
+            Origin::Agent => None,
+            Origin::Hub { restored: true, .. } => Some(format!(
+                "warning: the hub's registry was lost, or restored from a backup: it accepts no \
+                 policy and no new group until that is confirmed; once `{}` shows every group, and \
+                 if no other hub of this fleet runs, on the hub's machine: {}",
+                Command::GroupList,
+                Command::HubConfirm
+            )),
+            Origin::Hub { restored: false, unreadable } => {
+                let first = words::line(unreadable.first()?);
+                let count = unreadable.len();
+                Some(format!("warning: the hub cannot read {count} of its records: {first}"))
+            }
             Origin::Cache { age_s, because } => Some(format!(
                 "warning: hub unreachable ({because}); asking the agents it listed {} ago",
                 brief(age_s * 1000)
@@ -146,7 +170,11 @@ impl FleetReport {
         let Picture { origin, apps, groups } = picture;
         let groups: Vec<GroupReport> =
             groups.into_iter().map(|asked| GroupReport::of(asked, &apps, now_s)).collect();
-        FleetReport { healthy: groups.iter().all(|group| group.healthy), origin, groups }
+        let sound = match &origin {
+            Origin::Hub { restored, unreadable } => !restored && unreadable.is_empty(),
+            Origin::Cache { .. } | Origin::Agent => true,
+        };
+        FleetReport { healthy: sound && groups.iter().all(|group| group.healthy), origin, groups }
     }
 
     /// Whether every group is healthy on this version of the app. One that is named and that a
@@ -176,7 +204,8 @@ impl GroupReport {
             Err(sentence) => {
                 let remove = Command::GroupRemove { group: group.clone() };
                 let hints = vec![
-                    "start the agents on its servers, and check their logs".into(),
+                    "check that the agents on its servers run and reach the hub, and their logs"
+                        .into(),
                     Hint::run_to("if all its servers are lost permanently", remove),
                 ];
                 return GroupReport {
@@ -225,6 +254,9 @@ fn problems(
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
         problem(sentence(&on), vec![Command::KillStatus.into()]);
     }
+    for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
+        problem(errand_sentence(failing), errand_hints(failing));
+    }
     for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
@@ -242,6 +274,34 @@ fn problems(
     problems
 }
 
+/// An errand of the leader that fails, and for how long.
+fn errand_sentence(failing: &ErrandStatus) -> String {
+    let what = match &failing.errand {
+        Errand::ReadRegistry => "the hub's records cannot be read".to_owned(),
+        Errand::ReadPolicy { app } => format!("the hub's policy of {app} cannot be used"),
+        Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
+        Errand::CarryKill => "the hub does not take a kill register".to_owned(),
+    };
+    let (HubFault::Unreachable { text } | HubFault::Refused { text } | HubFault::Damaged { text }) =
+        &failing.why;
+    let text = words::line(text);
+    format!("{what} (for {}): {text}", brief(failing.for_ms))
+}
+
+/// What an operator can do, in addition to what the hub advises in its text.
+fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
+    match (&failing.errand, &failing.why) {
+        (Errand::ReadPolicy { .. }, _) => {
+            vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
+        }
+        (Errand::CarryKill, _) => vec![Command::KillStatus.into()],
+        (Errand::ReadRegistry | Errand::WriteRecords, HubFault::Damaged { .. }) => {
+            vec!["on the hub's machine: restore registry.redb from a backup".into()]
+        }
+        (Errand::ReadRegistry | Errand::WriteRecords, _) => vec!["see the log of the hub".into()],
+    }
+}
+
 /// Without a quorum, nothing that is known is known to be true now.
 fn no_quorum(status: &GroupStatus) -> Problem {
     let voters: Vec<&str> = status.voters.iter().map(|voter| voter.server.as_str()).collect();
@@ -253,7 +313,8 @@ fn no_quorum(status: &GroupStatus) -> Problem {
             status.answered_by
         ),
         hints: vec![
-            format!("start the agents of a majority of {}", voters.join(", ")).into(),
+            format!("check that a majority of {} run and reach each other", voters.join(", "))
+                .into(),
             Hint::run_to("if that majority is lost permanently", recover),
         ],
     }

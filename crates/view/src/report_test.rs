@@ -1,9 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
-use cohort_wire::agent::GroupStatus;
+use cohort_wire::agent::{ErrandStatus, GroupStatus};
 
 use super::{AppReport, Asked, FleetReport, GroupReport, Origin, Picture, Recorded};
 use crate::command::Command;
@@ -21,7 +22,10 @@ pub(crate) fn report(groups: impl IntoIterator<Item = GroupStatus>) -> FleetRepo
         joined: BTreeSet::new(),
     };
     let groups = groups.into_iter().map(asked).collect();
-    FleetReport::of(Picture { origin: Origin::Hub, apps: BTreeSet::from([app()]), groups }, NOW_S)
+    FleetReport::of(
+        Picture { origin: Origin::sound_hub(), apps: BTreeSet::from([app()]), groups },
+        NOW_S,
+    )
 }
 
 fn judged(status: &GroupStatus) -> AppReport {
@@ -194,8 +198,46 @@ fn a_held_group_has_waited_for_as_long_as_the_registry_knows() {
 }
 
 #[test]
+fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
+    let failing = |errand, why| {
+        let mut status = settled();
+        status.errands = vec![ErrandStatus { errand, why, for_ms: 75_000 }];
+        let problems = report([status.clone()]).groups.remove(0).problems;
+        (report([status]).healthy, problems)
+    };
+    let text = "agent `web-1` was removed by an operator".to_owned();
+    let away = HubFault::Unreachable { text: text.clone() };
+    assert_eq!(failing(Errand::WriteRecords, away), (true, Vec::new()));
+    let (healthy, problems) = failing(Errand::WriteRecords, HubFault::Refused { text });
+    assert!(!healthy && !problems[0].hints.is_empty(), "{problems:?}");
+    let sentence = &problems[0].sentence;
+    assert!(sentence.contains("1m 15s") && sentence.contains("removed by"), "{sentence}");
+    let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
+    let (healthy, problems) = failing(Errand::ReadPolicy { app: app() }, unknown);
+    assert!(!healthy && problems[0].sentence.contains("web"), "{problems:?}");
+}
+
+#[test]
+fn a_fleet_whose_hub_lost_its_registry_is_not_healthy_until_that_is_confirmed() {
+    let healthy = |origin| {
+        let group = GroupId::new("intel.zone-a").unwrap();
+        let (registry, joined) = (BTreeMap::new(), BTreeSet::new());
+        let asked = Asked { group, status: Ok(settled()), registry, joined };
+        let apps = BTreeSet::from([app()]);
+        FleetReport::of(Picture { origin, apps, groups: vec![asked] }, NOW_S).healthy
+    };
+    let lost = Origin::Hub { restored: true, unreadable: Vec::new() };
+    assert!(healthy(Origin::sound_hub()) && !healthy(lost.clone()));
+    let warning = lost.warning().unwrap();
+    assert!(warning.contains("--confirm-restored"), "{warning}");
+    let unreadable = vec!["registry key `x` has no valid record".to_owned()];
+    let damaged = Origin::Hub { restored: false, unreadable };
+    assert!(damaged.warning().unwrap().contains("key `x`") && !healthy(damaged));
+}
+
+#[test]
 fn an_old_picture_is_marked() {
-    assert_eq!(Origin::Hub.warning(), None);
+    assert_eq!(Origin::sound_hub().warning(), None);
     let origin = Origin::Cache { age_s: 75, because: "hub:7418 refused the connection".to_owned() };
     let warning = origin.warning().unwrap();
     assert!(warning.contains("hub:7418 refused") && warning.contains("1m 15s"), "{warning}");

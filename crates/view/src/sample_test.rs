@@ -105,6 +105,7 @@ pub(crate) fn settled() -> GroupStatus {
         clock: ClockMs(100_000),
         killed: None,
         registry_reachable: Some(true),
+        errands: Vec::new(),
         voters: voters.collect(),
         standbys: Vec::new(),
         placing: None,

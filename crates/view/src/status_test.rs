@@ -19,7 +19,7 @@ fn picture() -> FleetReport {
     };
     let away = "none of 3 agents answered: 10.0.0.1:7417 refused the connection".to_owned();
     let picture = Picture {
-        origin: Origin::Hub,
+        origin: Origin::sound_hub(),
         apps: BTreeSet::from([app()]),
         groups: vec![
             asked("amd.zone-a", Ok(held())),
@@ -45,7 +45,7 @@ intel.zone-a  web  wave-applied  1.0.0  1.1.0   2     2/3 #>.  2/3      web-1   
 intel.zone-b  web  running       1.0.0  -       -     3/3      3/3      web-1   -
 "
     );
-    let empty = Picture { origin: Origin::Hub, apps: BTreeSet::new(), groups: Vec::new() };
+    let empty = Picture { origin: Origin::sound_hub(), apps: BTreeSet::new(), groups: Vec::new() };
     let text = fleet(&FleetReport::of(empty, NOW_S), Look::PLAIN);
     assert!(text.contains("cohort token create"), "{text}");
 }

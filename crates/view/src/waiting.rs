@@ -22,6 +22,12 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::KillSwitch { reason } => words::with_text("kill switch is on".into(), reason),
         WaitingOn::RegistryAway => "hub unreachable: no new rollout starts".into(),
         WaitingOn::RegistryRecord => "the hub has not acknowledged this group's record yet".into(),
+        WaitingOn::PolicyLost { hub: None, .. } => {
+            "the hub has lost its policy: the group keeps the one that it has".into()
+        }
+        WaitingOn::PolicyLost { hub: Some(hub), group } => format!(
+            "the hub has an older policy (revision {hub}) than the group (revision {group})"
+        ),
         WaitingOn::NoRelease(refused) => {
             format!("no usable release: {}", words::refused(refused))
         }
@@ -121,7 +127,7 @@ pub fn placing_sentence(on: &Placing) -> String {
 pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
     match on {
         Placing::Joint | Placing::Majority { .. } => {
-            vec!["start the agents of the silent voters, or check their network".into()]
+            vec!["check that the agents of the silent voters run, and their network".into()]
         }
         Placing::CatchingUp { servers } => servers
             .first()
@@ -154,6 +160,14 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
+        WaitingOn::PolicyLost { .. } => {
+            let (group, app) = (group.clone(), app.clone());
+            let show = Command::AppShow { app, group };
+            vec![
+                Hint::run_to("apply it again", Command::AppApply),
+                Hint::run_to("if the file is lost, the group has it", show),
+            ]
+        }
         WaitingOn::NoRelease(refused)
         | WaitingOn::ReleaseRefused(refused)
         | WaitingOn::NotRefreshed(refused) => {
@@ -165,7 +179,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         }
         WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
-            vec![Hint::run_to("start the agents of its voters", show)]
+            vec![Hint::run_to("check that the agents of its voters run and reach each other", show)]
         }
         WaitingOn::StageBefore { groups, .. } => {
             let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
@@ -278,6 +292,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::KillSwitch { .. }
         | WaitingOn::RegistryAway
         | WaitingOn::RegistryRecord
+        | WaitingOn::PolicyLost { .. }
         | WaitingOn::NoRelease(_)
         | WaitingOn::ReleaseRefused(_)
         | WaitingOn::NotRefreshed(_)

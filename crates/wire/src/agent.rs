@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 
 use cohort_core::ability::Ability;
 pub use cohort_core::doing::Doing;
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{
     AppId, ClockMs, Generation, GroupId, Incarnation, MemberId, Platform, REQUEST_ID_BYTES_MAX,
-    RequestId, ServerId, Version,
+    RequestId, Revision, ServerId, Version,
 };
 use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Orders};
 use cohort_core::phase::PhaseName;
+use cohort_core::policy::Policy;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::refused::Refused;
 use cohort_core::report::{Report, Step};
@@ -54,6 +56,8 @@ pub const FORWARD: &str = "/v1/forward";
 pub const CONTACTS: &str = "/v1/contacts";
 /// `GET` the group as this agent sees it.
 pub const STATUS: &str = "/v1/status";
+/// `GET` the policies in force in the group, a list of [`PolicyInForce`].
+pub const POLICIES: &str = "/v1/policies";
 /// `GET`: the kill registers; `POST`: a register signed by an operator. The response is a
 /// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
@@ -245,6 +249,8 @@ pub struct GroupStatus {
     /// The reason for the kill switch, while it is on.
     pub killed: Option<String>,
     pub registry_reachable: Option<bool>,
+    /// What the leader cannot do at the hub; empty if no leader responds.
+    pub errands: Vec<ErrandStatus>,
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
@@ -263,6 +269,25 @@ pub struct GroupStatus {
     pub downlink_bytes_per_second: Option<u64>,
     /// `download_limit` of the responding server, in bytes per second; `None`: unlimited.
     pub download_limit_bytes_per_second: Option<u64>,
+}
+
+/// An app's policy as the group has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyInForce {
+    pub app: AppId,
+    /// The registry's revision of it.
+    pub revision: Revision,
+    pub policy: Policy,
+}
+
+/// An errand of the leader that fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrandStatus {
+    #[serde(flatten)]
+    pub errand: Errand,
+    pub why: HubFault,
+    /// How long it has failed, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// A change of the voters that is waiting.

@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use cohort_core::ability::Ability;
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::MemberAddress;
@@ -19,9 +20,10 @@ use cohort_core::waiting::Placing;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsAnswer, ContactsRequest, CopyStatus, FailureStatus, GroupStatus, JoinGroupRequest,
-    Offence, OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus, ReportRequest,
-    ServerAppStatus, ServerStatus, SourceName, ToGroup, TransferLeaderAnswer, TransferStatus,
+    ContactsAnswer, ContactsRequest, CopyStatus, ErrandStatus, FailureStatus, GroupStatus,
+    JoinGroupRequest, Offence, OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus,
+    PolicyInForce, ReportRequest, ServerAppStatus, ServerStatus, SourceName, ToGroup,
+    TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -123,6 +125,7 @@ enum Control {
     ContactsAnswer(ContactsAnswer),
     TransferLeader(ToGroup<Option<ServerId>>),
     TransferLeaderAnswer(TransferLeaderAnswer),
+    Policies(Vec<PolicyInForce>),
 }
 
 fn to_group<T>(body: T) -> ToGroup<T> {
@@ -175,6 +178,9 @@ fn control() {
             from: server("web-1"),
             to: server("web-2"),
         }),
+        Control::Policies(vec![part(
+            r#"{"app": "web", "revision": 7, "policy": {"app": "web", "channel": "stable"}}"#,
+        )]),
     ];
     hold("control.jsonl", &messages);
 }
@@ -287,6 +293,11 @@ fn group_status() {
         clock: part("2000"),
         killed: Some("maintenance".to_owned()),
         registry_reachable: Some(true),
+        errands: vec![ErrandStatus {
+            errand: Errand::ReadPolicy { app: app() },
+            why: HubFault::Damaged { text: "unknown field".into() },
+            for_ms: 75_000,
+        }],
         voters: vec![member()],
         standbys: vec![],
         placing: Some(PlacingStatus {

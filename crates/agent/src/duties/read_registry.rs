@@ -1,22 +1,25 @@
 //! What the leader reads in the registry: policies, groups, verdicts and kill switches.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
 use cohort_consensus::Term;
+use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
-use cohort_core::ids::GroupId;
+use cohort_core::ids::{AppId, GroupId};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_server::member::Input;
 use cohort_wire::http::Call;
 use cohort_wire::hub::KILL as HUB_KILL;
-use cohort_wire::kill::{KillScope, SignedKill};
+use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
+use tokio::sync::watch;
 
-use super::{still_leads, until_deposed, until_leading};
+use super::{bounded, still_leads, tell, until_deposed, until_leading};
 use crate::shared::{MemberHandle, Shared};
 
 /// How long one watch of the registry is held, in milliseconds; a hub that hangs is noticed then.
@@ -27,18 +30,20 @@ const KILL_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) const RETRY: Schedule =
     Schedule::new(Duration::from_millis(250), Duration::from_secs(5));
 
-/// Keeps the member's view of the registry up to date while it leads.
-pub(super) async fn run(shared: Arc<Shared>, mut handle: MemberHandle) {
+/// Keeps the member's view of the registry up to date while it leads. `away` counts the failures.
+pub(super) async fn run(shared: Arc<Shared>, mut handle: MemberHandle, away: watch::Sender<u64>) {
     let mut pauses = RETRY.pauses();
+    let mut unusable = BTreeSet::new();
     while let Some(term) = until_leading(&mut handle).await {
-        match follow(&shared, &handle, term).await {
+        match follow(&shared, &handle, term, &mut unusable).await {
             Ok(()) => pauses.reset(),
             Err(error) => {
-                tracing::debug!(error = chain(&error), "the registry does not answer");
-                if !handle.inputs.put(Input::Registry(None)).await {
+                let told = tell(&handle, Errand::ReadRegistry, Err(error)).await;
+                if !told || !handle.inputs.put(Input::Registry(None)).await {
                     return;
                 }
                 tokio::time::sleep(pauses.next_pause()).await;
+                away.send_modify(|times| *times += 1);
             }
         }
     }
@@ -49,6 +54,7 @@ async fn follow(
     shared: &Arc<Shared>,
     handle: &MemberHandle,
     term: Term,
+    told: &mut BTreeSet<AppId>,
 ) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     let mut kill = shared.kill.subscribe();
@@ -57,8 +63,20 @@ async fn follow(
         // Before everything else is read: a change meanwhile is seen again, but not missed.
         let (_, revision) = typed::list(registry, keys::POLICIES).await?;
         take_kill_registers(shared).await?;
-        carry_kill(shared).await;
-        let view = read_view(registry).await?;
+        let carried = carry_kill(shared).await;
+        let (view, unusable) = read_view(registry).await?;
+        let mut ended = vec![(Errand::CarryKill, carried), (Errand::ReadRegistry, Ok(()))];
+        let before = std::mem::replace(told, unusable.keys().cloned().collect());
+        let mended = before.difference(told).cloned();
+        ended.extend(mended.map(|app| (Errand::ReadPolicy { app }, Ok(()))));
+        ended.extend(unusable.into_iter().map(|(app, text)| {
+            (Errand::ReadPolicy { app }, Err(HubFault::Damaged { text: bounded(text) }))
+        }));
+        for (errand, ended) in ended {
+            if !handle.inputs.put(Input::Errand { errand, ended }).await {
+                return Ok(());
+            }
+        }
         if !handle.inputs.put(Input::Registry(Some(view))).await {
             return Ok(());
         }
@@ -123,21 +141,28 @@ async fn take_kill_registers(shared: &Shared) -> Result<(), RegistryError> {
 
 /// Carries kill registers that were given to an agent to the hub: what counts there as well is
 /// the operator's signature in them.
-async fn carry_kill(shared: &Shared) {
+async fn carry_kill(shared: &Shared) -> Result<(), HubFault> {
+    let mut carried = Ok(());
     for register in shared.kill.signed() {
-        for target in &shared.hub {
-            let call = Call::post(HUB_KILL, &register).deadline(KILL_DEADLINE);
-            match shared.client.call(target, call.idempotent()).await {
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "kill register not carried to the hub");
-                }
-            }
+        let call = Call::post(HUB_KILL, &register).deadline(KILL_DEADLINE).idempotent();
+        let answer: Result<(usize, KillAnswer), _> =
+            shared.client.call_any(&shared.hub, 0, call).await;
+        if let Err(error) = answer {
+            let text = bounded(chain(&error));
+            carried = Err(match error.status() {
+                Some(status) if status < 500 => HubFault::Refused { text },
+                Some(_) | None => HubFault::Unreachable { text },
+            });
         }
     }
+    carried
 }
 
-async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryError> {
+/// Policies that this version cannot use, and why.
+type Unusable = BTreeMap<AppId, String>;
+
+async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), RegistryError> {
+    let mut unusable = Unusable::new();
     let mut view = RegistryView::default();
     for policy in typed::policies(registry).await? {
         let app = policy.record.app.clone();
@@ -145,8 +170,12 @@ async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryErro
             Ok(parsed) if parsed.app == app => {
                 view.policies.insert(app, (policy.revision, parsed));
             }
-            Ok(parsed) => tracing::warn!(%app, names = %parsed.app, "ignoring a misplaced policy"),
-            Err(error) => tracing::warn!(%app, %error, "this version cannot read the policy"),
+            Ok(parsed) => {
+                unusable.insert(app, format!("it is a policy of {}", parsed.app));
+            }
+            Err(error) => {
+                unusable.insert(app, chain(&error));
+            }
         }
     }
     for info in typed::group_infos(registry).await? {
@@ -164,7 +193,7 @@ async fn read_view(registry: &dyn Registry) -> Result<RegistryView, RegistryErro
             });
         }
     }
-    Ok(view)
+    Ok((view, unusable))
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cohort_base::chain::chain;
 use cohort_core::Body;
-use cohort_core::ids::GroupId;
+use cohort_core::errand::Errand;
+use cohort_core::ids::{GroupId, ServerId};
 use cohort_registry::records::{
     GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
 };
@@ -13,34 +13,51 @@ use cohort_registry::{Registry, RegistryError, typed};
 use cohort_server::answers::COMMAND_MS_MAX;
 use cohort_server::member::View;
 use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
+use tokio::sync::watch;
 
 use super::read_registry::RETRY;
-use super::until_leading;
+use super::{tell, until_leading};
 use crate::shared::{MemberHandle, Shared};
 
 /// How often a leader without news looks for records that are due.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Writes what is due while this member leads.
-pub(super) async fn run(shared: Arc<Shared>, mut handle: MemberHandle) {
+/// Writes what is due while this member leads. `away` counts how often the registry was away: it
+/// may have come back as another one.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    mut handle: MemberHandle,
+    mut away: watch::Receiver<u64>,
+) {
     let mut written = Written::default();
     let mut written_in = None;
+    let mut told = None;
     let mut pauses = RETRY.pauses();
     while let Some(term) = until_leading(&mut handle).await {
-        if written_in != Some(term) {
-            // Another leader may have written since.
-            (written, written_in) = (Written::default(), Some(term));
+        let present = Some((term, *away.borrow_and_update()));
+        if written_in != present {
+            // Another leader may have written since, or the registry may have lost it.
+            (written, written_in) = (Written::default(), present);
         }
         let view = Arc::clone(&handle.view.borrow_and_update());
-        match write_all(&shared, &handle, &view, &mut written).await {
-            Ok(()) => {
-                pauses.reset();
-                let _ = tokio::time::timeout(LOOK_EVERY, handle.view.changed()).await;
+        let ended = write_all(&shared, &handle, &view, &mut written).await;
+        let succeeded = ended.is_ok();
+        // Success is told once: the member wakes up for it.
+        if told != Some((term, true)) || !succeeded {
+            told = Some((term, succeeded));
+            if !tell(&handle, Errand::WriteRecords, ended).await {
+                return;
             }
-            Err(error) => {
-                tracing::debug!(error = chain(&error), "the registry did not take a record");
-                tokio::time::sleep(pauses.next_pause()).await;
-            }
+        }
+        if !succeeded {
+            tokio::time::sleep(pauses.next_pause()).await;
+            continue;
+        }
+        pauses.reset();
+        tokio::select! {
+            _ = tokio::time::timeout(LOOK_EVERY, handle.view.changed()) => {}
+            // The reader may have ended already, with the member.
+            Ok(()) = away.changed() => {}
         }
     }
 }
@@ -57,17 +74,29 @@ async fn write_all(
         term: view.raft.term.0,
         index: view.raft.applied.0,
     };
+    if *written == Written::default() {
+        // Not only where it is: the hub may have lost what its own server is.
+        typed::tell_server(&*shared.registry, &shared.record).await?;
+    }
+    let mut refused = None;
     for record in due(state, &view.raft.configuration, written) {
-        write(&*shared.registry, &state.group, stamp, &record).await?;
-        if let Some(body) = written.took(record) {
-            acknowledge(shared, handle, body).await;
+        match write(&*shared.registry, shared.server(), &state.group, stamp, &record).await {
+            Ok(()) => {
+                if let Some(body) = written.took(record) {
+                    acknowledge(shared, handle, body).await;
+                }
+            }
+            Err(error @ RegistryError::Unavailable { .. }) => return Err(error),
+            // One record that the hub refuses does not hold up the others.
+            Err(error) => refused = refused.or(Some(error)),
         }
     }
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 async fn write(
     registry: &dyn Registry,
+    server: &ServerId,
     group: &GroupId,
     stamp: Stamp,
     record: &Record,
@@ -80,6 +109,9 @@ async fn write(
             if known.as_ref() != Some(&info) {
                 typed::write_group_info(registry, &info).await?;
             }
+        }
+        Record::Bootstrap { incarnation } => {
+            typed::restore_bootstrap(registry, &group, incarnation, server).await?;
         }
         Record::Members(members) => {
             let member = |MemberPlace { at, voter }| MemberRecord {
@@ -94,16 +126,30 @@ async fn write(
         }
         Record::Progress(progress) => {
             let record = progress_record(group, stamp, progress);
-            let _ = typed::write_group_record(registry, &record).await?;
+            // One that is there says when the phase began.
+            let known = typed::read_group_record(registry, &record.group, &record.app).await?;
+            if !known.is_some_and(|known| says(&known, &record)) {
+                let _ = typed::write_group_record(registry, &record).await?;
+            }
         }
-        Record::Verdict { app, verdict } => {
+        Record::Verdict { app, verdict, .. } => {
             let record = VerdictRecord { schema: SCHEMA, bad: verdict.bad, stamp };
             let (version, platform) = (verdict.version, verdict.platform);
             let verdict = GroupVerdict { app, version, platform, group, record };
-            let _ = typed::write_verdict(registry, &verdict).await?;
+            let known = typed::read_verdict(registry, &verdict).await?;
+            if known.is_none_or(|known| known.bad != verdict.record.bad) {
+                let _ = typed::write_verdict(registry, &verdict).await?;
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a stored record is the same one, written earlier.
+fn says(known: &GroupRecord, record: &GroupRecord) -> bool {
+    let (stamp, since) = (known.stamp, known.since);
+    stamp.incarnation == record.stamp.incarnation
+        && *known == GroupRecord { stamp, since, ..record.clone() }
 }
 
 fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRecord {

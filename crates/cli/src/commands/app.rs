@@ -3,21 +3,23 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use cohort_core::ids::AppId;
+use cohort_core::ids::{AppId, GroupId};
 use cohort_core::policy::Policy;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::VersionedPolicy;
+use cohort_registry::records::{PolicyRecord, SCHEMA, VersionedPolicy};
 use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
+use cohort_wire::agent::{POLICIES, PolicyInForce};
 use cohort_wire::http::Call;
 use cohort_wire::hub::{FLEET, PolicyAnswer, PolicyRequest, policy_path};
 use serde_json::Value;
 
 use crate::answer::Answer;
-use crate::args::Global;
+use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::connect::Hub;
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::group::Steered;
 use crate::output::{Output, note};
 use crate::policy_file;
 
@@ -31,6 +33,11 @@ pub(crate) enum AppCommand {
     Show {
         /// App name
         app: Option<AppId>,
+        /// The policy in force in this group, instead of the hub's
+        #[arg(long, requires = "app")]
+        group: Option<GroupId>,
+        #[command(flatten)]
+        direct: Direct,
     },
 }
 
@@ -45,7 +52,10 @@ pub(crate) async fn run(global: &Global, command: &AppCommand) -> Result<Exit, F
     match command {
         AppCommand::Apply(args) => apply(global, args).await,
         AppCommand::Diff(args) => diff(global, args).await,
-        AppCommand::Show { app } => show(global, app.as_ref()).await,
+        AppCommand::Show { app: Some(app), group: Some(group), direct } => {
+            show_in_force(global, app, group, direct).await
+        }
+        AppCommand::Show { app, .. } => show(global, app.as_ref()).await,
     }
 }
 
@@ -120,6 +130,26 @@ async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
     let texts: Vec<String> =
         policies.iter().map(|known| as_file(known)).collect::<Result<_, _>>()?;
     global.output.answer(&Answer::AppShow(&policies), || texts.concat());
+    Ok(Exit::Done)
+}
+
+/// The policy that a group has, which a hub that lost its registry does not.
+async fn show_in_force(
+    global: &Global,
+    app: &AppId,
+    group: &GroupId,
+    direct: &Direct,
+) -> Result<Exit, Failure> {
+    let group = Steered::to(&context_of(global)?, direct, group).await?;
+    let policies: Vec<PolicyInForce> = group.send(Call::get(POLICIES)).await?;
+    let known = policies.into_iter().find(|known| known.app == *app);
+    let PolicyInForce { app, revision, policy } = known.ok_or_else(|| no_policy(app))?;
+    let by = format!("group {}", group.status.group);
+    let policy = serde_json::to_value(&policy).or_fail("policy")?;
+    let record = PolicyRecord { schema: SCHEMA, app, policy, by, at: 0 };
+    let known = VersionedPolicy { revision, record };
+    let text = as_file(&known)?;
+    global.output.answer(&Answer::AppShow(&[&known]), || text);
     Ok(Exit::Done)
 }
 

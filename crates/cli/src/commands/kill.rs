@@ -65,7 +65,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     if let KillScope::Group(group) = &args.scope
         && on
         && !is_direct(&args.direct)
-        && let Ok((known, Origin::Hub)) = know(&context).await
+        && let Ok((known, Origin::Hub { .. })) = know(&context).await
         && let Err(unknown) = known.group(group)
     {
         note(&format!("warning: this stops nothing now: {}", unknown.error));

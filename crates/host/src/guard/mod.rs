@@ -22,6 +22,8 @@
 
 mod client;
 mod events;
+mod ground;
+mod leftover;
 mod log;
 mod protocol;
 mod server;
@@ -29,21 +31,25 @@ mod state;
 mod supervise;
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use cohort_base::{FileError, OnPath as _, disk, durable};
+use cohort_base::{FileError, OnPath as _, durable};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use client::{GuardClient, GuardLaunch};
 pub use events::{EVENTS_FILE, Event, EventKind};
 
+use ground::Ground;
 use protocol::{SOCKET, short_path};
 use server::Server;
 
-const LOCK: &str = "guard.lock";
+/// How often a guard checks that its directory is still there.
+const GROUND_CHECK: Duration = Duration::from_secs(1);
 
 /// How to run a guard.
 #[derive(Debug, Clone)]
@@ -86,22 +92,33 @@ pub fn run(config: &GuardConfig) -> Result<(), GuardError> {
 pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     let folder = &config.folder;
     durable::private_folder(folder).on_path("create", folder)?;
-    let lock_path = folder.join(LOCK);
-    let Some(mut lock) = disk::lock(&lock_path).on_path("lock", &lock_path)? else {
+    let Some(ground) = Ground::take(folder)? else {
         return Err(GuardError::AlreadyRuns { folder: folder.clone() });
     };
-    lock.set_len(0)
-        .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
-        .on_path("write", &lock_path)?;
+    let ground = Arc::new(ground);
     let listener = listen(folder).on_path("listen in", folder)?;
     let mut terminate = signal(SignalKind::terminate()).on_path("await SIGTERM for", folder)?;
-    let server = Server::open(folder).await?;
+    let server = Server::open(folder, Arc::clone(&ground)).await?;
     tokio::select! {
         () = server.serve(listener) => {}
         _ = terminate.recv() => tracing::info!("terminated; services keep running"),
+        error = lost(&ground) => {
+            let folder = folder.display();
+            tracing::error!(%folder, %error, "directory is gone; services run until another guard");
+        }
     }
-    drop(lock);
     Ok(())
+}
+
+/// Waits until the directory is lost. Nobody can reach this guard then; its services are left to
+/// the guard that takes its place, or that is asked to start them.
+async fn lost(ground: &Ground) -> io::Error {
+    loop {
+        tokio::time::sleep(GROUND_CHECK).await;
+        if let Err(error) = ground.check() {
+            return error;
+        }
+    }
 }
 
 /// Binds the socket, after removing a stale one; the lock makes that safe.

@@ -13,6 +13,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::events::EventLog;
+use super::ground::Ground;
+use super::leftover;
 use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, broken, lines, send};
 use super::state::{Kept, Record};
@@ -45,8 +47,11 @@ pub(crate) struct Server {
 
 impl Server {
     /// Reads which services should run, and runs them.
-    pub(crate) async fn open(folder: &Path) -> Result<Arc<Self>, DurableFileError> {
-        let record = Record::open(folder)?;
+    pub(crate) async fn open(
+        folder: &Path,
+        ground: Arc<Ground>,
+    ) -> Result<Arc<Self>, DurableFileError> {
+        let record = Record::open(folder, ground)?;
         let server = Arc::new(Server {
             folder: folder.to_owned(),
             shared: Arc::new(Shared { record, events: EventLog::new(folder) }),
@@ -154,6 +159,7 @@ impl Server {
         if let Some(old) = service.take() {
             old.stop().await;
         }
+        leftover::end(&spec).await;
         // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
         let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };

@@ -2,17 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use cohort_base::OnPath as _;
 use cohort_store::{DurableFile, DurableFileError};
 use parking_lot::Mutex;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::ground::Ground;
 use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
+/// The version of `services.json`.
+const VERSION: u32 = 1;
+
 /// An environment variable of every service, unique to one start by one guard.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
+
+/// The directory of the app's releases: on one server, an app has one.
+pub(crate) const RELEASES: &str = "COHORT_GUARD_RELEASES";
 
 /// The content of `services.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +77,15 @@ pub(crate) struct Started {
 #[derive(Debug)]
 pub(crate) struct Record {
     inner: Mutex<(DurableFile<Services>, Services)>,
+    ground: Arc<Ground>,
 }
 
 impl Record {
-    pub(crate) fn open(folder: &Path) -> Result<Self, DurableFileError> {
-        let (file, services) = DurableFile::<Services>::open(folder.join("services.json"))?;
+    pub(crate) fn open(folder: &Path, ground: Arc<Ground>) -> Result<Self, DurableFileError> {
+        let (file, services) =
+            DurableFile::<Services>::open(folder.join("services.json"), VERSION)?;
         let services = services.unwrap_or_default().in_boot(crate::clock::boot_id());
-        Ok(Record { inner: Mutex::new((file, services)) })
+        Ok(Record { inner: Mutex::new((file, services)), ground })
     }
 
     /// Changes the record; persisted on return. If it cannot be written, nothing changes.
@@ -88,12 +99,14 @@ impl Record {
         if services == *current {
             return Ok(());
         }
+        // Never the record of a guard that took this one's place.
+        self.ground.check().on_path("write", file.path()).map_err(DurableFileError::Write)?;
         let saved = file.save(&services);
         match saved {
             Ok(()) => *current = services,
             // A full disk may have room again later: the next change writes the whole record.
             Err(_) => {
-                if let Ok((reopened, _)) = DurableFile::open(file.path()) {
+                if let Ok((reopened, _)) = DurableFile::open(file.path(), VERSION) {
                     *file = reopened;
                 }
             }
@@ -135,26 +148,30 @@ impl Process {
                 Watched::started_at(Pid::from_raw(pid)?, start_ticks)
             }
             // The guard was killed after starting it, before recording its number.
-            None => self.find_by_environment(),
+            None => {
+                let wanted = format!("{INSTANCE}={}", self.instance);
+                by_environment(|entries| entries.contains(&wanted.as_str())).pop()
+            }
         }
     }
+}
 
-    fn find_by_environment(&self) -> Option<Watched> {
-        let wanted = format!("{INSTANCE}={}", self.instance);
-        for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-            let pid: Option<i32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-            let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
-            if !environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes()) {
-                continue;
-            }
-            // Its children inherit the environment, but only the service leads its group.
-            if rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid) {
-                return Watched::open(pid).ok();
-            }
+/// The services of any guard with such an environment, whose entries are `NAME=value`.
+pub(crate) fn by_environment(is_wanted: impl Fn(&[&str]) -> bool) -> Vec<Watched> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid: Option<i32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        let entries = environment.split(|byte| *byte == 0).flat_map(std::str::from_utf8);
+        // Its children inherit the environment, but only the service leads its group.
+        if is_wanted(&entries.collect::<Vec<_>>())
+            && rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid)
+        {
+            found.extend(Watched::open(pid));
         }
-        None
     }
+    found
 }
 
 #[cfg(test)]

@@ -114,6 +114,16 @@ async fn a_group_whose_servers_are_gone_is_removed_with_all_that_waits_for_it() 
     let me = ServerId::new("a-1").unwrap();
     bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
     let path = cohort_wire::hub::remove_group_path(&group);
+    // A group that has just called lives, whatever the operator says.
+    let living = RemoveGroupRequest { servers_are_lost: true };
+    let refused = hub.operator().post::<()>(&path, &living).await.unwrap_err();
+    assert_eq!(refused.status, 409);
+    assert!(refused.error.contains("a-1"), "{refused:?}");
+    let hub = hub.restart().await;
+    let refused = hub.operator().post::<()>(&path, &living).await.unwrap_err();
+    assert_eq!(refused.status, 409, "a hub that has just started has heard nobody yet");
+    let hub = hub.restart_with(|_, config| config.group_silent = Duration::ZERO).await;
+    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
     let request = |servers_are_lost| RemoveGroupRequest { servers_are_lost };
     let operator = hub.operator();
     let refused = agent.post::<()>(&path, &request(true)).await.unwrap_err();

@@ -1,14 +1,19 @@
 //! Acknowledged writes survive a restart; a registry from a backup bootstraps nothing.
 
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
+use cohort_hub::{Hub, HubError};
 use cohort_identity::Role;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::{MembersRecord, SCHEMA, Stamp};
-use cohort_registry::typed::{bootstrap_group, list, write_members};
+use cohort_registry::records::{MembersRecord, SCHEMA, ServerRecord, Stamp};
+use cohort_registry::typed::{
+    Told, bootstrap_group, list, read_bootstrap, read_server, restore_bootstrap, tell_server,
+    write_members,
+};
 use cohort_registry::{FencedPut, Registry as _, RegistryError, Selector, WatchRequest, keys};
+use cohort_wire::http::Call;
 use cohort_wire::hub::PolicyAnswer;
 
-use crate::support::{Running, server};
+use crate::support::{Caller, Running, server};
 
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
@@ -37,7 +42,7 @@ async fn everything_is_there_after_a_restart() {
     let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
     answer.expect("an unused one stays good");
     // The agent's certificate is still valid, its watch continues, and the incarnation is the same.
-    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
+    let agent = Caller { client: agent.client, target: hub.target() };
     let select = Selector::Prefix(keys::SERVERS.to_owned());
     let request = WatchRequest { select, from_revision: seen + 1, wait_ms: 30_000 };
     let told = agent.registry().watch(request).await.unwrap();
@@ -57,7 +62,7 @@ async fn a_hub_from_a_backup_bootstraps_nothing_until_it_is_confirmed() {
             std::fs::rename(&copy, data.join("registry.redb")).unwrap();
         })
         .await;
-    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
+    let agent = Caller { client: agent.client, target: hub.target() };
     let group = GroupId::new("intel.zone-a").unwrap();
     let me = ServerId::new("a-1").unwrap();
     let error = bootstrap_group(&agent.registry(), &group, &me).await.unwrap_err();
@@ -65,7 +70,7 @@ async fn a_hub_from_a_backup_bootstraps_nothing_until_it_is_confirmed() {
     let metrics = hub.plain("GET", "/metrics", "").await;
     assert!(metrics.text().contains("cohort_hub_registry_restored 1"));
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
-    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
+    let agent = Caller { client: agent.client, target: hub.target() };
     bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
     hub.stop().await;
 }
@@ -92,16 +97,131 @@ async fn a_record_of_a_life_that_the_hub_never_began_stops_bootstraps() {
     let group = GroupId::new("intel.zone-a").unwrap();
     let stamp = Stamp { incarnation: Incarnation(5000), term: 1, index: 1 };
     let members = MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![] };
-    let error = write_members(&agent.registry(), &members).await.unwrap_err();
-    assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
+    let written = write_members(&agent.registry(), &members).await.unwrap();
+    assert!(matches!(written, FencedPut::Written), "the group exists: its records are taken");
     let me = ServerId::new("a-1").unwrap();
     let error = bootstrap_group(&agent.registry(), &group, &me).await;
     assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
-    let agent = crate::support::Caller { client: agent.client, target: hub.target() };
-    let written = write_members(&agent.registry(), &members).await.unwrap();
-    assert!(matches!(written, FencedPut::Written), "the old incarnation continues");
+    let agent = Caller { client: agent.client, target: hub.target() };
     let next = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
     assert!(next.incarnation > stamp.incarnation, "and the next one is after it");
+    hub.stop().await;
+}
+
+/// The hub, after its registry was lost while it was stopped.
+async fn lost(hub: Running) -> Running {
+    hub.restart_with(|data, _| std::fs::remove_file(data.join("registry.redb")).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
+    let hub = Running::start().await;
+    let (joined, agent) = hub.join_agent("a-1", "zone-a").await;
+    let (_, late) = hub.join_agent("a-2", "zone-a").await;
+    let a_2 = ServerId::new("a-2").unwrap();
+    let a_2 = read_server(&late.registry(), &a_2).await.unwrap().unwrap();
+    let group = joined.group.unwrap().group;
+    let me = ServerId::new("a-1").unwrap();
+    let first = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    let own = read_server(&agent.registry(), &me).await.unwrap().unwrap();
+    let hub = lost(hub).await;
+    let agent = Caller { client: agent.client, target: hub.target() };
+    let fleet: Fleet = hub.operator().get("/v1/fleet").await.unwrap();
+    assert!(fleet.restored && fleet.groups.is_empty(), "{fleet:?}");
+    // Only its certificate says which group it is in.
+    let registry = agent.registry();
+    assert_eq!(tell_server(&registry, &own).await.unwrap(), Told::Restored);
+    let elsewhere = ServerRecord { group: GroupId::new("intel.zone-b").unwrap(), ..own.clone() };
+    let error = tell_server(&registry, &elsewhere).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    assert!(restore_bootstrap(&registry, &group, first.incarnation, &me).await.unwrap());
+    let read = read_bootstrap(&registry, &group).await.unwrap().unwrap();
+    assert_eq!((read.incarnation, read.restored), (first.incarnation, true));
+    // No number is issued twice: an old group's incarnation, or a policy that it has seen already.
+    let other = hub.join_agent("b-1", "zone-b").await;
+    let (b_group, b) = (other.0.group.unwrap().group, ServerId::new("b-1").unwrap());
+    let error = bootstrap_group(&other.1.registry(), &b_group, &b).await.unwrap_err();
+    assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
+    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    let error = hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap_err();
+    assert_eq!((error.status, error.kind.as_str()), (409, "restored"));
+    assert!(error.hints[0].contains("--confirm-restored"), "{error:?}");
+    let unused = hub.token(Role::Agent, None).await;
+    let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
+    let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
+    assert_eq!(answer.unwrap_err().status, 403, "it may have been used after the backup");
+    // A server that returns later than the confirmation is no new loss.
+    let late = Caller { client: late.client, target: hub.target() };
+    assert_eq!(tell_server(&late.registry(), &a_2).await.unwrap(), Told::Restored);
+    let revision: PolicyAnswer = hub.operator().post("/v1/policies/web", &policy).await.unwrap();
+    assert!(revision.revision.0 > 1_000_000_000, "beyond any that was issued: {revision:?}");
+    let fleet: Fleet = hub.operator().get("/v1/fleet").await.unwrap();
+    assert!(!fleet.restored && fleet.groups.contains_key(&group), "{fleet:?}");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_loss_is_not_confirmed_by_the_start_that_finds_it() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    let (_folder, _, mut config) = hub.stop().await;
+    std::fs::remove_file(config.data_dir.join("registry.redb")).unwrap();
+    config.confirm_restored = true;
+    for _ in 0..2 {
+        let refused = Hub::start(config.clone()).await.err();
+        assert!(matches!(refused, Some(HubError::ConfirmedTooEarly)), "{refused:?}");
+        std::fs::remove_file(config.data_dir.join("registry.redb")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_removed_server_does_not_come_back_with_an_older_registry() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let (_, stays) = hub.join_agent("a-2", "zone-a").await;
+    let me = ServerId::new("a-1").unwrap();
+    let [own, other] = ["a-1", "a-2"].map(|name| ServerId::new(name).unwrap());
+    let own = read_server(&agent.registry(), &own).await.unwrap().unwrap();
+    let other = read_server(&agent.registry(), &other).await.unwrap().unwrap();
+    let path = cohort_wire::hub::server_path(&me);
+    hub.operator().send(Call::new(http::Method::DELETE, path.as_str())).await.unwrap();
+    let hub = lost(hub).await;
+    let [agent, stays] =
+        [agent, stays].map(|it| Caller { client: it.client, target: hub.target() });
+    let error = tell_server(&agent.registry(), &own).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    assert_eq!(tell_server(&stays.registry(), &other).await.unwrap(), Told::Restored);
+    // Joining again with a token that an operator made is what brings it back.
+    let token = hub.token(Role::Agent, Some("a-1")).await;
+    hub.join(&token, Role::Agent, "a-1", Some(server("zone-a"))).await.0.unwrap();
+    assert_eq!(tell_server(&agent.registry(), &own).await.unwrap(), Told::Known);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_the_registry_forgot_shows_that_it_is_an_older_one() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    let hub = hub
+        .restart_with(|data, _| {
+            std::fs::copy(data.join("registry.redb"), data.join("backup")).unwrap();
+        })
+        .await;
+    let (_, late) = hub.join_agent("a-2", "zone-a").await;
+    let me = ServerId::new("a-2").unwrap();
+    let own = read_server(&late.registry(), &me).await.unwrap().unwrap();
+    // Into the same file: nothing but what clients know shows it.
+    let hub = hub
+        .restart_with(|data, _| {
+            let backup = std::fs::read(data.join("backup")).unwrap();
+            std::fs::write(data.join("registry.redb"), backup).unwrap();
+        })
+        .await;
+    let restored = async || hub.operator().get::<Fleet>("/v1/fleet").await.unwrap().restored;
+    assert!(!restored().await);
+    let late = Caller { client: late.client, target: hub.target() };
+    assert_eq!(tell_server(&late.registry(), &own).await.unwrap(), Told::Restored);
+    assert!(restored().await);
     hub.stop().await;
 }

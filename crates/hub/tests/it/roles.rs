@@ -104,10 +104,14 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     let again = BootstrapRecord {
         schema: SCHEMA,
         group: own.clone(),
+        incarnation: None,
         first_server: me.clone(),
         recovered_because: None,
     };
     forbidden(registry.txn(put(keys::bootstrap(&own), encode(&again))).await);
+    // Nor the one that it is in, or an earlier one, as if it had been lost.
+    let known = BootstrapRecord { incarnation: Some(first.incarnation), ..again };
+    forbidden(registry.txn(put(keys::bootstrap(&own), encode(&known))).await);
     // No policies and no kill switches.
     forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
     forbidden(registry.txn(put(keys::kill(&KillScope::Fleet), "{}".into())).await);

@@ -45,8 +45,13 @@ impl Registry {
         while let Some(first) = self.in_flight.first_entry().filter(|it| it.key().0 <= now_ms) {
             let (group, stamp, record) = first.remove();
             let about = match &record {
-                Record::Verdict { app, verdict } => Some((app.clone(), verdict.version.clone())),
-                Record::Info { .. } | Record::Members(_) | Record::Progress(_) => None,
+                Record::Verdict { app, verdict, .. } => {
+                    Some((app.clone(), verdict.version.clone()))
+                }
+                Record::Info { .. }
+                | Record::Bootstrap { .. }
+                | Record::Members(_)
+                | Record::Progress(_) => None,
             };
             let known = self.stamps.entry((group.clone(), about)).or_insert(stamp);
             if *known <= stamp || self.unfenced {
@@ -61,7 +66,7 @@ impl Registry {
             Record::Members(members) => {
                 self.members.insert(group, members.into_iter().map(|place| place.at).collect());
             }
-            Record::Verdict { app, verdict } => {
+            Record::Verdict { app, verdict, .. } => {
                 let verdict = ForeignVerdict {
                     group,
                     app,
@@ -76,8 +81,8 @@ impl Registry {
                 });
                 verdicts.push(verdict);
             }
-            // The registry has the first, and nobody reads the other one here.
-            Record::Info { .. } | Record::Progress(_) => {}
+            // The registry has the first two, and nobody reads the other one here.
+            Record::Info { .. } | Record::Bootstrap { .. } | Record::Progress(_) => {}
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The caller's identity and role, for handlers.
 
+use std::convert::Infallible;
+
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -25,6 +27,19 @@ impl Caller {
     pub fn require(&self, roles: &[Role]) -> Result<&Peer, ApiError> {
         allow(&self.0, roles)?;
         Ok(&self.0)
+    }
+}
+
+/// The group that the caller's certificate names, as the hub assigned it; `None` for people, and for
+/// certificates of another authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertifiedGroup(pub Option<String>);
+
+impl<S: Sync> FromRequestParts<S> for CertifiedGroup {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get::<CertifiedGroup>().cloned().unwrap_or(CertifiedGroup(None)))
     }
 }
 

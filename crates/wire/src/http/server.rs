@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use cohort_base::chain;
-use cohort_identity::{Alpn, ClientAuth, Identity, Peer, peer_of, server_config};
+use cohort_identity::{Alpn, Certified, ClientAuth, Identity, Peer, certified_by, server_config};
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::timeout::TimeoutBody;
 
+use super::caller::CertifiedGroup;
 use super::error::ApiError;
 use super::tally::{Present, Tally};
 use crate::limits::{ACCEPT_PAUSE, ServerLimits};
@@ -214,24 +215,25 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
         tracing::debug!(%from, "client offers no protocol");
         return;
     };
-    let peer = match session.peer_certificates().map(peer_of).transpose() {
-        Ok(peer) => peer,
+    let certified = match session.peer_certificates().map(certified_by).transpose() {
+        Ok(certified) => certified,
         Err(error) => {
             let error = chain(&error);
             tracing::warn!(%from, error, "client's certificate is trusted but names no peer");
             return;
         }
     };
+    let peer = certified.as_ref().map(|certified| certified.peer.clone());
     let key = peer.clone().map_or(Counted::Address(from.ip()), Counted::Peer);
     let present = shared.enter(key);
     match handler {
         Handler::Http(router) => {
             let router = present.is_some().then(|| router.clone());
             if alpn != Some(Alpn::Bulk) {
-                return Box::pin(serve_http(stream, router, peer, from, shared)).await;
+                return Box::pin(serve_http(stream, router, certified, from, shared)).await;
             }
             match Piecewise::new(stream, |stream| stream.get_ref().0) {
-                Ok(stream) => Box::pin(serve_http(stream, router, peer, from, shared)).await,
+                Ok(stream) => Box::pin(serve_http(stream, router, certified, from, shared)).await,
                 Err(error) => tracing::debug!(%from, %error, "cannot set socket options"),
             }
         }
@@ -287,7 +289,7 @@ async fn handshake(
 async fn serve_http<S>(
     stream: S,
     router: Option<Router>,
-    peer: Option<Peer>,
+    certified: Option<Certified>,
     from: SocketAddr,
     shared: &Shared,
 ) where
@@ -298,8 +300,9 @@ async fn serve_http<S>(
     let service = service_fn(|mut request: Request<Incoming>| {
         let router = router.clone();
         request.extensions_mut().insert(ConnectInfo(from));
-        if let Some(peer) = &peer {
+        if let Some(Certified { peer, group }) = &certified {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(CertifiedGroup(group.clone()));
         }
         async move { Ok::<_, Infallible>(answer(request, router, shared).await) }
     });
