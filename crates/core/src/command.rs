@@ -105,6 +105,9 @@ pub enum Planned {
     Grant { server: ServerId, purpose: Purpose },
     /// Declares a silent server lost: the rollout continues without it, and it is in debt.
     LoseServer { server: ServerId, silent_ms: u64 },
+    /// A server of the wave has not downloaded the release, as others have: the rollout continues
+    /// without it until it has.
+    LeaveOut { server: ServerId },
     /// A lost server is back.
     FindServer { server: ServerId },
     /// Fails the rollout for a reason that the leader observed.
@@ -141,6 +144,7 @@ impl Body {
                 Planned::WidenWave { .. } => "widen-wave",
                 Planned::Grant { .. } => "grant",
                 Planned::LoseServer { .. } => "lose-server",
+                Planned::LeaveOut { .. } => "leave-out",
                 Planned::FindServer { .. } => "find-server",
                 Planned::Fail { .. } => "fail",
                 Planned::PauseForVerdict { .. } => "pause-for-verdict",
@@ -169,6 +173,8 @@ pub enum Event {
     ServerFailed { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.
     ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
+    /// A server has not downloaded the release in time: the rollout continues without it.
+    ServerLeftOut { app: AppId, server: ServerId },
     /// A server finished its change and is serving.
     ServerDone { app: AppId, server: ServerId },
     /// A report was a repeat, or is about an older plan.

@@ -254,6 +254,7 @@ impl Phase {
         }
         if let Some(rollout) = self.rollout_mut() {
             rollout.lost.remove(server);
+            rollout.unfetched.remove(server);
             rollout.failed.remove(server);
         }
     }
@@ -262,6 +263,11 @@ impl Phase {
     #[must_use]
     pub fn forward(&self) -> Option<&Rollout> {
         if let Phase::Forward { rollout, .. } = self { Some(rollout) } else { None }
+    }
+
+    /// The rollout that is being rolled back.
+    pub(crate) fn rolling_back(&self) -> Option<&Rollout> {
+        if let Phase::RollingBack { rollout, .. } = self { Some(rollout) } else { None }
     }
 
     /// The rollout, if its next wave may start or, with no servers left, the rollout is done.
@@ -314,6 +320,7 @@ pub const ARROWS: &[Arrow] = {
         (at(P::Empty), End::Forward, "start_rollout"),
         (at(P::Running), End::Forward, "start_rollout"),
         (at(P::Held), End::Forward, "start_rollout"),
+        (at(P::RollingBack), End::Forward, "start_rollout"),
         (at(P::MARKED_OLD), at(P::LEADER_HOLDS), "leader_holds"),
         (at(P::LEADER_HOLDS), at(P::VERIFIED), "verify"),
         (at(P::VERIFIED), at(P::WAVE_ASSIGNED), "start_wave"),

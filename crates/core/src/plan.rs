@@ -216,6 +216,7 @@ impl<'a> Planner<'a> {
         }
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
+            self.left_out(rollout);
         }
         self.checks();
     }
@@ -229,6 +230,15 @@ impl<'a> Planner<'a> {
         let version = rollout.release.version.clone();
         let prestage = rollout.policy.update.prestage;
         self.wait(rollout.progress, WaitingOn::Prestage { version, prestage, servers });
+    }
+
+    /// Servers that the rollout continues without because they have not downloaded it.
+    fn left_out(&mut self, rollout: &Rollout) {
+        let servers: Vec<ServerId> = rollout.unfetched.iter().cloned().collect();
+        if !servers.is_empty() {
+            let version = rollout.release.version.clone();
+            self.wait(rollout.progress, WaitingOn::NotDownloaded { version, servers });
+        }
     }
 
     fn phase(&mut self) {

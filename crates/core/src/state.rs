@@ -358,10 +358,12 @@ impl App {
     }
 
     /// The servers whose change has to finish before another release can take over: all that are
-    /// changing, except those that pay a debt.
+    /// changing, except those that pay a debt or roll back: the release may be their cure.
     pub(crate) fn blocking_takeover(&self) -> Vec<ServerId> {
-        let owes = |server: &ServerId| self.servers[server].debt.is_some();
-        self.in_flight().map(|(id, _)| id).filter(|id| !owes(id)).cloned().collect()
+        let blocks = |(server, change): &(&ServerId, &Activation)| {
+            change.purpose == Purpose::Wave && self.servers[*server].debt.is_none()
+        };
+        self.in_flight().filter(blocks).map(|(id, _)| id.clone()).collect()
     }
 }
 

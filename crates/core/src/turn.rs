@@ -82,6 +82,7 @@ impl Turn<'_> {
             Planned::WidenWave { server } => self.widen_wave(server),
             Planned::Grant { server, purpose } => self.grant(server, *purpose, costs),
             Planned::LoseServer { server, silent_ms } => self.lose(server, *silent_ms),
+            Planned::LeaveOut { server } => self.leave_out(server),
             Planned::FindServer { server } => self.find(server),
             Planned::Fail { reason } => self.fail(reason.clone(), false),
             Planned::PauseForVerdict { group, reason } => self.pause_for_verdict(group, reason),

@@ -90,7 +90,7 @@ fn an_arrow_into_a_rollout_enters_its_first_state() {
     }
     assert!(arrow(PhaseName::LEADER_HOLDS, PhaseName::WAVE_BAKED).is_none());
     assert!(arrow(PhaseName::Empty, PhaseName::VERIFIED).is_none());
-    assert_eq!(PhaseName::ALL.into_iter().flat_map(drawn).count(), 44);
+    assert_eq!(PhaseName::ALL.into_iter().flat_map(drawn).count(), 45);
 }
 
 #[test]

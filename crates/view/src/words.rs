@@ -16,6 +16,10 @@ pub fn reason(reason: &Reason) -> String {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
             format!("too many servers are unreachable: {}", servers.join(", "))
         }
+        Reason::NotDownloaded { within, servers } => {
+            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
+            format!("not downloaded within {within}: {}", servers.join(", "))
+        }
         Reason::NoServerLeft => "no server is left that runs it".into(),
         Reason::NoProgress { wave, within, servers } => {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();

@@ -35,6 +35,9 @@ impl Notes {
             Event::ServerLost { app, server, silent_ms } => {
                 tracing::warn!(%app, %server, silent_ms, "server lost");
             }
+            Event::ServerLeftOut { app, server } => {
+                tracing::warn!(%app, %server, "continuing without a server that cannot download");
+            }
             Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
             Event::ReportIgnored { server, sequence } => {
                 tracing::debug!(%server, sequence, "report ignored");

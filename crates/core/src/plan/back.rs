@@ -21,6 +21,9 @@ impl Planner<'_> {
             return;
         }
         let owing = self.app.to_roll_back(rollout);
+        if self.relieves(rollout, &owing) {
+            return;
+        }
         let mut waiting = Vec::new();
         for server in &owing {
             let change = self.app.servers[server].in_flight();
@@ -94,10 +97,20 @@ impl Planner<'_> {
             if good.is_none_or(|good| here.has(&good.artifact)) {
                 return true;
             }
-            let servers = BTreeSet::from([server.clone()]);
-            self.wait(debt.since, WaitingOn::Download { servers });
+            self.wait_for_good(server, debt.since, good);
         }
         false
+    }
+
+    /// A server in debt is downloading the good release; if that takes long, it needs help.
+    fn wait_for_good(&mut self, server: &ServerId, since: ClockMs, good: Option<&Release>) {
+        let within_ms = self.app.policy_in_force().update.progress_deadline.ms;
+        let late = good.filter(|_| self.state.clock.since(since) > within_ms);
+        let on = match late.map(|good| good.version.clone()) {
+            Some(version) => WaitingOn::NotDownloaded { version, servers: vec![server.clone()] },
+            None => WaitingOn::Download { servers: BTreeSet::from([server.clone()]) },
+        };
+        self.wait(since, on);
     }
 
     /// Whether to leave the debt alone for now: no tries are left, or the last one just failed.

@@ -132,8 +132,12 @@ impl Turn<'_> {
         let Some(here) = self.app.servers.get_mut(server) else { return false };
         if !here.has(artifact) {
             push_bounded(&mut here.holds, artifact.clone(), HOLDS_MAX);
-            let coming = self.app.phase.rollout().map(|rollout| &rollout.release.artifact);
-            if coming == Some(artifact) {
+            let coming = match &self.app.phase {
+                Phase::Forward { rollout, .. } => Some(&rollout.release),
+                Phase::RollingBack { .. } => self.app.last_good.as_ref(),
+                Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => None,
+            };
+            if coming.is_some_and(|release| release.artifact == *artifact) {
                 self.progress();
             }
         }
