@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::capacity;
-use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection};
+use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection, WhyNot};
 use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
+use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::reason::DebtReason;
 use crate::state::{
@@ -67,6 +68,7 @@ impl State {
                 let costs = self.clear(app, step)?;
                 self.planned(app, *generation, actor, events)?.take(step, costs)
             }
+            Body::RemoveApp { app, revision } => self.turn(app, actor, events)?.remove(*revision),
             Body::Adopt { app, release } => self.turn(app, actor, events)?.adopt(release),
             Body::StartRollout { app, release, revision, lead } => {
                 self.turn(app, actor, events)?.start_rollout(release, *revision, lead)
@@ -172,6 +174,10 @@ impl State {
 
     fn set_policy(&mut self, policy: &Policy, revision: Revision) -> Applied {
         if let Some(app) = self.apps.get_mut(&policy.app) {
+            if matches!(app.phase, Phase::Removing { .. }) {
+                let (state, why) = (app.phase.name(), WhyNot::BeingRemoved);
+                return Err(Rejection::NotNow { state, why });
+            }
             if revision > app.revision {
                 app.revision = revision;
                 app.policy = policy.clone().into();
@@ -182,6 +188,7 @@ impl State {
             return Err(Rejection::Limit { what: Limited::Apps, max: APPS_MAX as u64 });
         } else {
             let mut app = App::new(revision, policy.clone());
+            app.generation = self.first_generation;
             let servers = self.servers.keys().map(|id| (id.clone(), ServerApp::default()));
             app.servers = servers.collect::<BTreeMap<_, _>>().into();
             self.apps.insert(policy.app.clone(), app);

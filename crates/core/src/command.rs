@@ -61,6 +61,8 @@ pub enum Body {
     RaiseFeatureLevel { level: u32 },
     /// The registry has a new policy, or one for a new app; an older revision has no effect.
     SetPolicy { policy: Policy, revision: Revision },
+    /// An operator removed the app, at this revision of the registry: no server is to run it.
+    RemoveApp { app: AppId, revision: Revision },
     /// The release that every server was found running becomes `last_good`.
     Adopt { app: AppId, release: Release },
     /// Starts a rollout, even mid-rollout; planned with this revision of the policy.
@@ -132,6 +134,7 @@ impl Body {
             Body::PlaceMember { .. } => "place-member",
             Body::RaiseFeatureLevel { .. } => "raise-feature-level",
             Body::SetPolicy { .. } => "set-policy",
+            Body::RemoveApp { .. } => "remove-app",
             Body::Adopt { .. } => "adopt",
             Body::StartRollout { .. } => "start-rollout",
             Body::RecordWritten { .. } => "record-written",
@@ -177,6 +180,8 @@ pub enum Event {
     ServerLeftOut { app: AppId, server: ServerId },
     /// A server finished its change and is serving.
     ServerDone { app: AppId, server: ServerId },
+    /// No server runs a removed app, and the registry has forgotten it: the group has, too.
+    AppRemoved { app: AppId },
     /// A report was a repeat, or is about an older plan.
     ReportIgnored { server: ServerId, sequence: u64 },
     /// A request that was already applied arrived again.

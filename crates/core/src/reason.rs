@@ -73,6 +73,8 @@ pub enum DebtReason {
     NotRolledBack,
     /// It was silent for this long, and declared lost.
     Silent { for_ms: u64 },
+    /// An operator removed the app, and the server still runs it.
+    Removed,
     /// A step failed on it.
     Failed { text: String },
 }

@@ -74,6 +74,8 @@ pub enum WhyNot {
     /// The server is not in the wave, or the wave is still downloading.
     NotItsTurn,
     NothingToGrant,
+    /// An operator removed the app.
+    BeingRemoved,
     AlreadyLost,
 }
 

@@ -67,6 +67,9 @@ pub struct State {
     /// The position of the next server in joining order.
     pub next_joined: u64,
     pub servers: Shared<BTreeMap<ServerId, Server>>,
+    /// The generation that a new app starts with: above those of all that were removed, so that no
+    /// server takes its orders for older ones.
+    pub first_generation: Generation,
     /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
@@ -251,6 +254,7 @@ impl State {
             next_member: MemberId(1),
             next_joined: 0,
             servers: Shared::default(),
+            first_generation: Generation(0),
             apps: BTreeMap::new(),
             requests: Shared::default(),
         }
@@ -290,6 +294,18 @@ impl App {
             record_written: 0,
             verdicts_due: Vec::new(),
         }
+    }
+
+    /// Whether no server runs the app, as far as every server has said.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.servers.values().all(ServerApp::has_stopped)
+    }
+
+    /// Whether the app was removed, and nothing is left of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        let forgotten = self.record_written == self.record;
+        matches!(self.phase, Phase::Removing { stopped: true, .. } if forgotten)
+            && self.is_stopped()
     }
 
     /// The rejection of a release, if there was one here.
@@ -378,6 +394,12 @@ impl ServerApp {
     #[must_use]
     pub fn settled_on(&self, release: Option<&Release>) -> bool {
         self.running.as_ref() == release && self.activation.is_none()
+    }
+
+    /// Whether the server has said that it runs nothing, and has no activation.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.found && !self.unsure && self.settled_on(None)
     }
 
     /// Whether the server is settled on the release and takes traffic.

@@ -68,6 +68,10 @@ impl State {
         for (id, app) in &mut self.apps {
             Turn { id, app, incarnation, platform, clock, actor, events }.settle();
         }
+        for (id, gone) in self.apps.extract_if(.., |_, app| app.is_gone()) {
+            self.first_generation = self.first_generation.max(gone.generation.next());
+            events.push(Event::AppRemoved { app: id });
+        }
     }
 }
 

@@ -88,6 +88,8 @@ pub enum WaitingOn {
     ChecksFlap { servers: Vec<ServerId> },
     /// Servers that try changed checks, or take them after others.
     ChecksTried { servers: BTreeSet<ServerId> },
+    /// A server still runs a removed app, and why.
+    NotStopped { server: ServerId, reason: DebtReason },
     /// A server is not on `last_good`, and why.
     Debt { server: ServerId, reason: DebtReason },
 }

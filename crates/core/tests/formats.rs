@@ -68,6 +68,7 @@ fn bodies() -> Vec<Body> {
         Body::PlaceMember { server: server(1), carries: true },
         Body::RaiseFeatureLevel { level: 2 },
         Body::SetPolicy { policy: policy(1, 0), revision: Revision(3) },
+        Body::RemoveApp { app: app(), revision: Revision(4) },
         Body::Adopt { app: app(), release: release(1) },
         Body::StartRollout {
             app: app(),
@@ -166,6 +167,7 @@ fn has_an_example(body: &Body) -> bool {
         | Body::PlaceMember { .. }
         | Body::RaiseFeatureLevel { .. }
         | Body::SetPolicy { .. }
+        | Body::RemoveApp { .. }
         | Body::Adopt { .. }
         | Body::StartRollout { .. }
         | Body::RecordWritten { .. }

@@ -19,6 +19,8 @@ pub enum Record {
     Members(Vec<MemberPlace>),
     /// The group's progress with an app.
     Progress(Progress),
+    /// Nothing is left of a removed app in the group: its records and verdicts go.
+    Gone { app: AppId, sequence: u64 },
     /// The group's judgement of a release.
     Verdict { app: AppId, verdict: Verdict },
 }
@@ -60,7 +62,7 @@ impl Written {
         match record {
             Record::Info { .. } => self.info = true,
             Record::Members(members) => self.members = Some(members),
-            Record::Progress(Progress { app, sequence, .. }) => {
+            Record::Progress(Progress { app, sequence, .. }) | Record::Gone { app, sequence } => {
                 return Some(Body::RecordWritten { app, record: sequence });
             }
             Record::Verdict { app, verdict: Verdict { version, bad, .. } } => {
@@ -89,7 +91,12 @@ pub fn due(state: &State, configuration: &Configuration, written: &Written) -> V
     }
     for (id, app) in &state.apps {
         if app.record_written < app.record {
-            due.push(Record::Progress(progress(id, app)));
+            due.push(match app.phase {
+                Phase::Removing { stopped: true, .. } => {
+                    Record::Gone { app: id.clone(), sequence: app.record }
+                }
+                _ => Record::Progress(progress(id, app)),
+            });
         }
         due.extend(app.verdicts_due.iter().cloned().map(|mut verdict| {
             verdict.bad = verdict.bad.map(Reason::shortened);
@@ -107,7 +114,7 @@ fn progress(id: &AppId, app: &App) -> Progress {
         }
         Phase::RollingBack { reason, .. } => (going(), Some(reason.clone().shortened())),
         Phase::Forward { .. } => (going(), None),
-        Phase::Empty | Phase::Running { .. } => (None, None),
+        Phase::Empty | Phase::Running { .. } | Phase::Removing { .. } => (None, None),
     };
     Progress {
         app: id.clone(),

@@ -101,6 +101,9 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::ChecksTried { servers } => {
             format!("changed checks are not used yet on {}", list(servers))
         }
+        WaitingOn::NotStopped { server, reason } => {
+            format!("{server} has not stopped it: {}", words::debt(reason))
+        }
         WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
         }
@@ -225,6 +228,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let fix = Hint::run_to("publish a fix: it takes over", publish);
             [fix].into_iter().chain(remove).collect()
         }
+        WaitingOn::NotStopped { .. } => vec![Hint::run_to("try again", retry())],
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
         }
@@ -303,6 +307,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
         | WaitingOn::ServerUnreachable { server: one, .. }
+        | WaitingOn::NotStopped { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
         WaitingOn::NewRelease
         | WaitingOn::KillSwitch { .. }

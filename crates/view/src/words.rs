@@ -43,6 +43,7 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::Silent { for_ms } => {
             format!("lost after {} s without contact", for_ms / 1000)
         }
+        DebtReason::Removed => "the app was removed".into(),
         DebtReason::Failed { text } => text.clone(),
     })
 }
@@ -131,6 +132,7 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::PolicyChanged => "the policy has changed",
         WhyNot::ReleaseRejected => "this group rejected the release",
         WhyNot::ServerChanging => "a server is mid-change",
+        WhyNot::BeingRemoved => "the app is being removed",
         WhyNot::RollingBack => "the group is rolling back",
         WhyNot::AlreadyRunning => "every server already runs it",
         WhyNot::AlreadyRollingOut => "it is already being rolled out",

@@ -38,6 +38,7 @@ impl Notes {
             Event::ServerLeftOut { app, server } => {
                 tracing::warn!(%app, %server, "continuing without a server that cannot download");
             }
+            Event::AppRemoved { app } => tracing::info!(%app, "app removed from the group"),
             Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
             Event::ReportIgnored { server, sequence } => {
                 tracing::debug!(%server, sequence, "report ignored");

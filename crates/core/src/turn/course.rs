@@ -89,7 +89,8 @@ impl Turn<'_> {
             Phase::Empty
             | Phase::Running { .. }
             | Phase::RollingBack { .. }
-            | Phase::Held { .. } => return self.not_now(WhyNot::NoRollout),
+            | Phase::Held { .. }
+            | Phase::Removing { .. } => return self.not_now(WhyNot::NoRollout),
         };
         match course(self, &rollout, Some(reason), by_person) {
             Course::Stay(_) if matches!(self.app.phase, Phase::Held { .. }) => {

@@ -36,7 +36,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// any state ─► marked-old: a release rolls out. From a rollback only if it is stuck.
+    /// any state but removing ─► marked-old: a release rolls out. From a rollback only if it is stuck.
     pub(crate) fn start_rollout(
         &mut self,
         release: &Release,
@@ -56,7 +56,7 @@ impl Turn<'_> {
                 self.reject(&rollout.release, reason.clone());
                 self.remember(&rollout, Ending::Superseded, Some(reason));
             }
-            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => {}
+            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } | Phase::Removing { .. } => {}
         }
         self.app.generation = self.app.generation.next();
         // A failed change does not block a new plan. What a lost server may still be doing is kept
@@ -91,6 +91,8 @@ impl Turn<'_> {
         let runs = || app.servers.values().all(|here| here.settled_on(Some(release)));
         if self.platform != Some(&release.platform) {
             Some(WhyNot::OtherPlatform)
+        } else if matches!(app.phase, Phase::Removing { .. }) {
+            Some(WhyNot::BeingRemoved)
         } else if app.revision != revision {
             Some(WhyNot::PolicyChanged)
         } else if app.rejection_of(release).is_some() {
@@ -209,7 +211,8 @@ impl Turn<'_> {
             | Phase::Running { .. }
             | Phase::Forward { .. }
             | Phase::RollingBack { .. }
-            | Phase::Held { .. } => return self.not_now(WhyNot::NotItsTurn),
+            | Phase::Held { .. }
+            | Phase::Removing { .. } => return self.not_now(WhyNot::NotItsTurn),
         };
         self.progress();
         Ok(())

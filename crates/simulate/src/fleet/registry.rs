@@ -46,7 +46,10 @@ impl Registry {
             let (group, stamp, record) = first.remove();
             let about = match &record {
                 Record::Verdict { app, verdict } => Some((app.clone(), verdict.version.clone())),
-                Record::Info { .. } | Record::Members(_) | Record::Progress(_) => None,
+                Record::Info { .. }
+                | Record::Members(_)
+                | Record::Progress(_)
+                | Record::Gone { .. } => None,
             };
             let known = self.stamps.entry((group.clone(), about)).or_insert(stamp);
             if *known <= stamp || self.unfenced {
@@ -75,6 +78,10 @@ impl Registry {
                         != (&verdict.group, &verdict.app, &verdict.version)
                 });
                 verdicts.push(verdict);
+            }
+            Record::Gone { app, .. } => {
+                let verdicts = &mut Arc::make_mut(&mut self.view).verdicts;
+                verdicts.retain(|known| (&known.group, &known.app) != (&group, &app));
             }
             // The registry has the first, and nobody reads the other one here.
             Record::Info { .. } | Record::Progress(_) => {}

@@ -136,6 +136,7 @@ impl Script {
             "fleet" => self.new_group(line),
             "use" => self.group = Some(GroupId::new(line.words[0]).expect("a group")),
             "policy" => self.policy(line),
+            "remove-app" => self.fleet.remove_app(&line.app()),
             "publish" => self.publish(line),
             "installed" => self.installed(line),
             "channel" => self.fleet.channel(&line.app(), line.words[0]),
