@@ -9,7 +9,8 @@ use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::reason::DebtReason;
 use crate::state::{
-    APPS_MAX, Answered, App, REQUESTS_MAX, SERVERS_MAX, Server, ServerApp, State, push_bounded,
+    APPS_MAX, Answered, App, REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, Server, ServerApp, State,
+    push_bounded,
 };
 use crate::turn::Applied;
 
@@ -121,6 +122,9 @@ impl State {
             (known.address, known.rack) = (address, rack);
         } else if self.servers.len() >= SERVERS_MAX {
             return Err(Rejection::Limit { what: Limited::Servers, max: SERVERS_MAX as u64 });
+        } else if !State::fits(self.servers.len() + 1, self.apps.len()) {
+            let max = SERVER_APPS_MAX as u64;
+            return Err(Rejection::Limit { what: Limited::ServerApps, max });
         } else {
             let (joined, boot_epoch) = (self.next_joined, BootEpoch(0));
             self.next_joined += 1;
@@ -186,6 +190,9 @@ impl State {
             }
         } else if self.apps.len() >= APPS_MAX {
             return Err(Rejection::Limit { what: Limited::Apps, max: APPS_MAX as u64 });
+        } else if !State::fits(self.servers.len(), self.apps.len() + 1) {
+            let max = SERVER_APPS_MAX as u64;
+            return Err(Rejection::Limit { what: Limited::ServerApps, max });
         } else {
             let mut app = App::new(revision, policy.clone());
             app.generation = self.first_generation;

@@ -85,6 +85,8 @@ pub enum WhyNot {
 pub enum Limited {
     Servers,
     Apps,
+    /// Servers times apps.
+    ServerApps,
     ReportBytes,
     CommandBytes,
 }

@@ -27,6 +27,10 @@ pub const STATE_SCHEMA: u32 = 1;
 pub const SERVERS_MAX: usize = 1_200;
 /// Most apps in a group: each costs one log entry per server and step.
 pub const APPS_MAX: usize = 32;
+/// Most servers times apps of a group: all of it goes into one snapshot, which has a limit of 15 MiB.
+/// 12,000: 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and
+/// 1,300 mid-rollout.
+pub const SERVER_APPS_MAX: usize = 12_000;
 /// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;
 /// Ended rollouts kept per app.
@@ -39,6 +43,9 @@ pub const GOOD_MAX: usize = 3;
 pub const HOLDS_MAX: usize = 6;
 /// Failures kept in detail per rollout; further ones are only counted.
 pub const FAILURES_KEPT_MAX: usize = 16;
+/// Groups whose verdict an operator has overruled, kept per rollout; a verdict of one that was
+/// forgotten pauses the rollout again.
+pub const OVERRULED_MAX: usize = 64;
 /// Verdicts kept per app until the registry acknowledges them.
 pub const VERDICTS_DUE_MAX: usize = 16;
 /// Automatic attempts to pay a debt before an operator has to step in.
@@ -258,6 +265,11 @@ impl State {
             apps: BTreeMap::new(),
             requests: Shared::default(),
         }
+    }
+
+    /// Whether this many servers fit with this many apps.
+    pub(crate) fn fits(servers: usize, apps: usize) -> bool {
+        servers * apps <= SERVER_APPS_MAX
     }
 
     /// Number of servers in the group.

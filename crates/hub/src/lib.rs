@@ -23,6 +23,7 @@ mod operating;
 mod placing;
 mod refusal;
 mod registry_api;
+mod room;
 mod routes;
 mod upkeep;
 mod upload;

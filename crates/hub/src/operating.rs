@@ -24,6 +24,7 @@ use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
 use crate::refusal::Answer;
+use crate::room;
 
 pub(crate) async fn policy(
     State(app): State<Arc<App>>,
@@ -38,7 +39,9 @@ pub(crate) async fn policy(
         let wrong = format!("the policy is for app {}, not {name}", policy.app);
         return Err(ApiError::bad_request(wrong).into());
     }
-    still_being_removed(&read_fleet(&app.registry).await?, &name)?;
+    let fleet = read_fleet(&app.registry).await?;
+    still_being_removed(&fleet, &name)?;
+    room::for_app(&fleet, &name)?;
     let record = PolicyRecord {
         schema: SCHEMA,
         app: name.clone(),

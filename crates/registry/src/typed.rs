@@ -1,6 +1,8 @@
 //! Typed reads and writes on any [`Registry`].
 
-use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId};
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -20,6 +22,10 @@ pub type Answer<T> = Result<T, RegistryError>;
 /// Compare-and-set attempts. A group's members write rarely, so more than a few lost races in a row
 /// mean that something is wrong.
 const ATTEMPTS_MAX: u32 = 8;
+
+/// Versions of an app whose verdicts are kept. 32: as many as a group's history, and every leader
+/// reads them all.
+pub const VERDICT_VERSIONS_MAX: usize = 32;
 
 /// The outcome of a fenced write: a late writer changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -334,6 +340,30 @@ pub async fn remove_app(
         }
     }
     Err(RegistryError::Contended { key: policy, attempts: ATTEMPTS_MAX })
+}
+
+/// Removes the verdicts about all but the last versions of each app, at most
+/// [`VERDICT_VERSIONS_MAX`]. Returns how many there were.
+///
+/// A channel that goes back to such a version waits for new verdicts: the groups roll it out again.
+pub async fn forget_old_verdicts(registry: &dyn Registry) -> Answer<usize> {
+    let (items, _) = list(registry, keys::VERDICTS).await?;
+    let mut of_app: BTreeMap<AppId, BTreeMap<Version, (u64, Vec<String>)>> = BTreeMap::new();
+    for pair in items {
+        if let Some(Place::Verdict { app, version, .. }) = keys::parse(&pair.key) {
+            let (last, of_version) = of_app.entry(app).or_default().entry(version).or_default();
+            *last = pair.mod_revision.max(*last);
+            of_version.push(pair.key);
+        }
+    }
+    let mut doomed = Vec::new();
+    for versions in of_app.into_values() {
+        let mut versions: Vec<(u64, Vec<String>)> = versions.into_values().collect();
+        versions.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
+        doomed.extend(versions.into_iter().skip(VERDICT_VERSIONS_MAX).flat_map(|(_, keys)| keys));
+    }
+    delete_all(registry, &doomed).await?;
+    Ok(doomed.len())
 }
 
 /// Reads the policies of all apps.

@@ -116,6 +116,7 @@ pub fn rejection(rejection: &Rejection) -> String {
             let what = match what {
                 Limited::Servers => "servers",
                 Limited::Apps => "apps",
+                Limited::ServerApps => "servers times apps",
                 Limited::ReportBytes => "bytes of text in a report",
                 Limited::CommandBytes => "bytes in a command",
             };

@@ -6,7 +6,7 @@ use crate::ids::{GroupId, Revision, ServerId};
 use crate::phase::Phase;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::release::Rollback;
-use crate::state::{Pause, Rollout};
+use crate::state::{OVERRULED_MAX, Pause, Rollout};
 
 impl Turn<'_> {
     /// The rollout going forward, under a new generation: earlier plans are now stale.
@@ -51,6 +51,9 @@ impl Turn<'_> {
             && let Some(Pause { by: PausedBy::Verdict { group, .. }, .. }) = rollout.pause.take()
         {
             rollout.overruled.insert(group);
+            if rollout.overruled.len() > OVERRULED_MAX {
+                rollout.overruled.pop_first();
+            }
         }
         self.progress();
         Ok(())
