@@ -39,7 +39,9 @@ impl AppTask {
         let mut app = self.boot().await?;
         let mut checks = Checks::default();
         while !self.changes.stopped() {
-            self.turn(&mut app, &mut checks).await?;
+            if self.turn(&mut app, &mut checks).await? == Turned::Retired {
+                return Ok(());
+            }
         }
         self.host.write_down()
     }
@@ -51,7 +53,7 @@ impl AppTask {
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.
-    async fn turn(&mut self, app: &mut App, checks: &mut Checks) -> Result<(), HostError> {
+    async fn turn(&mut self, app: &mut App, checks: &mut Checks) -> Result<Turned, HostError> {
         let seen = self.changes.seen();
         let received = seen.received.as_deref();
         if let Some(received) = received {
@@ -65,6 +67,12 @@ impl AppTask {
         let mut acted = false;
         for effect in effects {
             acted |= matches!(effect, Effect::Act { .. });
+            if effect == Effect::Retire {
+                if self.retire().await {
+                    return Ok(Turned::Retired);
+                }
+                continue;
+            }
             self.perform(effect, orders, checks).await?;
         }
         if !acted {
@@ -75,7 +83,7 @@ impl AppTask {
                 () = tokio::time::sleep(next) => {}
             }
         }
-        Ok(())
+        Ok(Turned::Looked)
     }
 
     /// What to do now, and how long until the next look if nothing changes.
@@ -146,6 +154,8 @@ impl AppTask {
             Effect::EndTrial => checks.trial = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
             Effect::Collect(keep) => self.collect(&keep).await,
+            // The turn itself does that.
+            Effect::Retire => {}
         }
         Ok(())
     }
@@ -207,13 +217,39 @@ impl AppTask {
         }
         self.shared.keep(&self.app, keep.iter().cloned().collect::<BTreeSet<_>>());
         if let Some(keep) = self.shared.keep_of_all() {
-            let store = Arc::clone(&self.shared.downloads.context().store);
-            let collected = tokio::task::spawn_blocking(move || store.collect(&keep)).await;
-            if let Ok(Err(error)) = collected {
-                tracing::warn!(error = chain(&error), "cannot collect old artifacts");
-            }
+            self.collect_artifacts(keep).await;
         }
     }
+
+    async fn collect_artifacts(&self, keep: BTreeSet<Digest>) {
+        let store = Arc::clone(&self.shared.downloads.context().store);
+        let collected = tokio::task::spawn_blocking(move || store.collect(&keep)).await;
+        if let Ok(Err(error)) = collected {
+            tracing::warn!(error = chain(&error), "cannot collect old artifacts");
+        }
+    }
+
+    /// Removes everything of the app from this server; returns whether nothing is left.
+    async fn retire(&self) -> bool {
+        if let Err(error) = self.host.remove() {
+            tracing::warn!(app = %self.app, error = chain(&error), "cannot remove a removed app");
+            return false;
+        }
+        self.shared.does(&self.app, None);
+        if let Some(keep) = self.shared.retire(&self.app) {
+            self.collect_artifacts(keep).await;
+        }
+        tracing::info!(app = %self.app, "removed: the group no longer has the app");
+        true
+    }
+}
+
+/// What came of one look.
+#[derive(Debug, PartialEq, Eq)]
+enum Turned {
+    Looked,
+    /// Nothing of the app is left on this server.
+    Retired,
 }
 
 /// The checks that decide about traffic, and those on trial.

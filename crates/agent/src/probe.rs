@@ -39,6 +39,11 @@ impl Readiness {
         self.traffic.lock().insert(app.clone(), traffic);
     }
 
+    pub(crate) fn remove(&self, app: &AppId) {
+        self.traffic.lock().remove(app);
+        self.unfit.lock().remove(app);
+    }
+
     /// The running checks of an app: why they fail, or `None` while they pass.
     pub(crate) fn fit(&self, app: &AppId, reason: Option<String>) {
         let mut unfit = self.unfit.lock();

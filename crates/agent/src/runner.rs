@@ -97,6 +97,9 @@ impl Runner {
         let members = &received.orders.members;
         self.shared.learn_members(members);
         self.shared.learn_leader(received.leader.as_ref(), members);
+        for app in std::mem::take(&mut *self.shared.retired.lock()) {
+            apps.remove(&app);
+        }
         for orders in &received.orders.apps {
             if apps.insert(orders.app.clone()) {
                 self.start_app(&orders.app, reporter).await?;

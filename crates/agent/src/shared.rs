@@ -103,6 +103,8 @@ pub(crate) struct Shared {
     pub leader: Mutex<Option<Source>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
     pub kept: Mutex<BTreeMap<AppId, BTreeSet<Digest>>>,
+    /// Apps of which nothing is left here, until the runner has heard of it.
+    pub retired: Mutex<BTreeSet<AppId>>,
 }
 
 impl Shared {
@@ -238,6 +240,15 @@ impl Shared {
         let on_disk = self.apps_on_disk().ok()?;
         let said = !on_disk.is_empty() && on_disk.iter().all(|app| kept.contains_key(app));
         said.then(|| kept.values().flatten().cloned().collect())
+    }
+
+    /// Nothing of the app is left here. What the others want kept; none while one has not said so.
+    pub(crate) fn retire(&self, app: &AppId) -> Option<BTreeSet<Digest>> {
+        self.readiness.remove(app);
+        self.retired.lock().insert(app.clone());
+        self.kept.lock().remove(app);
+        let was_last = self.apps_on_disk().is_ok_and(|apps| apps.is_empty());
+        if was_last { Some(BTreeSet::new()) } else { self.keep_of_all() }
     }
 
     /// The apps that have a record here. Other files and directories next to them are ignored.

@@ -235,6 +235,7 @@ pub(crate) async fn open(
         step_changed: Notify::new(),
         leader: Mutex::default(),
         kept: Mutex::default(),
+        retired: Mutex::default(),
         hub,
         config: config.clone(),
     };

@@ -135,7 +135,8 @@ fn rejected(app: &App) -> Option<&Release> {
         Phase::Empty
         | Phase::Running { .. }
         | Phase::Forward { .. }
-        | Phase::RollingBack { .. } => None,
+        | Phase::RollingBack { .. }
+        | Phase::Removing { .. } => None,
     }
 }
 
@@ -182,6 +183,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
             (*since, Some(reason.clone()), rollout.waves, Vec::new())
         }
         Phase::Held { reason, since, .. } => (*since, Some(reason.clone()), 0, Vec::new()),
+        Phase::Removing { since, .. } => (*since, None, 0, Vec::new()),
     };
     let target = rejected(app).or_else(|| app.phase.rollout().map(|rollout| &rollout.release));
     let servers = app.servers.iter().map(|(server, here)| {

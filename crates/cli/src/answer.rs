@@ -32,6 +32,8 @@ pub(crate) enum Answer<'a> {
     ChannelSet(&'a ChannelPointer),
     ChannelList(&'a [ChannelPointer]),
     AppApply { app: &'a AppId, revision: Revision, changed: bool },
+    // With the groups that still have it.
+    AppRemove { app: &'a AppId, revision: Revision, changed: bool, groups: &'a [GroupId] },
     AppDiff { app: &'a AppId, changes: &'a [Change] },
     AppShow(&'a [&'a VersionedPolicy]),
     Status(&'a FleetReport),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::capacity;
-use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection};
+use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection, WhyNot};
 use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
+use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::reason::DebtReason;
 use crate::state::{
-    APPS_MAX, Answered, App, Process, REQUESTS_MAX, SERVERS_MAX, Server, ServerApp, State,
-    push_bounded,
+    APPS_MAX, Answered, App, Process, REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, Server,
+    ServerApp, State, push_bounded,
 };
 use crate::turn::Applied;
 
@@ -68,6 +69,7 @@ impl State {
                 let costs = self.clear(app, step)?;
                 self.planned(app, *generation, actor, events)?.take(step, costs)
             }
+            Body::RemoveApp { app, revision } => self.turn(app, actor, events)?.remove(*revision),
             Body::Adopt { app, release } => self.turn(app, actor, events)?.adopt(release),
             Body::StartRollout { app, release, revision, lead } => {
                 self.turn(app, actor, events)?.start_rollout(release, *revision, lead)
@@ -120,6 +122,9 @@ impl State {
             (known.address, known.rack, known.process) = (address, rack, process);
         } else if self.servers.len() >= SERVERS_MAX {
             return Err(Rejection::Limit { what: Limited::Servers, max: SERVERS_MAX as u64 });
+        } else if !State::fits(self.servers.len() + 1, self.apps.len()) {
+            let max = SERVER_APPS_MAX as u64;
+            return Err(Rejection::Limit { what: Limited::ServerApps, max });
         } else {
             let (joined, boot_epoch) = (self.next_joined, BootEpoch(0));
             self.next_joined += 1;
@@ -174,6 +179,10 @@ impl State {
 
     fn set_policy(&mut self, policy: &Policy, revision: Revision) -> Applied {
         if let Some(app) = self.apps.get_mut(&policy.app) {
+            if matches!(app.phase, Phase::Removing { .. }) {
+                let (state, why) = (app.phase.name(), WhyNot::BeingRemoved);
+                return Err(Rejection::NotNow { state, why });
+            }
             if revision > app.revision {
                 app.revision = revision;
                 app.policy = policy.clone().into();
@@ -182,8 +191,12 @@ impl State {
             }
         } else if self.apps.len() >= APPS_MAX {
             return Err(Rejection::Limit { what: Limited::Apps, max: APPS_MAX as u64 });
+        } else if !State::fits(self.servers.len(), self.apps.len() + 1) {
+            let max = SERVER_APPS_MAX as u64;
+            return Err(Rejection::Limit { what: Limited::ServerApps, max });
         } else {
             let mut app = App::new(revision, policy.clone());
+            app.generation = self.first_generation;
             let servers = self.servers.keys().map(|id| (id.clone(), ServerApp::default()));
             app.servers = servers.collect::<BTreeMap<_, _>>().into();
             self.apps.insert(policy.app.clone(), app);

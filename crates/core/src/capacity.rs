@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
+use crate::phase::Phase;
 use crate::policy::Update;
 use crate::state::{Activation, ActivationStage, App, ServerApp, State};
 
@@ -48,11 +49,13 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
 
 /// Whether a change for this purpose takes capacity away. A server already out costs nothing more,
 /// unless it was lost mid-change: then it may be serving after all. Nor does going back to nothing
-/// where nothing else runs: nothing would serve afterwards either.
+/// where nothing else runs: nothing would serve afterwards either. Only a removed app is stopped
+/// within `max_unavailable` even so: a mistake has to leave time for the kill switch.
 #[must_use]
 pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> bool {
     let to_nothing = purpose != Purpose::Wave
         && app.last_good.is_none()
+        && !matches!(app.phase, Phase::Removing { .. })
         && apps_on(state, server).filter(|here| here.running.is_some()).count() <= 1;
     let may_serve = standing(state, server) == Standing::Serving
         || apps_on(state, server).any(|here| here.unsure);

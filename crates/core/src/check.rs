@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use crate::ids::AppId;
 use crate::phase::Phase;
 use crate::state::{
-    APPS_MAX, App, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX, SERVERS_MAX,
-    STATE_SCHEMA, State, VERDICTS_DUE_MAX,
+    APPS_MAX, App, FAILURES_KEPT_MAX, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX,
+    SERVER_APPS_MAX, SERVERS_MAX, STATE_SCHEMA, State, VERDICTS_DUE_MAX,
 };
 use crate::trial::CHECK_SETS_MAX;
 
@@ -71,6 +71,7 @@ impl State {
         let bounds = [
             ("servers", self.servers.len(), SERVERS_MAX),
             ("apps", self.apps.len(), APPS_MAX),
+            ("servers times apps", self.servers.len() * self.apps.len(), SERVER_APPS_MAX),
             ("requests", self.requests.len(), REQUESTS_MAX),
         ];
         let per_app = self.apps.values().flat_map(|app| {
@@ -82,6 +83,11 @@ impl State {
                 ("held artifacts", holds.unwrap_or(0), HOLDS_MAX),
                 ("verdicts to be written", app.verdicts_due.len(), VERDICTS_DUE_MAX),
                 ("sets of checks", app.check_sets.len(), CHECK_SETS_MAX),
+                (
+                    "failures in detail",
+                    app.phase.rollout().map_or(0, |rollout| rollout.failures.len()),
+                    FAILURES_KEPT_MAX,
+                ),
             ]
         });
         match bounds.into_iter().chain(per_app).find(|(_, count, max)| count > max) {

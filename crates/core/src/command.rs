@@ -62,6 +62,8 @@ pub enum Body {
     RaiseFeatureLevel { level: u32 },
     /// The registry has a new policy, or one for a new app; an older revision has no effect.
     SetPolicy { policy: Policy, revision: Revision },
+    /// An operator removed the app, at this revision of the registry: no server is to run it.
+    RemoveApp { app: AppId, revision: Revision },
     /// The release that every server was found running becomes `last_good`.
     Adopt { app: AppId, release: Release },
     /// Starts a rollout, even mid-rollout; planned with this revision of the policy.
@@ -106,6 +108,9 @@ pub enum Planned {
     Grant { server: ServerId, purpose: Purpose },
     /// Declares a silent server lost: the rollout continues without it, and it is in debt.
     LoseServer { server: ServerId, silent_ms: u64 },
+    /// A server of the wave has not downloaded the release, as others have: the rollout continues
+    /// without it until it has.
+    LeaveOut { server: ServerId },
     /// A lost server is back.
     FindServer { server: ServerId },
     /// Fails the rollout for a reason that the leader observed.
@@ -130,6 +135,7 @@ impl Body {
             Body::PlaceMember { .. } => "place-member",
             Body::RaiseFeatureLevel { .. } => "raise-feature-level",
             Body::SetPolicy { .. } => "set-policy",
+            Body::RemoveApp { .. } => "remove-app",
             Body::Adopt { .. } => "adopt",
             Body::StartRollout { .. } => "start-rollout",
             Body::RecordWritten { .. } => "record-written",
@@ -142,6 +148,7 @@ impl Body {
                 Planned::WidenWave { .. } => "widen-wave",
                 Planned::Grant { .. } => "grant",
                 Planned::LoseServer { .. } => "lose-server",
+                Planned::LeaveOut { .. } => "leave-out",
                 Planned::FindServer { .. } => "find-server",
                 Planned::Fail { .. } => "fail",
                 Planned::PauseForVerdict { .. } => "pause-for-verdict",
@@ -170,8 +177,12 @@ pub enum Event {
     ServerFailed { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.
     ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
+    /// A server has not downloaded the release in time: the rollout continues without it.
+    ServerLeftOut { app: AppId, server: ServerId },
     /// A server finished its change and is serving.
     ServerDone { app: AppId, server: ServerId },
+    /// No server runs a removed app, and the registry has forgotten it: the group has, too.
+    AppRemoved { app: AppId },
     /// A report was a repeat, or is about an older plan.
     ReportIgnored { server: ServerId, sequence: u64 },
     /// A request that was already applied arrived again.

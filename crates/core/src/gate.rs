@@ -13,6 +13,8 @@ use crate::waiting::WaitingOn;
 pub struct RegistryView {
     /// The apps' policies, with their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
+    /// The apps that were removed, each with the revision of that.
+    pub removed: BTreeMap<AppId, Revision>,
     pub groups: BTreeMap<GroupId, GroupInfo>,
     /// Verdicts of all groups about releases of these apps.
     pub verdicts: Vec<ForeignVerdict>,

@@ -110,7 +110,11 @@ impl Asked<'_> {
             (Some(_), _) | (None, Phase::RollingBack { .. }) => {}
             (
                 None,
-                Phase::Empty | Phase::Running { .. } | Phase::Forward { .. } | Phase::Held { .. },
+                Phase::Empty
+                | Phase::Running { .. }
+                | Phase::Forward { .. }
+                | Phase::Held { .. }
+                | Phase::Removing { .. },
             ) => return None,
         }
         // The mirror too: no server may really have what the group believes.

@@ -33,13 +33,19 @@ pub enum Phase {
         by_person: bool,
         since: ClockMs,
     },
-    /// and then waits for an operator or a newer release.
+    /// and then waits for an operator or a newer release;
     Held {
         rejected: Release,
         reason: Reason,
         since: ClockMs,
         /// The stopped rollout, if the group stayed in place instead of rolling back.
         in_place: Option<Box<Rollout>>,
+    },
+    /// or its servers stop the app, and the group then forgets it.
+    Removing {
+        since: ClockMs,
+        /// No server runs it any more: the registry forgets the group's records of it.
+        stopped: bool,
     },
 }
 
@@ -124,6 +130,7 @@ pub enum PhaseName {
     Forward(MilestoneName),
     RollingBack,
     Held,
+    Removing,
 }
 
 /// A milestone without its data.
@@ -147,7 +154,7 @@ impl PhaseName {
     pub const WAVE_BAKED: PhaseName = PhaseName::wave(WaveStep::Baked);
 
     /// Every phase, in the order of the diagram.
-    pub const ALL: [PhaseName; 13] = [
+    pub const ALL: [PhaseName; 14] = [
         PhaseName::Empty,
         PhaseName::Running,
         PhaseName::MARKED_OLD,
@@ -161,6 +168,7 @@ impl PhaseName {
         PhaseName::WAVE_BAKED,
         PhaseName::RollingBack,
         PhaseName::Held,
+        PhaseName::Removing,
     ];
 
     const fn wave(step: WaveStep) -> PhaseName {
@@ -188,6 +196,7 @@ impl PhaseName {
             },
             PhaseName::RollingBack => "rolling-back",
             PhaseName::Held => "held",
+            PhaseName::Removing => "removing",
         }
     }
 }
@@ -228,6 +237,7 @@ impl Phase {
             }),
             Phase::RollingBack { .. } => PhaseName::RollingBack,
             Phase::Held { .. } => PhaseName::Held,
+            Phase::Removing { .. } => PhaseName::Removing,
         }
     }
 
@@ -236,14 +246,18 @@ impl Phase {
     pub fn rollout(&self) -> Option<&Rollout> {
         match self {
             Phase::Forward { rollout, .. } | Phase::RollingBack { rollout, .. } => Some(rollout),
-            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => None,
+            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } | Phase::Removing { .. } => {
+                None
+            }
         }
     }
 
     pub(crate) fn rollout_mut(&mut self) -> Option<&mut Rollout> {
         match self {
             Phase::Forward { rollout, .. } | Phase::RollingBack { rollout, .. } => Some(rollout),
-            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } => None,
+            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } | Phase::Removing { .. } => {
+                None
+            }
         }
     }
 
@@ -254,6 +268,7 @@ impl Phase {
         }
         if let Some(rollout) = self.rollout_mut() {
             rollout.lost.remove(server);
+            rollout.unfetched.remove(server);
             rollout.failed.remove(server);
         }
     }
@@ -262,6 +277,11 @@ impl Phase {
     #[must_use]
     pub fn forward(&self) -> Option<&Rollout> {
         if let Phase::Forward { rollout, .. } = self { Some(rollout) } else { None }
+    }
+
+    /// The rollout that is being rolled back.
+    pub(crate) fn rolling_back(&self) -> Option<&Rollout> {
+        if let Phase::RollingBack { rollout, .. } = self { Some(rollout) } else { None }
     }
 
     /// The rollout, if its next wave may start or, with no servers left, the rollout is done.
@@ -275,7 +295,8 @@ impl Phase {
             | Phase::Running { .. }
             | Phase::Forward { .. }
             | Phase::RollingBack { .. }
-            | Phase::Held { .. } => None,
+            | Phase::Held { .. }
+            | Phase::Removing { .. } => None,
         }
     }
 
@@ -314,6 +335,7 @@ pub const ARROWS: &[Arrow] = {
         (at(P::Empty), End::Forward, "start_rollout"),
         (at(P::Running), End::Forward, "start_rollout"),
         (at(P::Held), End::Forward, "start_rollout"),
+        (at(P::RollingBack), End::Forward, "start_rollout"),
         (at(P::MARKED_OLD), at(P::LEADER_HOLDS), "leader_holds"),
         (at(P::LEADER_HOLDS), at(P::VERIFIED), "verify"),
         (at(P::VERIFIED), at(P::WAVE_ASSIGNED), "start_wave"),
@@ -330,6 +352,11 @@ pub const ARROWS: &[Arrow] = {
         (End::Forward, at(P::Held), "hold_in_place"),
         (at(P::Held), at(P::RollingBack), "roll_back"),
         (at(P::RollingBack), at(P::Held), "hold"),
+        (at(P::Empty), at(P::Removing), "remove"),
+        (at(P::Running), at(P::Removing), "remove"),
+        (End::Forward, at(P::Removing), "remove"),
+        (at(P::RollingBack), at(P::Removing), "remove"),
+        (at(P::Held), at(P::Removing), "remove"),
     ]
 };
 

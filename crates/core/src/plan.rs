@@ -139,8 +139,15 @@ fn needs_time(app: &App, seen: &Observations) -> bool {
 /// first claim on capacity.
 fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     let mut plan = Plan::default();
+    for (id, revision) in seen.registry.iter().flat_map(|view| &view.removed) {
+        if state.apps.get(id).is_some_and(|app| *revision > app.revision) {
+            plan.commands.push(Body::RemoveApp { app: id.clone(), revision: *revision });
+        }
+    }
     for (id, (revision, policy)) in seen.registry.iter().flat_map(|view| &view.policies) {
-        if state.apps.get(id).is_none_or(|app| *revision > app.revision) {
+        let takes =
+            |app: &App| *revision > app.revision && !matches!(app.phase, Phase::Removing { .. });
+        if state.apps.get(id).is_none_or(takes) {
             let (policy, revision) = (policy.clone(), *revision);
             plan.commands.push(Body::SetPolicy { policy, revision });
         }
@@ -216,6 +223,7 @@ impl<'a> Planner<'a> {
         }
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
+            self.left_out(rollout);
         }
         if let Some(rollout) = app.phase.rollout() {
             // While nothing starts, what may start says so.
@@ -248,6 +256,15 @@ impl<'a> Planner<'a> {
         self.wait(rollout.progress, WaitingOn::Prestage { version, prestage, servers });
     }
 
+    /// Servers that the rollout continues without because they have not downloaded it.
+    fn left_out(&mut self, rollout: &Rollout) {
+        let servers: Vec<ServerId> = rollout.unfetched.iter().cloned().collect();
+        if !servers.is_empty() {
+            let version = rollout.release.version.clone();
+            self.wait(rollout.progress, WaitingOn::NotDownloaded { version, servers });
+        }
+    }
+
     fn phase(&mut self) {
         match &self.app.phase {
             Phase::Empty => self.empty(),
@@ -268,6 +285,7 @@ impl<'a> Planner<'a> {
             Phase::RollingBack { rollout, by_person, since, .. } => {
                 self.roll_back(rollout, *by_person, *since);
             }
+            Phase::Removing { since, stopped, .. } => self.remove(*since, *stopped),
         }
     }
 
@@ -287,6 +305,15 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The registry has not acknowledged the group's record.
+    fn wait_for_record(&mut self, since: ClockMs) {
+        let on = match self.seen.registry {
+            Some(_) => WaitingOn::RegistryRecord,
+            None => WaitingOn::RegistryAway,
+        };
+        self.wait(since, on);
+    }
+
     fn forward(&mut self, rollout: &'a Rollout, at: &'a Milestone) {
         match at {
             Milestone::MarkedOld { recorded } => {
@@ -294,13 +321,7 @@ impl<'a> Planner<'a> {
                     return;
                 }
                 if !recorded {
-                    self.wait(
-                        rollout.started,
-                        match self.seen.registry {
-                            Some(_) => WaitingOn::RegistryRecord,
-                            None => WaitingOn::RegistryAway,
-                        },
-                    );
+                    self.wait_for_record(rollout.started);
                 }
                 if self.leader_has(rollout, rollout.started) && *recorded {
                     self.propose(Planned::LeaderHolds { server: self.leader.clone() });

@@ -18,6 +18,9 @@ pub enum Reason {
     /// More servers became unreachable than `surroundings_allowed`: these, at most
     /// [`Reason::SERVERS_NAMED_MAX`].
     ServersLost { servers: Vec<ServerId> },
+    /// More servers than `surroundings_allowed` had not downloaded the release when nothing had
+    /// progressed for `progress_deadline`: these, at most [`Reason::SERVERS_NAMED_MAX`].
+    NotDownloaded { within: Duration, servers: Vec<ServerId> },
     /// Every server was lost or failed, so nothing proves that the release works.
     NoServerLeft,
     /// These servers of a wave (counted from 1) were unfinished, and none made progress for
@@ -41,7 +44,9 @@ impl Reason {
         match &mut self {
             Reason::ServerFailed { text, .. } | Reason::Undone { by: text } => shorten(text),
             Reason::Aborted { by, text } => [by, text].into_iter().for_each(shorten),
-            Reason::NoProgress { servers, .. } | Reason::ServersLost { servers } => {
+            Reason::NoProgress { servers, .. }
+            | Reason::NotDownloaded { servers, .. }
+            | Reason::ServersLost { servers } => {
                 servers.truncate(Reason::SERVERS_NAMED_MAX);
             }
             Reason::NoServerLeft | Reason::Superseded { .. } => {}
@@ -68,6 +73,8 @@ pub enum DebtReason {
     NotRolledBack,
     /// It was silent for this long, and declared lost.
     Silent { for_ms: u64 },
+    /// An operator removed the app, and the server still runs it.
+    Removed,
     /// A step failed on it.
     Failed { text: String },
 }

@@ -76,6 +76,8 @@ pub enum WhyNot {
     /// The server is not in the wave, or the wave is still downloading.
     NotItsTurn,
     NothingToGrant,
+    /// An operator removed the app.
+    BeingRemoved,
     AlreadyLost,
 }
 
@@ -85,6 +87,8 @@ pub enum WhyNot {
 pub enum Limited {
     Servers,
     Apps,
+    /// Servers times apps.
+    ServerApps,
     ReportBytes,
     CommandBytes,
 }

@@ -44,11 +44,18 @@ pub struct Rollout {
     pub failed: BTreeSet<ServerId>,
     /// Servers that the rollout continues without.
     pub lost: BTreeSet<ServerId>,
+    /// Those of them that could not download the release, and rejoin once they have it.
+    pub unfetched: BTreeSet<ServerId>,
     /// Groups whose bad verdict an operator overruled with `resume`.
     pub overruled: BTreeSet<GroupId>,
 }
 
 impl Rollout {
+    /// Whether nothing has progressed for `progress_deadline`.
+    pub(crate) fn is_stuck(&self, clock: ClockMs) -> bool {
+        clock.since(self.progress) > self.policy.update.progress_deadline.ms
+    }
+
     /// Whether the next wave needs an operator's approval.
     pub(crate) fn awaits_approval(&self) -> bool {
         let after = self.policy.update.approve_after_wave;

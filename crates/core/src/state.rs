@@ -27,6 +27,10 @@ pub const STATE_SCHEMA: u32 = 1;
 pub const SERVERS_MAX: usize = 1_200;
 /// Most apps in a group: each costs one log entry per server and step.
 pub const APPS_MAX: usize = 32;
+/// Most servers times apps of a group: all of it goes into one snapshot, which has a limit of 15 MiB.
+/// 12,000: 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and
+/// 1,300 mid-rollout.
+pub const SERVER_APPS_MAX: usize = 12_000;
 /// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;
 /// Ended rollouts kept per app.
@@ -39,6 +43,9 @@ pub const GOOD_MAX: usize = 3;
 pub const HOLDS_MAX: usize = 6;
 /// Failures kept in detail per rollout; further ones are only counted.
 pub const FAILURES_KEPT_MAX: usize = 16;
+/// Groups whose verdict an operator has overruled, kept per rollout; a verdict of one that was
+/// forgotten pauses the rollout again.
+pub const OVERRULED_MAX: usize = 64;
 /// Verdicts kept per app until the registry acknowledges them.
 pub const VERDICTS_DUE_MAX: usize = 16;
 /// Automatic attempts to pay a debt before an operator has to step in.
@@ -67,6 +74,9 @@ pub struct State {
     /// The position of the next server in joining order.
     pub next_joined: u64,
     pub servers: Shared<BTreeMap<ServerId, Server>>,
+    /// The generation that a new app starts with: above those of all that were removed, so that no
+    /// server takes its orders for older ones.
+    pub first_generation: Generation,
     /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
@@ -263,9 +273,15 @@ impl State {
             next_member: MemberId(1),
             next_joined: 0,
             servers: Shared::default(),
+            first_generation: Generation(0),
             apps: BTreeMap::new(),
             requests: Shared::default(),
         }
+    }
+
+    /// Whether this many servers fit with this many apps.
+    pub(crate) fn fits(servers: usize, apps: usize) -> bool {
+        servers * apps <= SERVER_APPS_MAX
     }
 
     /// Number of servers in the group.
@@ -302,6 +318,18 @@ impl App {
             record_written: 0,
             verdicts_due: Vec::new(),
         }
+    }
+
+    /// Whether no server runs the app, as far as every server has said.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.servers.values().all(ServerApp::has_stopped)
+    }
+
+    /// Whether the app was removed, and nothing is left of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        let forgotten = self.record_written == self.record;
+        matches!(self.phase, Phase::Removing { stopped: true, .. } if forgotten)
+            && self.is_stopped()
     }
 
     /// The rejection of a release, if there was one here.
@@ -370,10 +398,12 @@ impl App {
     }
 
     /// The servers whose change has to finish before another release can take over: all that are
-    /// changing, except those that pay a debt.
+    /// changing, except those that pay a debt or roll back: the release may be their cure.
     pub(crate) fn blocking_takeover(&self) -> Vec<ServerId> {
-        let owes = |server: &ServerId| self.servers[server].debt.is_some();
-        self.in_flight().map(|(id, _)| id).filter(|id| !owes(id)).cloned().collect()
+        let blocks = |(server, change): &(&ServerId, &Activation)| {
+            change.purpose == Purpose::Wave && self.servers[*server].debt.is_none()
+        };
+        self.in_flight().filter(blocks).map(|(id, _)| id.clone()).collect()
     }
 }
 
@@ -388,6 +418,12 @@ impl ServerApp {
     #[must_use]
     pub fn settled_on(&self, release: Option<&Release>) -> bool {
         self.running.as_ref() == release && self.activation.is_none()
+    }
+
+    /// Whether the server has said that it runs nothing, and has no activation.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.found && !self.unsure && self.settled_on(None)
     }
 
     /// Whether the server is settled on the release and takes traffic.

@@ -68,6 +68,10 @@ impl State {
         for (id, app) in &mut self.apps {
             Turn { id, app, incarnation, platform, clock, actor, events }.settle();
         }
+        for (id, gone) in self.apps.extract_if(.., |_, app| app.is_gone()) {
+            self.first_generation = self.first_generation.max(gone.generation.next());
+            events.push(Event::AppRemoved { app: id });
+        }
     }
 }
 
@@ -82,6 +86,7 @@ impl Turn<'_> {
             Planned::WidenWave { server } => self.widen_wave(server),
             Planned::Grant { server, purpose } => self.grant(server, *purpose, costs),
             Planned::LoseServer { server, silent_ms } => self.lose(server, *silent_ms),
+            Planned::LeaveOut { server } => self.leave_out(server),
             Planned::FindServer { server } => self.find(server),
             Planned::Fail { reason } => self.fail(reason.clone(), false),
             Planned::PauseForVerdict { group, reason } => self.pause_for_verdict(group, reason),

@@ -68,8 +68,14 @@ pub enum WaitingOn {
     Approval { wave: u32 },
     /// A newer release takes over once these servers have finished their step.
     NewerRelease { version: Version, servers: Vec<ServerId> },
+    /// A newer release starts after the rollback, or takes over after this long without progress.
+    RollbackFirst { version: Version, left_ms: u64 },
+    /// A rollback makes no progress, and no newer release is offered.
+    RollbackStuck { servers: Vec<ServerId> },
     /// Servers that are downloading.
     Download { servers: BTreeSet<ServerId> },
+    /// Servers that have not downloaded this release in time: the group continues without them.
+    NotDownloaded { version: Version, servers: Vec<ServerId> },
     /// Servers that download later: the policy holds the release back until their wave is near.
     Prestage { version: Version, prestage: Prestage, servers: Vec<ServerId> },
     /// Servers that are taking a step.
@@ -89,6 +95,8 @@ pub enum WaitingOn {
     ChecksFlap { servers: Vec<ServerId> },
     /// Servers that try changed checks, or take them after others.
     ChecksTried { servers: BTreeSet<ServerId> },
+    /// A server still runs a removed app, and why.
+    NotStopped { server: ServerId, reason: DebtReason },
     /// A server is not on `last_good`, and why.
     Debt { server: ServerId, reason: DebtReason },
 }

@@ -70,6 +70,7 @@ fn bodies() -> Vec<Body> {
         Body::PlaceMember { server: server(1), carries: true },
         Body::RaiseFeatureLevel { level: 2 },
         Body::SetPolicy { policy: policy(1, 0), revision: Revision(3) },
+        Body::RemoveApp { app: app(), revision: Revision(4) },
         Body::Adopt { app: app(), release: release(1) },
         Body::StartRollout {
             app: app(),
@@ -106,6 +107,7 @@ fn planned() -> Vec<Planned> {
         Planned::StartWave { number: 2, servers: [server(1), server(2)].into() },
         Planned::WidenWave { server: server(3) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
+        Planned::LeaveOut { server: server(1) },
         Planned::FindServer { server: server(1) },
         Planned::TakeChecks { revision: Revision(4), servers: [server(1)].into() },
         Planned::PauseForVerdict {
@@ -119,11 +121,12 @@ fn planned() -> Vec<Planned> {
     steps
 }
 
-fn reasons() -> [Reason; 7] {
+fn reasons() -> [Reason; 8] {
     let (by, text) = ("ann".to_owned(), "http: status 500".to_owned());
     [
         Reason::ServerFailed { server: server(1), step: Step::Check, text: text.clone() },
         Reason::ServersLost { servers: vec![server(2)] },
+        Reason::NotDownloaded { within: Duration::from_secs(60), servers: vec![server(1)] },
         Reason::NoServerLeft,
         Reason::NoProgress { wave: 2, within: Duration::from_secs(60), servers: vec![server(1)] },
         Reason::Aborted { by: by.clone(), text },
@@ -166,6 +169,7 @@ fn has_an_example(body: &Body) -> bool {
         | Body::PlaceMember { .. }
         | Body::RaiseFeatureLevel { .. }
         | Body::SetPolicy { .. }
+        | Body::RemoveApp { .. }
         | Body::Adopt { .. }
         | Body::StartRollout { .. }
         | Body::RecordWritten { .. }
@@ -183,6 +187,7 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::StartWave { .. }
             | Planned::WidenWave { .. }
             | Planned::LoseServer { .. }
+            | Planned::LeaveOut { .. }
             | Planned::FindServer { .. }
             | Planned::TakeChecks { .. }
             | Planned::PauseForVerdict { .. } => true,
@@ -192,6 +197,7 @@ fn has_an_example(body: &Body) -> bool {
             Planned::Fail { reason } => match reason {
                 Reason::ServerFailed { .. }
                 | Reason::ServersLost { .. }
+                | Reason::NotDownloaded { .. }
                 | Reason::NoServerLeft
                 | Reason::NoProgress { .. }
                 | Reason::Aborted { .. }

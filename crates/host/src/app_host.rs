@@ -195,6 +195,25 @@ impl AppHost {
             .map_err(|source| HostError::Folders { app: self.app.to_string(), source })
     }
 
+    /// Removes everything of the app from this server, the record last: while it is there, the app
+    /// is removed again after a restart. Only for an app that runs nothing here. Blocking.
+    ///
+    /// # Errors
+    /// If a file operation fails.
+    pub fn remove(&self) -> Result<(), HostError> {
+        let remove = || {
+            for folder in [&self.config.install_dir, &self.folder] {
+                match std::fs::remove_dir_all(folder) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    removed => removed.on_path("remove", folder)?,
+                }
+            }
+            let apps = durable::folder_of(&self.folder);
+            durable::sync_folder(apps).on_path("sync", apps)
+        };
+        remove().map_err(|source| HostError::Folders { app: self.app.to_string(), source })
+    }
+
     /// Performs an action: records its start, does it, records the outcome.
     ///
     /// Cancel when a newer fence arrives: waiting stops immediately, and the step stays recorded as

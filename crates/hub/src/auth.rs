@@ -156,6 +156,7 @@ fn check_agent(
         | Place::GroupRecord { .. }
         | Place::Verdict { .. }
         | Place::Policy { .. }
+        | Place::Removed { .. }
         | Place::Kill { .. } => return Ok(false),
     }
     Ok(true)
@@ -178,7 +179,8 @@ fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
         | Place::Bootstrap { .. }
         | Place::Members { .. }
         | Place::GroupRecord { .. }
-        | Place::Verdict { .. } => Ok(false),
+        | Place::Verdict { .. }
+        | Place::Removed { .. } => Ok(false),
     }
 }
 

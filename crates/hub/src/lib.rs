@@ -25,6 +25,7 @@ mod placing;
 mod refusal;
 mod registry_api;
 mod removed;
+mod room;
 mod routes;
 mod upkeep;
 mod upload;

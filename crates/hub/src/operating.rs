@@ -6,16 +6,19 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::phase::PhaseName;
 use cohort_identity::Role;
-use cohort_registry::fleet::read_fleet;
-use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, decode, encode};
+use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
+use cohort_registry::records::{PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, decode, encode};
 use cohort_registry::typed::{
-    read_members, recover_group, remove_group as remove_group_records, write_policy,
+    read_members, recover_group, remove_app as remove_app_record,
+    remove_group as remove_group_records, write_policy,
 };
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{
-    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveGroupRequest,
+    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveAppAnswer, RemoveAppRequest,
+    RemoveGroupRequest,
 };
 use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
@@ -23,6 +26,7 @@ use crate::app::{App, blocking, now};
 use crate::auth::{OPERATORS, READERS, check_policy};
 use crate::heard::LastWord;
 use crate::refusal::Answer;
+use crate::room;
 
 pub(crate) async fn policy(
     State(app): State<Arc<App>>,
@@ -37,6 +41,9 @@ pub(crate) async fn policy(
         let wrong = format!("the policy is for app {}, not {name}", policy.app);
         return Err(ApiError::bad_request(wrong).into());
     }
+    let fleet = read_fleet(&app.registry).await?;
+    still_being_removed(&fleet, &name)?;
+    room::for_app(&fleet, &name)?;
     let record = PolicyRecord {
         schema: SCHEMA,
         app: name.clone(),
@@ -53,6 +60,67 @@ pub(crate) async fn policy(
             .hint("see the change with `cohort app diff -f FILE`, then apply again")
             .into()),
     }
+}
+
+/// An app may be added again once every group has stopped it.
+fn still_being_removed(fleet: &Fleet, app: &AppId) -> Result<(), ApiError> {
+    let removed = fleet.removed.iter().any(|removed| removed.app == *app);
+    let mut groups = groups_with(fleet, app, |_| removed);
+    let Some(group) = groups.next() else { return Ok(()) };
+    let still = format!("app {app} is still being removed from {group}{}", more(groups.count()));
+    Err(ApiError::conflict(still).hint(format!("see what it waits for: cohort why {group}")))
+}
+
+/// The groups whose record of the app is such.
+fn groups_with<'a>(
+    fleet: &'a Fleet,
+    app: &'a AppId,
+    is: impl Fn(PhaseName) -> bool + 'a,
+) -> impl Iterator<Item = &'a GroupId> {
+    let has = move |known: &FleetGroup| known.apps.iter().any(|it| it.app == *app && is(it.state));
+    fleet.groups.iter().filter(move |(_, known)| has(known)).map(|(group, _)| group)
+}
+
+fn more(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " and 1 more group".to_owned(),
+        count => format!(" and {count} more groups"),
+    }
+}
+
+/// Removes an app from every group. One that is being rolled out only if the caller says so.
+pub(crate) async fn remove_app(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    ApiJson(request): ApiJson<RemoveAppRequest>,
+) -> Answer<RemoveAppAnswer> {
+    let by = caller.require(OPERATORS)?.clone();
+    let name = AppId::new(name)?;
+    let fleet = read_fleet(&app.registry).await?;
+    let moves = |state| matches!(state, PhaseName::Forward(_) | PhaseName::RollingBack);
+    let mut moving = groups_with(&fleet, &name, moves);
+    if let Some(group) = moving.next().filter(|_| !request.mid_rollout) {
+        let rest = more(moving.count());
+        let busy = format!("app {name} is being rolled out or back in {group}{rest}");
+        return Err(ApiError::conflict(busy)
+            .hint(format!("wait for it: cohort status {group}"))
+            .hint(format!("or remove it mid-rollout: cohort app remove {name} --mid-rollout"))
+            .into());
+    }
+    let (app_id, at) = (name.clone(), now().as_secs());
+    let record = RemovedRecord { schema: SCHEMA, app: app_id, by: by.to_string(), at };
+    let Some((revision, changed)) = remove_app_record(&app.registry, &record).await? else {
+        return Err(ApiError::not_found(format!("no app {name}"))
+            .hint("list all apps: cohort app show")
+            .into());
+    };
+    if changed {
+        tracing::warn!(%by, app = %name, %revision, "app removed");
+    }
+    let groups = groups_with(&fleet, &name, |_| true).cloned().collect();
+    Ok(Json(RemoveAppAnswer { revision, changed, groups }))
 }
 
 pub(crate) async fn recover(

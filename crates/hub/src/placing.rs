@@ -6,14 +6,15 @@ use cohort_base::chain;
 use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_registry::records::{GroupInfo, MemberRecord, SCHEMA, ServerRecord, decode, encode};
-use cohort_registry::typed::read_members;
-use cohort_registry::{Compare, EmbeddedRegistry, Op, Registry as _, Txn, keys};
+use cohort_registry::typed::{list, policies, read_members};
+use cohort_registry::{Compare, EmbeddedRegistry, KeyValue, Op, Registry as _, Txn, keys};
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
     ADDRESS_BYTES_MAX, JoinedGroup, JoiningServer, LABEL_BYTES_MAX, LABELS_MAX,
 };
 
 use crate::refusal::Refusal;
+use crate::room;
 
 /// Attempts to enrol a server while others change the same group: twenty servers may join together.
 const ATTEMPTS_MAX: u32 = 64;
@@ -102,6 +103,7 @@ impl Placed {
                     0
                 }
             };
+            check_room(registry, &record).await?;
             let compare = vec![Compare::unchanged_since(&info_key, revision)];
             if !registry.txn(Txn { compare, then }).await?.succeeded {
                 continue;
@@ -121,6 +123,17 @@ impl Placed {
         let busy = format!("too many servers are joining group {} at once", info.group);
         Err(ApiError::overloaded(busy).into())
     }
+}
+
+/// Refuses a server for which its group has no room.
+async fn check_room(registry: &EmbeddedRegistry, joins: &ServerRecord) -> Result<(), Refusal> {
+    let (items, _) = list(registry, keys::SERVERS).await?;
+    let of_group = |pair: &KeyValue| {
+        decode::<ServerRecord>(pair)
+            .is_ok_and(|known| known.group == joins.group && known.server != joins.server)
+    };
+    let others = items.iter().filter(|pair| of_group(pair)).count();
+    Ok(room::for_server(&joins.group, others, policies(registry).await?.len())?)
 }
 
 fn same_platform(info: Option<&GroupInfo>, platform: &Platform) -> Result<(), ApiError> {

@@ -36,6 +36,7 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .route("/v1/policies/{app}", post(operating::policy))
         .route("/v1/groups/{group}/recover", post(operating::recover))
         .route("/v1/groups/{group}/remove", post(operating::remove_group))
+        .route("/v1/policies/{app}/remove", post(operating::remove_app))
         .route("/v1/servers/{server}", delete(operating::remove_server))
         .route("/v1/repository/{*path}", put(upload::put))
         .fallback(unknown)

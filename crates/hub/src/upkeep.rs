@@ -1,4 +1,5 @@
-//! The hub's periodic work: renewing the repository's timestamp and its own certificate.
+//! The hub's periodic work: renewing the repository's timestamp and its own certificate, and
+//! removing old verdicts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey};
 use cohort_base::chain;
 use cohort_identity::{Identity, LIFETIME};
+use cohort_registry::typed::forget_old_verdicts;
 
 use crate::HubError;
 use crate::app::{App, blocking, now};
@@ -20,6 +22,11 @@ pub(crate) async fn run(app: Arc<App>) {
     loop {
         renew_timestamp(&app).await;
         renew_certificate(&app).await;
+        match forget_old_verdicts(&app.registry).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed verdicts about old versions"),
+            Err(error) => tracing::warn!(reason = chain(&error), "cannot remove old verdicts"),
+        }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = app.stopping.cancelled() => return,

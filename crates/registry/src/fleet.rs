@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::api::{KeyValue, Registry, RegistryError};
 use crate::keys::{self, Place};
 use crate::records::{
-    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MembersRecord, ServerRecord,
-    VersionedPolicy, decode,
+    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MembersRecord, RemovedRecord,
+    ServerRecord, VersionedPolicy, decode,
 };
 use crate::typed::{decode_verdict, list};
 
@@ -24,6 +24,8 @@ pub struct Fleet {
     pub servers: Vec<ServerRecord>,
     pub verdicts: Vec<GroupVerdict>,
     pub policies: Vec<VersionedPolicy>,
+    /// Apps that were removed, also from groups that have not done so yet.
+    pub removed: Vec<RemovedRecord>,
     /// Kill switches: scope and signed register, as text.
     pub kill: BTreeMap<String, String>,
     /// The registry was lost, or restored from a backup, and nobody has confirmed that yet. Set by
@@ -87,6 +89,7 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
             let revision = Revision(pair.mod_revision);
             fleet.policies.push(VersionedPolicy { revision, record: decode(pair)? });
         }
+        Some(Place::Removed { .. }) => fleet.removed.push(decode(pair)?),
         Some(Place::Kill { scope }) => {
             fleet.kill.insert(scope, pair.value.clone());
         }

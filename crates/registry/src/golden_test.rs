@@ -15,8 +15,8 @@ use crate::api::{
 };
 use crate::disk::{decode_event, decode_pair, encode_event, encode_pair};
 use crate::records::{
-    BootstrapRecord, GroupInfo, GroupRecord, MemberRecord, MembersRecord, PolicyRecord, SCHEMA,
-    ServerRecord, Stamp, VerdictRecord,
+    BootstrapRecord, GroupInfo, GroupRecord, MemberRecord, MembersRecord, PolicyRecord,
+    RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -76,6 +76,7 @@ enum Record {
     Group(GroupRecord),
     Verdict(VerdictRecord),
     Policy(PolicyRecord),
+    Removed(RemovedRecord),
 }
 
 #[test]
@@ -150,6 +151,12 @@ fn records() {
             policy: serde_json::json!({"app": "web"}),
             by: "operator `ada`".into(),
             at: 1_795_244_055,
+        }),
+        Record::Removed(RemovedRecord {
+            schema: SCHEMA,
+            app: app(),
+            by: "operator `ada`".into(),
+            at: 1_795_244_056,
         }),
     ];
     hold(&file("records.jsonl"), &records);

@@ -8,11 +8,13 @@
 //! groups/<group>/apps/<app>/record             GroupRecord      leader, fenced
 //! verdicts/<app>/<version>/<platform>/<group>  VerdictRecord    leader, fenced
 //! policies/<app>                               PolicyRecord     operator
+//! removed/<app>                                RemovedRecord    operator
 //! switches/kill/<scope>                        signed record    operator
 //! ```
 //!
-//! The mod revision of `bootstrap` is the group's incarnation, that of a policy its revision. A `/`
-//! in a platform is written `~`.
+//! The mod revision of `bootstrap` is the group's incarnation, that of a policy its revision, and
+//! that of `removed` the revision of the removal: an app has a policy or was removed, never both. A
+//! `/` in a platform is written `~`.
 
 use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
 use cohort_core::kill::KillScope;
@@ -26,6 +28,8 @@ pub const SERVERS: &str = "/cohort/v1/servers/";
 pub const GROUPS: &str = "/cohort/v1/groups/";
 pub const VERDICTS: &str = "/cohort/v1/verdicts/";
 pub const POLICIES: &str = "/cohort/v1/policies/";
+/// Apps that were removed.
+pub const REMOVED: &str = "/cohort/v1/removed/";
 pub const KILL: &str = "/cohort/v1/switches/kill/";
 
 // The longest key: a verdict with the longest app, version, platform and group.
@@ -73,6 +77,12 @@ pub fn policy(app: &AppId) -> String {
     format!("{POLICIES}{app}")
 }
 
+/// `removed/<app>`.
+#[must_use]
+pub fn removed(app: &AppId) -> String {
+    format!("{REMOVED}{app}")
+}
+
 /// `switches/kill/fleet` or `switches/kill/group~<group>`.
 #[must_use]
 pub fn kill(scope: &KillScope) -> String {
@@ -92,6 +102,7 @@ pub enum Place {
     GroupRecord { group: GroupId, app: AppId },
     Verdict { app: AppId, version: Version, platform: Platform, group: GroupId },
     Policy { app: AppId },
+    Removed { app: AppId },
     Kill { scope: String },
 }
 
@@ -114,6 +125,7 @@ pub fn parse(key: &str) -> Option<Place> {
             group: GroupId::new(*group).ok()?,
         },
         ["policies", app] => Place::Policy { app: AppId::new(*app).ok()? },
+        ["removed", app] => Place::Removed { app: AppId::new(*app).ok()? },
         ["switches", "kill", scope] if !scope.is_empty() => {
             Place::Kill { scope: scope.replace('~', "/") }
         }

@@ -184,6 +184,18 @@ pub struct PolicyRecord {
     pub at: u64,
 }
 
+/// That an app was removed. It stays until the app gets a policy again: a group that was away stops
+/// the app when it is back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedRecord {
+    pub schema: u32,
+    pub app: AppId,
+    /// The operator who removed it.
+    pub by: String,
+    /// Unix seconds by the hub's clock; for people only.
+    pub at: u64,
+}
+
 /// A policy and the revision that rollouts pin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionedPolicy {

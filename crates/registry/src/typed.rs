@@ -1,6 +1,8 @@
 //! Typed reads and writes on any [`Registry`].
 
-use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId};
+use std::collections::BTreeMap;
+
+use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,7 +12,8 @@ use crate::api::{
 use crate::keys::{self, Place};
 use crate::records::{
     Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
-    PolicyRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded, decode, encode,
+    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded,
+    decode, encode,
 };
 
 /// All reads and writes fail with the registry's error.
@@ -19,6 +22,10 @@ pub type Answer<T> = Result<T, RegistryError>;
 /// Compare-and-set attempts. A group's members write rarely, so more than a few lost races in a row
 /// mean that something is wrong.
 const ATTEMPTS_MAX: u32 = 8;
+
+/// Versions of an app whose verdicts are kept. 32: as many as a group's history, and every leader
+/// reads them all.
+pub const VERDICT_VERSIONS_MAX: usize = 32;
 
 /// The outcome of a fenced write: a late writer changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,18 +347,91 @@ pub async fn remove_group(registry: &dyn Registry, group: &GroupId) -> Answer<bo
         Some(Place::Server { .. }) => {
             decode::<ServerRecord>(pair).is_ok_and(|server| server.group == *group)
         }
-        Some(Place::Policy { .. } | Place::Kill { .. }) | None => false,
+        Some(Place::Policy { .. } | Place::Removed { .. } | Place::Kill { .. }) | None => false,
     };
     let (items, _) = list(registry, keys::ROOT).await?;
     let mut doomed: Vec<String> = items.into_iter().filter(of_it).map(|pair| pair.key).collect();
     // The servers first: an agent of a removed server may write nothing.
     doomed.sort_by_key(|key| !key.starts_with(keys::SERVERS));
-    for batch in doomed.chunks(TXN_OPS_MAX) {
+    delete_all(registry, &doomed).await?;
+    Ok(!doomed.is_empty())
+}
+
+async fn delete_all(registry: &dyn Registry, keys: &[String]) -> Answer<()> {
+    for batch in keys.chunks(TXN_OPS_MAX) {
         let delete = |key: &String| Op::Delete { key: key.clone() };
         let then = batch.iter().map(delete).collect();
         registry.txn(Txn { then, ..Txn::default() }).await?;
     }
-    Ok(!doomed.is_empty())
+    Ok(())
+}
+
+/// Removes a group's record of an app, and its verdicts about the app's releases. Idempotent.
+pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -> Answer<()> {
+    let of_it = |pair: &KeyValue| match keys::parse(&pair.key) {
+        Some(Place::Verdict { group: of, .. }) => of == *group,
+        _ => false,
+    };
+    let (items, _) = list(registry, &format!("{}{app}/", keys::VERDICTS)).await?;
+    let verdicts = items.into_iter().filter(of_it).map(|pair| pair.key);
+    let doomed: Vec<String> = verdicts.chain([keys::group_record(group, app)]).collect();
+    delete_all(registry, &doomed).await
+}
+
+/// Reads which apps were removed, and the revision of each removal.
+pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, RemovedRecord)>> {
+    let (items, _) = list(registry, keys::REMOVED).await?;
+    items.iter().map(|pair| Ok((Revision(pair.mod_revision), decode(pair)?))).collect()
+}
+
+/// Removes an app: deletes its policy and records the removal. Returns the revision of the removal,
+/// also of an earlier one, and whether this call made it; `None` if there is no such app.
+///
+/// # Errors
+/// Also with `Contended`.
+pub async fn remove_app(
+    registry: &dyn Registry,
+    record: &RemovedRecord,
+) -> Answer<Option<(Revision, bool)>> {
+    let (policy, removed) = (keys::policy(&record.app), keys::removed(&record.app));
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(known) = get(registry, &policy).await? else {
+            let earlier = get(registry, &removed).await?;
+            return Ok(earlier.map(|pair| (Revision(pair.mod_revision), false)));
+        };
+        let compare = vec![Compare::unchanged_since(&policy, known.mod_revision)];
+        let put = Op::put(&removed, encode(record));
+        let then = vec![Op::Delete { key: policy.clone() }, put];
+        let answer = registry.txn(Txn { compare, then }).await?;
+        if answer.succeeded {
+            return Ok(Some((Revision(answer.revision), true)));
+        }
+    }
+    Err(RegistryError::Contended { key: policy, attempts: ATTEMPTS_MAX })
+}
+
+/// Removes the verdicts about all but the last versions of each app, at most
+/// [`VERDICT_VERSIONS_MAX`]. Returns how many there were.
+///
+/// A channel that goes back to such a version waits for new verdicts: the groups roll it out again.
+pub async fn forget_old_verdicts(registry: &dyn Registry) -> Answer<usize> {
+    let (items, _) = list(registry, keys::VERDICTS).await?;
+    let mut of_app: BTreeMap<AppId, BTreeMap<Version, (u64, Vec<String>)>> = BTreeMap::new();
+    for pair in items {
+        if let Some(Place::Verdict { app, version, .. }) = keys::parse(&pair.key) {
+            let (last, of_version) = of_app.entry(app).or_default().entry(version).or_default();
+            *last = pair.mod_revision.max(*last);
+            of_version.push(pair.key);
+        }
+    }
+    let mut doomed = Vec::new();
+    for versions in of_app.into_values() {
+        let mut versions: Vec<(u64, Vec<String>)> = versions.into_values().collect();
+        versions.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
+        doomed.extend(versions.into_iter().skip(VERDICT_VERSIONS_MAX).flat_map(|(_, keys)| keys));
+    }
+    delete_all(registry, &doomed).await?;
+    Ok(doomed.len())
 }
 
 /// Reads the policies of all apps.
@@ -373,8 +453,9 @@ pub async fn write_policy(
 ) -> Answer<Option<Revision>> {
     let key = keys::policy(&record.app);
     let compare = expected.map(|revision| Compare::unchanged_since(&key, revision.0));
-    let txn =
-        Txn { compare: compare.into_iter().collect(), then: vec![Op::put(&key, encode(record))] };
+    let again = Op::Delete { key: keys::removed(&record.app) };
+    let then = vec![Op::put(&key, encode(record)), again];
+    let txn = Txn { compare: compare.into_iter().collect(), then };
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then_some(Revision(answer.revision)))
 }

@@ -10,13 +10,14 @@ use crate::embedded::EmbeddedRegistry;
 use crate::fleet::read_fleet;
 use crate::keys::{self, Place};
 use crate::records::{
-    GroupInfo, GroupRecord, GroupVerdict, PolicyRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord,
-    VersionedPolicy, encode,
+    GroupInfo, GroupRecord, GroupVerdict, PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, Stamp,
+    VerdictRecord, VersionedPolicy, encode,
 };
 use crate::typed::{
-    FencedPut, Told, bootstrap_group, group_infos, policies, read_bootstrap, read_server,
-    recover_group, remove_group, restore_bootstrap, tell_server, write_group_info,
-    write_group_record, write_policy, write_verdict,
+    FencedPut, Told, VERDICT_VERSIONS_MAX, bootstrap_group, forget_old_verdicts, group_infos,
+    policies, read_bootstrap, read_server, recover_group, remove_app, remove_group, removed_apps,
+    restore_bootstrap, tell_server, write_group_info, write_group_record, write_policy,
+    write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -184,6 +185,51 @@ async fn verdicts_are_read_back_with_their_release_and_group() {
     let left = read_fleet(&registry).await.expect("read");
     assert_eq!(left.verdicts, expected[1..], "a removed group stops nobody");
     assert!(!remove_group(&registry, &group("amd.zone-a")).await.expect("write"));
+}
+
+#[tokio::test]
+async fn only_the_verdicts_about_the_last_versions_are_kept() {
+    let registry = in_memory();
+    for n in 0..VERDICT_VERSIONS_MAX + 3 {
+        for of in ["amd.zone-a", "amd.zone-b"] {
+            let verdict = GroupVerdict {
+                app: app(),
+                version: version(&format!("1.{n}.0")),
+                platform: platform(),
+                group: group(of),
+                record: VerdictRecord { schema: SCHEMA, bad: None, stamp: stamp(1, 1, 1) },
+            };
+            let _ = write_verdict(&registry, &verdict).await.expect("write");
+        }
+    }
+    assert_eq!(forget_old_verdicts(&registry).await.expect("write"), 6);
+    assert_eq!(forget_old_verdicts(&registry).await.expect("write"), 0);
+    let left = read_fleet(&registry).await.expect("read").verdicts;
+    assert_eq!(left.len(), 2 * VERDICT_VERSIONS_MAX);
+    assert!(left.iter().all(|verdict| verdict.version != version("1.2.0")));
+}
+
+#[tokio::test]
+async fn a_removed_app_has_no_policy_until_it_is_added_again() {
+    let registry = in_memory();
+    let removal = RemovedRecord { schema: SCHEMA, app: app(), by: "ana".into(), at: 1 };
+    assert_eq!(remove_app(&registry, &removal).await.expect("write"), None, "no such app");
+    let policy = PolicyRecord {
+        schema: SCHEMA,
+        app: app(),
+        policy: serde_json::json!({"app": "web"}),
+        by: "ana".into(),
+        at: 1,
+    };
+    let first = write_policy(&registry, &policy, None).await.expect("write").expect("written");
+    let (removed, new) = remove_app(&registry, &removal).await.expect("write").expect("an app");
+    assert!(new && removed > first);
+    assert_eq!(remove_app(&registry, &removal).await.expect("write"), Some((removed, false)));
+    assert_eq!(policies(&registry).await.expect("read"), vec![]);
+    assert_eq!(removed_apps(&registry).await.expect("read"), vec![(removed, removal)]);
+    let again = write_policy(&registry, &policy, Some(Revision(0))).await.expect("write");
+    assert!(again.expect("there is none") > removed);
+    assert_eq!(removed_apps(&registry).await.expect("read"), vec![]);
 }
 
 #[tokio::test]

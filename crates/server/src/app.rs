@@ -105,6 +105,8 @@ pub enum Effect {
     EnsureRunning,
     /// Remove releases and artifacts that are not among these.
     Collect(Vec<Digest>),
+    /// The group has removed the app: remove everything of it here, and look no more.
+    Retire,
 }
 
 /// One app on this server, between two looks. In memory only: a restarted agent starts over.
@@ -134,6 +136,7 @@ pub struct App {
     corrected_ms: Option<u64>,
     ensured_ms: Option<u64>,
     collected_ms: Option<u64>,
+    retired_ms: Option<u64>,
 }
 
 impl App {
@@ -157,6 +160,7 @@ impl App {
             corrected_ms: None,
             ensured_ms: None,
             collected_ms: None,
+            retired_ms: None,
         }
     }
 
@@ -268,6 +272,7 @@ impl App {
             effects.push(Effect::EnsureRunning);
         }
         self.collect(sight, effects);
+        self.retire(step, sight, effects);
     }
 
     /// Tells a group that believes something else what is true here: it re-added this server,
@@ -424,6 +429,13 @@ impl App {
         }
     }
 
+    /// Removes what is left of an app that the group has removed; retried if that fails.
+    fn retire(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
+        if is_removed(step, sight) && due(&mut self.retired_ms, sight.now.ms, COLLECT_EVERY_MS) {
+            effects.push(Effect::Retire);
+        }
+    }
+
     /// While nothing is changing, removes what no order keeps.
     fn collect(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let Some(orders) = sight.orders else { return };
@@ -432,6 +444,13 @@ impl App {
             effects.push(Effect::Collect(orders.keep.clone()));
         }
     }
+}
+
+/// Whether the group no longer has the app, and nothing of it runs here: a group drops an app only
+/// once every server has stopped it.
+fn is_removed(step: &StepAction, sight: &Sight<'_>) -> bool {
+    let local = &sight.record.local;
+    sight.orders.is_none() && sight.orders_fresh && local.current.is_none() && at_rest(step, local)
 }
 
 /// Whether no change is in progress: the last one is complete, or was undone.

@@ -24,6 +24,8 @@ pub enum Record {
     Members(Vec<MemberPlace>),
     /// The group's progress with an app.
     Progress(Progress),
+    /// Nothing is left of a removed app in the group: its records and verdicts go.
+    Gone { app: AppId, sequence: u64 },
     /// The group's judgement of a release. `due`: the registry has not acknowledged it.
     Verdict { app: AppId, verdict: Verdict, due: bool },
 }
@@ -77,6 +79,12 @@ impl Written {
                 self.progress.insert(app.clone(), sequence);
                 return due.then_some(Body::RecordWritten { app, record: sequence });
             }
+            Record::Gone { app, sequence } => {
+                // It may be added anew.
+                self.progress.remove(&app);
+                self.good.remove(&app);
+                return Some(Body::RecordWritten { app, record: sequence });
+            }
             Record::Verdict { app, verdict: Verdict { version, bad, .. }, due } => {
                 let good = bad.is_none();
                 if good {
@@ -109,6 +117,12 @@ pub fn due(state: &State, configuration: &Configuration, written: &Written) -> V
     }
     for (id, app) in &state.apps {
         let progress = progress(id, app);
+        if let Phase::Removing { stopped: true, .. } = app.phase {
+            if progress.due {
+                due.push(Record::Gone { app: id.clone(), sequence: app.record });
+            }
+            continue;
+        }
         if progress.due || written.progress.get(id) != Some(&progress.sequence) {
             due.push(Record::Progress(progress));
         }
@@ -144,7 +158,7 @@ fn progress(id: &AppId, app: &App) -> Progress {
         }
         Phase::RollingBack { reason, .. } => (going(), Some(reason.clone().shortened())),
         Phase::Forward { .. } => (going(), None),
-        Phase::Empty | Phase::Running { .. } => (None, None),
+        Phase::Empty | Phase::Running { .. } | Phase::Removing { .. } => (None, None),
     };
     Progress {
         app: id.clone(),

@@ -400,9 +400,11 @@ pub(crate) fn went_back(state: PhaseName) -> bool {
 pub(crate) fn wanted(app: &AppStatus) -> Option<&Version> {
     match app.state {
         PhaseName::Forward(_) => app.target.as_ref(),
-        PhaseName::Empty | PhaseName::Running | PhaseName::RollingBack | PhaseName::Held => {
-            app.last_good.as_ref()
-        }
+        PhaseName::Empty
+        | PhaseName::Running
+        | PhaseName::RollingBack
+        | PhaseName::Held
+        | PhaseName::Removing => app.last_good.as_ref(),
     }
 }
 
@@ -415,6 +417,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
             return reason.unwrap_or_else(|| app.state.to_string());
         }
         PhaseName::Forward(_) => return "rollout in progress".to_owned(),
+        PhaseName::Removing => return "being removed".to_owned(),
         PhaseName::Running => {}
     }
     if let Some((server, problem)) = server_problems(app, group).next() {
@@ -455,6 +458,7 @@ pub(crate) fn wait_sentence(app: &AppStatus, on: &WaitingOn) -> String {
     let sentence = sentence(on);
     match app.state {
         PhaseName::RollingBack => format!("{}: {sentence}", rollback(app)),
+        PhaseName::Removing => format!("being removed: {sentence}"),
         PhaseName::Empty | PhaseName::Running | PhaseName::Forward(_) | PhaseName::Held => sentence,
     }
 }

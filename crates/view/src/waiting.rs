@@ -63,7 +63,17 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::NewerRelease { version, servers } => {
             format!("{version} takes over once the current step ends on {}", list(servers))
         }
+        WaitingOn::RollbackFirst { version, left_ms } => {
+            let left = brief(left_ms.next_multiple_of(1000));
+            format!("{version} starts after the rollback, or in {left} if that makes no progress")
+        }
+        WaitingOn::RollbackStuck { servers } => {
+            format!("the rollback makes no progress on {}", list(servers))
+        }
         WaitingOn::Download { servers } => format!("downloading to {}", list(servers)),
+        WaitingOn::NotDownloaded { version, servers } => {
+            format!("continues without {}: {version} is not downloaded there", list(servers))
+        }
         WaitingOn::Prestage { version, prestage, servers } => {
             let when = match prestage {
                 Prestage::NextWave => "the wave before theirs",
@@ -96,6 +106,9 @@ pub fn sentence(on: &WaitingOn) -> String {
         }
         WaitingOn::ChecksTried { servers } => {
             format!("changed checks are not used yet on {}", list(servers))
+        }
+        WaitingOn::NotStopped { server, reason } => {
+            format!("{server} has not stopped it: {}", words::debt(reason))
         }
         WaitingOn::Debt { server, reason } => {
             format!("{server} is not back on the last good release: {}", words::debt(reason))
@@ -149,6 +162,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     match on {
         WaitingOn::RegistryRecord
         | WaitingOn::NewerRelease { .. }
+        | WaitingOn::RollbackFirst { .. }
         | WaitingOn::FirstReports { .. }
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
@@ -209,7 +223,8 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             vec![Command::RolloutApprove { group: group.clone(), app: app.clone() }.into()]
         }
         WaitingOn::Capacity { .. } => {
-            vec!["wait until one is back in service, or raise max_unavailable".into()]
+            let raise = "wait until one is back in service, or raise max_unavailable";
+            vec![Hint::run_to(raise, Command::AppApply)]
         }
         WaitingOn::ServerUnreachable { server, .. } => {
             let (group, server) = (group.clone(), server.clone());
@@ -217,6 +232,17 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let remove = Command::GroupRemoveServer { group, server };
             vec![start.into(), Hint::run_to("if it is lost permanently", remove)]
         }
+        WaitingOn::RollbackStuck { servers } => {
+            let publish = Command::Publish { app: Some(app.clone()), channel: None };
+            let remove = servers.first().map(|server| {
+                let (group, server) = (group.clone(), server.clone());
+                let remove = Command::GroupRemoveServer { group, server };
+                Hint::run_to("or, if that server is lost permanently", remove)
+            });
+            let fix = Hint::run_to("publish a fix: it takes over", publish);
+            [fix].into_iter().chain(remove).collect()
+        }
+        WaitingOn::NotStopped { .. } => vec![Hint::run_to("try again", retry())],
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
         }
@@ -226,6 +252,12 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::ChecksFlap { .. } => {
             let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
             vec![Hint::run_to("try again", retry()), mend]
+        }
+        WaitingOn::NotDownloaded { servers, .. } => {
+            let (group, server) = (group.clone(), servers[0].clone());
+            let inspect = format!("check the network, the disk and the agent's log on {server}");
+            let remove = Command::GroupRemoveServer { group, server };
+            vec![inspect.into(), Hint::run_to("if it is lost permanently", remove)]
         }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
@@ -279,6 +311,8 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::ChecksFail { servers, .. }
         | WaitingOn::ChecksFlap { servers }
         | WaitingOn::NewerRelease { servers, .. }
+        | WaitingOn::RollbackStuck { servers }
+        | WaitingOn::NotDownloaded { servers, .. }
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
         WaitingOn::Download { servers }
         | WaitingOn::ChecksTried { servers }
@@ -287,6 +321,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
         | WaitingOn::ServerUnreachable { server: one, .. }
+        | WaitingOn::NotStopped { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
         WaitingOn::NewRelease
         | WaitingOn::KillSwitch { .. }
@@ -298,6 +333,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::NotRefreshed(_)
         | WaitingOn::NoServers
         | WaitingOn::NoLeader
+        | WaitingOn::RollbackFirst { .. }
         | WaitingOn::StageBefore { .. }
         | WaitingOn::NoStage { .. }
         | WaitingOn::VerdictElsewhere { .. }

@@ -16,6 +16,10 @@ pub fn reason(reason: &Reason) -> String {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
             format!("too many servers are unreachable: {}", servers.join(", "))
         }
+        Reason::NotDownloaded { within, servers } => {
+            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
+            format!("not downloaded within {within}: {}", servers.join(", "))
+        }
         Reason::NoServerLeft => "no server is left that runs it".into(),
         Reason::NoProgress { wave, within, servers } => {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
@@ -39,6 +43,7 @@ pub fn debt(reason: &DebtReason) -> String {
         DebtReason::Silent { for_ms } => {
             format!("lost after {} s without contact", for_ms / 1000)
         }
+        DebtReason::Removed => "the app was removed".into(),
         DebtReason::Failed { text } => text.clone(),
     })
 }
@@ -114,6 +119,7 @@ pub fn rejection(rejection: &Rejection) -> String {
             let what = match what {
                 Limited::Servers => "servers",
                 Limited::Apps => "apps",
+                Limited::ServerApps => "servers times apps",
                 Limited::ReportBytes => "bytes of text in a report",
                 Limited::CommandBytes => "bytes in a command",
             };
@@ -130,6 +136,7 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::PolicyChanged => "the policy has changed",
         WhyNot::ReleaseRejected => "this group rejected the release",
         WhyNot::ServerChanging => "a server is mid-change",
+        WhyNot::BeingRemoved => "the app is being removed",
         WhyNot::RollingBack => "the group is rolling back",
         WhyNot::AlreadyRunning => "every server already runs it",
         WhyNot::AlreadyRollingOut => "it is already being rolled out",

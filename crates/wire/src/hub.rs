@@ -39,6 +39,12 @@ pub fn policy_path(app: &AppId) -> String {
     format!("/v1/policies/{app}")
 }
 
+/// `POST`, operators: removes an app from every group.
+#[must_use]
+pub fn remove_app_path(app: &AppId) -> String {
+    format!("/v1/policies/{app}/remove")
+}
+
 /// `POST`, operators: ends a group's incarnation and starts the next.
 #[must_use]
 pub fn recover_path(group: &GroupId) -> String {
@@ -211,6 +217,25 @@ pub struct PolicyRequest {
 pub struct PolicyAnswer {
     /// The new revision, which rollouts pin.
     pub revision: Revision,
+}
+
+/// Body of [`remove_app_path`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveAppRequest {
+    /// Also if a group is rolling it out or back. If false, such an app is left alone.
+    pub mid_rollout: bool,
+}
+
+/// Response to a removed app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveAppAnswer {
+    /// The revision of the removal.
+    pub revision: Revision,
+    /// False if it had been removed before.
+    pub changed: bool,
+    /// The groups that still have it.
+    pub groups: Vec<GroupId>,
 }
 
 /// Body of [`recover_path`].

@@ -114,7 +114,7 @@ async fn until_change(
 /// Whether the leader of a group decides anything by this record. Records of progress, written by
 /// the hundred, do not matter.
 fn matters(group: &GroupId, key: &str) -> bool {
-    [keys::POLICIES, keys::VERDICTS].iter().any(|root| key.starts_with(root))
+    [keys::POLICIES, keys::REMOVED, keys::VERDICTS].iter().any(|root| key.starts_with(root))
         || key.ends_with("/info")
         || covering(group).iter().any(|scope| key == keys::kill(scope))
 }
@@ -177,6 +177,9 @@ async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), 
                 unusable.insert(app, chain(&error));
             }
         }
+    }
+    for (revision, removed) in typed::removed_apps(registry).await? {
+        view.removed.insert(removed.app, revision);
     }
     for info in typed::group_infos(registry).await? {
         view.groups.insert(info.group, GroupInfo { labels: info.labels, platform: info.platform });

@@ -132,6 +132,7 @@ async fn write(
                 let _ = typed::write_group_record(registry, &record).await?;
             }
         }
+        Record::Gone { app, .. } => typed::forget_app(registry, &group, &app).await?,
         Record::Verdict { app, verdict, .. } => {
             let record = VerdictRecord { schema: SCHEMA, bad: verdict.bad, stamp };
             let (version, platform) = (verdict.version, verdict.platform);

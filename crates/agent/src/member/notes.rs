@@ -35,6 +35,10 @@ impl Notes {
             Event::ServerLost { app, server, silent_ms } => {
                 tracing::warn!(%app, %server, silent_ms, "server lost");
             }
+            Event::ServerLeftOut { app, server } => {
+                tracing::warn!(%app, %server, "continuing without a server that cannot download");
+            }
+            Event::AppRemoved { app } => tracing::info!(%app, "app removed from the group"),
             Event::ServerDone { app, server } => tracing::info!(%app, %server, "server done"),
             Event::ReportIgnored { server, sequence } => {
                 tracing::debug!(%server, sequence, "report ignored");

@@ -11,7 +11,10 @@ use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
 use cohort_wire::agent::{POLICIES, PolicyInForce};
 use cohort_wire::http::Call;
-use cohort_wire::hub::{FLEET, PolicyAnswer, PolicyRequest, policy_path};
+use cohort_wire::hub::{
+    FLEET, PolicyAnswer, PolicyRequest, RemoveAppAnswer, RemoveAppRequest, policy_path,
+    remove_app_path,
+};
 use serde_json::Value;
 
 use crate::answer::Answer;
@@ -29,6 +32,8 @@ pub(crate) enum AppCommand {
     Apply(FileArgs),
     /// Show what `apply` would change (exit code 10 if anything)
     Diff(FileArgs),
+    /// Stop an app on all servers, a few at a time, and forget it
+    Remove(RemoveArgs),
     /// Show the policy of one app or all
     Show {
         /// App name
@@ -48,10 +53,20 @@ pub(crate) struct FileArgs {
     file: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// App name
+    app: AppId,
+    /// Remove it even if a group is rolling it out or back
+    #[arg(long)]
+    mid_rollout: bool,
+}
+
 pub(crate) async fn run(global: &Global, command: &AppCommand) -> Result<Exit, Failure> {
     match command {
         AppCommand::Apply(args) => apply(global, args).await,
         AppCommand::Diff(args) => diff(global, args).await,
+        AppCommand::Remove(args) => remove(global, args).await,
         AppCommand::Show { app: Some(app), group: Some(group), direct } => {
             show_in_force(global, app, group, direct).await
         }
@@ -81,6 +96,23 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     global.output.answer(&Answer::AppApply { app, revision, changed }, || match changed {
         true => format!("policy of {app} applied (revision {revision})\n{}", tried(rechecks)),
         false => format!("policy of {app} is unchanged\n"),
+    });
+    Ok(Exit::Done)
+}
+
+async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
+    let RemoveArgs { app, mid_rollout } = args;
+    let hub = Hub::of(&context_of(global)?)?;
+    let request = RemoveAppRequest { mid_rollout: *mid_rollout };
+    let answer: RemoveAppAnswer = hub.call(Call::post(remove_app_path(app), &request)).await?;
+    let RemoveAppAnswer { revision, changed, groups } = &answer;
+    let (revision, changed) = (*revision, *changed);
+    global.output.answer(&Answer::AppRemove { app, revision, changed, groups }, || {
+        let watch = Command::Status { group: None };
+        match groups.len() {
+            0 => format!("{app} is removed\n"),
+            count => format!("{app} is being removed from {count} groups: {watch}\n"),
+        }
     });
     Ok(Exit::Done)
 }

@@ -124,6 +124,7 @@ fn kept_by(
     });
     let view = RegistryView {
         policies: BTreeMap::new(),
+        removed: BTreeMap::new(),
         groups: groups.collect(),
         verdicts: verdicts.collect(),
     };

@@ -21,6 +21,9 @@ impl Planner<'_> {
             return;
         }
         let owing = self.app.to_roll_back(rollout);
+        if self.relieves(rollout, &owing) {
+            return;
+        }
         let mut waiting = Vec::new();
         for server in &owing {
             let change = self.app.servers[server].in_flight();
@@ -40,6 +43,24 @@ impl Planner<'_> {
         self.steps(since, &owing);
     }
 
+    /// Every server stops the removed app; then the registry forgets it.
+    pub(super) fn remove(&mut self, since: ClockMs, stopped: bool) {
+        self.debts(|_| true);
+        let unheard = self.app.servers.iter().filter(|(_, here)| !here.found);
+        let (silent, servers): (Vec<ServerId>, Vec<ServerId>) =
+            unheard.map(|(id, _)| id.clone()).partition(|server| self.is_silent(server));
+        for server in silent {
+            let for_ms = self.silent_ms(&server);
+            self.wait(since, WaitingOn::ServerUnreachable { server, for_ms });
+        }
+        if !servers.is_empty() {
+            self.wait(since, WaitingOn::FirstReports { servers });
+        }
+        if stopped {
+            self.wait_for_record(since);
+        }
+    }
+
     /// Servers in debt get `last_good` as soon as they are reachable. If no release was ever good,
     /// they stop the rejected one.
     pub(super) fn debts(&mut self, of: impl Fn(&ServerId) -> bool) {
@@ -47,6 +68,7 @@ impl Planner<'_> {
         let good = app.last_good.as_ref();
         let concerned = |here: &ServerApp| match (&app.phase, good) {
             (_, Some(_)) => true,
+            (Phase::Removing { .. }, None) => true,
             (Phase::Held { rejected, .. }, None) => {
                 here.activation.is_some() || here.running.as_ref().is_none_or(|it| it == rejected)
             }
@@ -88,16 +110,33 @@ impl Planner<'_> {
         } else if here.in_flight().is_some_and(|change| self.app.wants(change)) {
             self.steps(debt.since, &BTreeSet::from([server.clone()]));
         } else if self.is_resting(here, debt) {
-            let reason = debt.reason.clone();
-            self.wait(debt.since, WaitingOn::Debt { server: server.clone(), reason });
+            let (server, reason) = (server.clone(), debt.reason.clone());
+            let removing = matches!(self.app.phase, Phase::Removing { .. });
+            self.wait(
+                debt.since,
+                match removing {
+                    true => WaitingOn::NotStopped { server, reason },
+                    false => WaitingOn::Debt { server, reason },
+                },
+            );
         } else if !self.is_killed(debt.since) {
             if good.is_none_or(|good| here.has(&good.artifact)) {
                 return true;
             }
-            let servers = BTreeSet::from([server.clone()]);
-            self.wait(debt.since, WaitingOn::Download { servers });
+            self.wait_for_good(server, debt.since, good);
         }
         false
+    }
+
+    /// A server in debt is downloading the good release; if that takes long, it needs help.
+    fn wait_for_good(&mut self, server: &ServerId, since: ClockMs, good: Option<&Release>) {
+        let within_ms = self.app.policy_in_force().update.progress_deadline.ms;
+        let late = good.filter(|_| self.state.clock.since(since) > within_ms);
+        let on = match late.map(|good| good.version.clone()) {
+            Some(version) => WaitingOn::NotDownloaded { version, servers: vec![server.clone()] },
+            None => WaitingOn::Download { servers: BTreeSet::from([server.clone()]) },
+        };
+        self.wait(since, on);
     }
 
     /// Whether to leave the debt alone for now: no tries are left, or the last one just failed.

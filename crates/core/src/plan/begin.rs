@@ -1,5 +1,7 @@
 //! Whether a rollout starts, and of which release.
 
+use std::collections::BTreeSet;
+
 use super::{Offer, Planner};
 use crate::command::Planned;
 use crate::gate;
@@ -31,17 +33,51 @@ impl Planner<'_> {
 
     /// Whether a newer eligible release is offered: it takes over between two steps.
     pub(super) fn newer(&mut self, rollout: &Rollout) -> bool {
-        match self.seen.offers.get(self.id) {
-            Some(Offer::Release(release)) if *release != rollout.release => {}
-            Some(Offer::Release(_) | Offer::Refused(_) | Offer::Unknown(_)) | None => {
-                return false;
+        let Some(release) = self.newer_than(rollout) else { return false };
+        self.take_over(release, rollout.progress);
+        true
+    }
+
+    /// A newer eligible release takes over from a rollback that is stuck: it may be the cure of
+    /// what the way back cannot repair. Returns whether one does.
+    pub(super) fn relieves(&mut self, rollout: &Rollout, owing: &BTreeSet<ServerId>) -> bool {
+        let (since, clock) = (rollout.progress, self.state.clock);
+        let good = self.app.last_good.as_ref();
+        let newer = self.newer_than(rollout).filter(|release| good != Some(release));
+        let stuck = rollout.is_stuck(clock);
+        match newer {
+            Some(release) if stuck => return self.take_over(release, since),
+            Some(Release { version, .. }) => {
+                let within_ms = rollout.policy.update.progress_deadline.ms;
+                let left_ms = within_ms.saturating_sub(clock.since(since));
+                self.wait(since, WaitingOn::RollbackFirst { version, left_ms });
             }
+            None if stuck => {
+                let servers = owing.iter().cloned().collect();
+                self.wait(since, WaitingOn::RollbackStuck { servers });
+            }
+            None => {}
         }
-        let Some(release) = self.eligible(&mut Vec::new()) else { return false };
-        if !self.is_blocked(&release, rollout.progress) {
+        false
+    }
+
+    /// Starts the release, unless a server is mid-change. Returns whether it starts.
+    fn take_over(&mut self, release: Release, since: ClockMs) -> bool {
+        let blocked = self.is_blocked(&release, since);
+        if !blocked {
             self.start_rollout(release);
         }
-        true
+        !blocked
+    }
+
+    /// The eligible release that is offered, unless it is this rollout's.
+    fn newer_than(&self, rollout: &Rollout) -> Option<Release> {
+        match self.seen.offers.get(self.id) {
+            Some(Offer::Release(release)) if *release != rollout.release => {
+                self.eligible(&mut Vec::new())
+            }
+            Some(Offer::Release(_) | Offer::Refused(_) | Offer::Unknown(_)) | None => None,
+        }
     }
 
     /// Whether servers have to finish their change before the rollout can start.

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use super::Planner;
 use crate::capacity::{self, Standing};
 use crate::command::Planned;
-use crate::ids::{ClockMs, ServerId};
+use crate::ids::{AppId, ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::WaveStep;
+use crate::policy::Prestage;
 use crate::reason::Reason;
 use crate::report::Step;
-use crate::state::{Activation, ActivationStage, Rollout};
+use crate::state::{Activation, ActivationStage, App, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
@@ -36,10 +37,10 @@ impl Planner<'_> {
             }
             return;
         }
-        // A server that is still paying a debt does not delay the release that may be its cure.
+        // A server that is still on its way back does not delay the release that may be its cure.
         let is_ready = |server: &&ServerId| {
             let change = self.app.servers[*server].in_flight();
-            change.is_none_or(|change| change.purpose == Purpose::Debt)
+            change.is_none_or(|change| change.purpose != Purpose::Wave)
         };
         let ready: Vec<ServerId> = reachable.iter().filter(is_ready).cloned().collect();
         if ready.is_empty() {
@@ -119,7 +120,7 @@ impl Planner<'_> {
 
     /// Fails the rollout if nothing progressed within `progress_deadline`, which is suspended under
     /// the kill switch, while the rollout is paused, and while no server may act: waiting for
-    /// capacity is no fault of the release.
+    /// capacity is no fault of the release. Nor are servers that cannot download what others have.
     fn is_stuck(&mut self, rollout: &Rollout, open: &BTreeSet<ServerId>) -> bool {
         let within = rollout.policy.update.progress_deadline;
         let acts = |server: &ServerId| {
@@ -129,7 +130,10 @@ impl Planner<'_> {
             && rollout.pause.is_none()
             && open.iter().any(acts)
             && self.state.clock.since(rollout.progress) > within.ms;
-        if stuck {
+        let late = if stuck { self.cannot_download(rollout, open) } else { Vec::new() };
+        if !late.is_empty() {
+            late.into_iter().for_each(|server| self.propose(Planned::LeaveOut { server }));
+        } else if stuck {
             let release = Some(&rollout.release);
             let settled = |server: &ServerId| self.app.servers[server].settled_on(release);
             let servers = open.iter().filter(|server| !settled(server)).cloned().collect();
@@ -139,15 +143,32 @@ impl Planner<'_> {
         stuck
     }
 
-    /// Whether a server of the wave still needs a grant. A failed change of an older plan or of a
-    /// debt does not prevent one: this release may repair it.
+    /// The servers of the wave that have not downloaded the release, if no more than have it lack
+    /// it, of all that were to download it.
+    fn cannot_download(&self, rollout: &Rollout, open: &BTreeSet<ServerId>) -> Vec<ServerId> {
+        let everyone = rollout.policy.update.prestage == Prestage::All;
+        let has = |server: &ServerId| self.app.servers[server].has(&rollout.release.artifact);
+        let (having, lacking): (Vec<&ServerId>, Vec<&ServerId>) =
+            self.app.servers.keys().partition(|server| has(server));
+        let lacks = |server: &&&ServerId| {
+            !rollout.lost.contains(**server)
+                && (open.contains(**server) || (everyone && self.is_heard(server)))
+        };
+        if lacking.iter().filter(lacks).count() > having.len() {
+            return Vec::new();
+        }
+        open.iter().filter(|server| !has(server)).cloned().collect()
+    }
+
+    /// Whether a server of the wave still needs a grant. A change of an older plan that failed or
+    /// leads back does not prevent one: this release may repair it.
     fn may_start(&self, rollout: &Rollout, server: &ServerId) -> bool {
         let here = &self.app.servers[server];
         let own = |change: &Activation| {
             change.purpose == Purpose::Wave && change.release.as_ref() == Some(&rollout.release)
         };
         let free = here.activation.as_ref().is_none_or(|change| {
-            change.purpose == Purpose::Debt || change.void || (!change.in_flight() && !own(change))
+            change.purpose != Purpose::Wave || change.void || (!change.in_flight() && !own(change))
         });
         free && !here.serves(&rollout.release)
     }
@@ -176,7 +197,7 @@ impl Planner<'_> {
     }
 
     /// Grants as many changes as capacity allows; records which servers the rest is waiting for.
-    /// Returns whether any had to be left out.
+    /// Returns whether any had to be left out for lack of room.
     pub(super) fn grants(
         &mut self,
         servers: &[ServerId],
@@ -195,6 +216,8 @@ impl Planner<'_> {
             servers.iter().partition(|server| !self.costs(server, purpose));
         for (at, server) in free.iter().chain(&costly).enumerate() {
             if self.waits_for_another_app(server) {
+                // What the other app does there may wait for room itself.
+                short |= !self.others_act(server);
                 continue;
             }
             if at >= free.len() {
@@ -243,13 +266,23 @@ impl Planner<'_> {
 
     /// Whether another app is changing on the server; if so, waits for it.
     pub(super) fn waits_for_another_app(&mut self, server: &ServerId) -> bool {
-        let others = self.state.apps.iter().filter(|(other, _)| *other != self.id);
-        let mut here = others.filter_map(|(_, app)| app.servers.get(server));
-        let busy = here.any(|here| here.in_flight().is_some());
+        let busy = self.changed_by_others(server).next().is_some();
         if busy {
             self.wait(self.state.clock, WaitingOn::OtherApp { server: server.clone() });
         }
         busy
+    }
+
+    /// The other apps that are changing on the server.
+    fn changed_by_others<'b>(&'b self, server: &'b ServerId) -> impl Iterator<Item = &'b AppId> {
+        let others = self.state.apps.iter().filter(|(other, _)| *other != self.id);
+        let flies = |app: &App| app.servers.get(server).is_some_and(|it| it.in_flight().is_some());
+        others.filter(move |(_, app)| flies(app)).map(|(other, _)| other)
+    }
+
+    /// Whether none of the other apps' changes on the server is held for lack of room.
+    fn others_act(&self, server: &ServerId) -> bool {
+        self.changed_by_others(server).all(|app| self.is_let_begin(app, server))
     }
 
     pub(super) fn costs(&self, server: &ServerId, purpose: Purpose) -> bool {
@@ -258,10 +291,15 @@ impl Planner<'_> {
 
     /// Whether a server is changing, and is not held for lack of room.
     fn acts(&self, server: &ServerId) -> bool {
-        let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
-        let begun = doing.is_some_and(|step| *step >= Step::Drain);
         self.app.servers.get(server).is_some_and(|here| here.in_flight().is_some())
-            && (begun || capacity::bears(self.state, self.id, server))
+            && self.is_let_begin(self.id, server)
+    }
+
+    /// Whether an app's change on a server has begun, or is not held for lack of room.
+    fn is_let_begin(&self, app: &AppId, server: &ServerId) -> bool {
+        let doing = self.seen.doing.get(&(app.clone(), server.clone()));
+        let begun = doing.is_some_and(|step| *step >= Step::Drain);
+        begun || capacity::bears(self.state, app, server)
     }
 
     /// Waits for the steps that these servers are taking, and for room if they may not begin.
@@ -315,7 +353,8 @@ impl Planner<'_> {
             let Some(here) = self.app.servers.get(server) else { continue };
             let failed = rollout.failed.contains(server);
             let free = here.activation.as_ref().is_none_or(Activation::open);
-            if self.is_heard(server) && !failed && free {
+            let lacks = rollout.unfetched.contains(server) && !here.has(&rollout.release.artifact);
+            if self.is_heard(server) && !failed && free && !lacks {
                 self.propose(Planned::FindServer { server: server.clone() });
             }
         }

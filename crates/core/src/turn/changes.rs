@@ -10,13 +10,13 @@ use crate::orders::{Fence, Purpose};
 use crate::phase::{Phase, WaveStep};
 use crate::reason::DebtReason;
 use crate::release::Release;
-use crate::state::{Activation, ActivationStage, App, State};
+use crate::state::{Activation, ActivationStage, App, Rollout, State};
 use crate::trial;
 
 impl State {
     /// Checks a step against the whole group: a grant needs capacity, and a server on which no app
-    /// is changing. A rollback or a debt may replace a change that is no longer wanted, a wave the
-    /// payment of a debt. Returns whether the step takes a serving server out.
+    /// is changing. A rollback or a debt may replace a change that is no longer wanted, a wave one
+    /// that leads back. Returns whether the step takes a serving server out.
     pub(crate) fn clear(&self, app_id: &AppId, step: &Planned) -> Result<bool, Rejection> {
         let Some(app) = self.apps.get(app_id) else {
             return Err(Rejection::NoApp { app: app_id.clone() });
@@ -29,9 +29,9 @@ impl State {
         let busy = self.apps.iter().any(|(id, other)| {
             let here = other.servers.get(server);
             here.and_then(|here| here.in_flight()).is_some_and(|activation| {
-                // The release of a wave may be the cure of what the debt cannot repair.
+                // The release of a wave may be the cure of what the way back cannot repair.
                 let gives_way = if purpose == Purpose::Wave {
-                    activation.purpose == Purpose::Debt
+                    activation.purpose != Purpose::Wave
                 } else {
                     !app.wants(activation)
                 };
@@ -162,10 +162,33 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// A server of the wave cannot download the release: its environment is at fault, not the
+    /// release. It owes nothing: what it runs is good.
+    pub(crate) fn leave_out(&mut self, server: &ServerId) -> Applied {
+        let App { servers, phase, .. } = &mut *self.app;
+        let fetches = phase.wave().is_some_and(|(wave, _)| wave.contains(server));
+        let has = |rollout: &Rollout| {
+            servers.get(server).is_none_or(|here| here.has(&rollout.release.artifact))
+        };
+        let Some(rollout) = phase.rollout_mut().filter(|rollout| fetches && !has(rollout)) else {
+            return self.not_now(WhyNot::NotItsTurn);
+        };
+        if !rollout.lost.insert(server.clone()) {
+            return self.not_now(WhyNot::AlreadyLost);
+        }
+        rollout.unfetched.insert(server.clone());
+        rollout.surroundings_failures += 1;
+        rollout.progress = self.clock;
+        let (app, server) = (self.id.clone(), server.clone());
+        self.events.push(Event::ServerLeftOut { app, server });
+        Ok(())
+    }
+
     /// A lost server is back, or a server in debt is on the good release: clears its debt.
     pub(crate) fn find(&mut self, server: &ServerId) -> Applied {
         if let Some(rollout) = self.app.phase.rollout_mut() {
             rollout.lost.remove(server);
+            rollout.unfetched.remove(server);
         }
         let App { servers, last_good, .. } = &mut *self.app;
         if let Some(here) = servers.get_mut(server)

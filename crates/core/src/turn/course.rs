@@ -1,7 +1,10 @@
 //! What happens to a rollout with failures.
 
+use std::collections::BTreeSet;
+
 use super::{Applied, Turn};
 use crate::command::WhyNot;
+use crate::ids::ServerId;
 use crate::phase::Phase;
 use crate::reason::Reason;
 use crate::release::Rollback;
@@ -37,11 +40,16 @@ fn course(turn: &Turn<'_>, rollout: &Rollout, raised: Option<Reason>, by_person:
 fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
     let first = |blame: Blame| {
         let failure = rollout.failures.iter().find(|failure| failure.blame == blame);
-        let lost = || rollout.lost.difference(&rollout.failed);
+        let named = |servers: &BTreeSet<ServerId>| {
+            let all = servers.difference(&rollout.failed);
+            all.take(Reason::SERVERS_NAMED_MAX).cloned().collect()
+        };
         match failure {
-            None => Reason::ServersLost {
-                servers: lost().take(Reason::SERVERS_NAMED_MAX).cloned().collect(),
+            None if !rollout.unfetched.is_empty() => Reason::NotDownloaded {
+                within: rollout.policy.update.progress_deadline,
+                servers: named(&rollout.unfetched),
             },
+            None => Reason::ServersLost { servers: named(&rollout.lost) },
             Some(failure) => Reason::ServerFailed {
                 server: failure.server.clone(),
                 step: failure.step,
@@ -81,7 +89,8 @@ impl Turn<'_> {
             Phase::Empty
             | Phase::Running { .. }
             | Phase::RollingBack { .. }
-            | Phase::Held { .. } => return self.not_now(WhyNot::NoRollout),
+            | Phase::Held { .. }
+            | Phase::Removing { .. } => return self.not_now(WhyNot::NoRollout),
         };
         match course(self, &rollout, Some(reason), by_person) {
             Course::Stay(_) if matches!(self.app.phase, Phase::Held { .. }) => {
@@ -129,7 +138,9 @@ impl Turn<'_> {
         }
         // A failed server is reachable; the planner determines again which ones are not.
         rollout.lost.clear();
+        rollout.unfetched.clear();
         rollout.failed.clear();
+        rollout.progress = self.clock;
         self.enter(Phase::RollingBack { rollout, reason, by_person, since: self.clock });
     }
 

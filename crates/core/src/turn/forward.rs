@@ -36,7 +36,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// any state but rolling-back ─► marked-old: a release rolls out.
+    /// any state but removing ─► marked-old: a release rolls out. From a rollback only if it is stuck.
     pub(crate) fn start_rollout(
         &mut self,
         release: &Release,
@@ -47,9 +47,16 @@ impl Turn<'_> {
         if let Some(why) = self.why_not_start(release, revision) {
             return self.not_now(why);
         }
-        if let Some(old) = self.app.phase.forward().cloned() {
-            let reason = Reason::Superseded { version: release.version.clone() };
-            self.remember(&old, Ending::Superseded, Some(reason));
+        match self.app.phase.clone() {
+            Phase::Forward { rollout, .. } => {
+                let reason = Reason::Superseded { version: release.version.clone() };
+                self.remember(&rollout, Ending::Superseded, Some(reason));
+            }
+            Phase::RollingBack { rollout, reason, .. } => {
+                self.reject(&rollout.release, reason.clone());
+                self.remember(&rollout, Ending::Superseded, Some(reason));
+            }
+            Phase::Empty | Phase::Running { .. } | Phase::Held { .. } | Phase::Removing { .. } => {}
         }
         self.app.generation = self.app.generation.next();
         // A failed change does not block a new plan. What a lost server may still be doing is kept
@@ -72,6 +79,7 @@ impl Turn<'_> {
             failed: BTreeSet::new(),
             progress: self.clock,
             lost: BTreeSet::new(),
+            unfetched: BTreeSet::new(),
             overruled: BTreeSet::new(),
         });
         self.enter(Phase::Forward { rollout, at: Milestone::MarkedOld { recorded: false } });
@@ -83,17 +91,19 @@ impl Turn<'_> {
         let runs = || app.servers.values().all(|here| here.settled_on(Some(release)));
         if self.platform != Some(&release.platform) {
             Some(WhyNot::OtherPlatform)
+        } else if matches!(app.phase, Phase::Removing { .. }) {
+            Some(WhyNot::BeingRemoved)
         } else if app.revision != revision {
             Some(WhyNot::PolicyChanged)
         } else if app.rejection_of(release).is_some() {
             Some(WhyNot::ReleaseRejected)
         } else if !app.blocking_takeover().is_empty() {
             Some(WhyNot::ServerChanging)
-        } else if matches!(app.phase, Phase::RollingBack { .. }) {
+        } else if app.phase.rolling_back().is_some_and(|it| !it.is_stuck(self.clock)) {
             Some(WhyNot::RollingBack)
         } else if matches!(app.phase, Phase::Running { .. }) && runs() {
             Some(WhyNot::AlreadyRunning)
-        } else if app.phase.forward().is_some_and(|rollout| rollout.release == *release) {
+        } else if app.phase.rollout().is_some_and(|rollout| rollout.release == *release) {
             Some(WhyNot::AlreadyRollingOut)
         } else {
             None
@@ -201,7 +211,8 @@ impl Turn<'_> {
             | Phase::Running { .. }
             | Phase::Forward { .. }
             | Phase::RollingBack { .. }
-            | Phase::Held { .. } => return self.not_now(WhyNot::NotItsTurn),
+            | Phase::Held { .. }
+            | Phase::Removing { .. } => return self.not_now(WhyNot::NotItsTurn),
         };
         self.progress();
         Ok(())

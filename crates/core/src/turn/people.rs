@@ -2,11 +2,11 @@
 
 use super::{Applied, Turn};
 use crate::command::WhyNot;
-use crate::ids::{GroupId, ServerId};
+use crate::ids::{GroupId, Revision, ServerId};
 use crate::phase::Phase;
-use crate::reason::{PausedBy, Reason};
+use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::release::Rollback;
-use crate::state::{Pause, Rollout};
+use crate::state::{OVERRULED_MAX, Pause, Rollout};
 
 impl Turn<'_> {
     /// The rollout going forward, under a new generation: earlier plans are now stale.
@@ -51,6 +51,9 @@ impl Turn<'_> {
             && let Some(Pause { by: PausedBy::Verdict { group, .. }, .. }) = rollout.pause.take()
         {
             rollout.overruled.insert(group);
+            if rollout.overruled.len() > OVERRULED_MAX {
+                rollout.overruled.pop_first();
+            }
         }
         self.progress();
         Ok(())
@@ -95,6 +98,33 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// any state ─► removing: the servers stop the app, as many at a time as `max_unavailable`
+    /// allows. Without effect if a policy was written after the removal.
+    pub(crate) fn remove(&mut self, revision: Revision) -> Applied {
+        let app = &mut *self.app;
+        if revision <= app.revision {
+            return self.not_now(WhyNot::PolicyChanged);
+        }
+        app.revision = revision;
+        if matches!(app.phase, Phase::Removing { .. }) {
+            return Ok(());
+        }
+        app.generation = app.generation.next();
+        app.last_good = None;
+        app.good_before.clear();
+        app.rejected.clear();
+        app.verdicts_due.clear();
+        for here in app.servers.values_mut() {
+            here.forget_ended();
+            here.debt = None;
+            if here.running.is_some() || here.activation.is_some() {
+                here.owe(self.clock, DebtReason::Removed);
+            }
+        }
+        self.enter(Phase::Removing { since: self.clock, stopped: false });
+        Ok(())
+    }
+
     /// Rolls out the good release before the current one, and rejects the current one.
     pub(crate) fn undo(&mut self, lead: &ServerId) -> Applied {
         match self.app.phase {
@@ -108,6 +138,7 @@ impl Turn<'_> {
             Phase::Forward { .. } | Phase::RollingBack { .. } => {
                 return self.not_now(WhyNot::NotRunning);
             }
+            Phase::Removing { .. } => return self.not_now(WhyNot::BeingRemoved),
         }
         let Some(target) = self.app.good_before.last().cloned() else {
             return self.not_now(WhyNot::NoEarlierRelease);

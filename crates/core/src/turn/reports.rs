@@ -114,7 +114,12 @@ impl Turn<'_> {
         let coming = phase.forward().map(|rollout| &rollout.release);
         let fits = release == last_good || (release.is_some() && release.as_ref() == coming);
         let in_place = matches!(phase, Phase::Held { in_place: Some(_), .. });
-        if changed && !fits && !in_place && last_good.is_some() {
+        let removing = matches!(phase, Phase::Removing { .. });
+        if removing && release.is_some() {
+            here.owe(self.clock, DebtReason::Removed);
+        } else if removing && here.activation.is_none() {
+            here.debt = None;
+        } else if changed && !fits && !in_place && last_good.is_some() {
             let running = release.as_ref().map(|release| release.version.clone());
             here.owe(self.clock, DebtReason::Found { running });
         } else if release.is_some() && release == last_good && here.activation.is_none() {
@@ -132,8 +137,15 @@ impl Turn<'_> {
         let Some(here) = self.app.servers.get_mut(server) else { return false };
         if !here.has(artifact) {
             push_bounded(&mut here.holds, artifact.clone(), HOLDS_MAX);
-            let coming = self.app.phase.rollout().map(|rollout| &rollout.release.artifact);
-            if coming == Some(artifact) {
+            let coming = match &self.app.phase {
+                Phase::Forward { rollout, .. } => Some(&rollout.release),
+                Phase::RollingBack { .. } => self.app.last_good.as_ref(),
+                Phase::Empty
+                | Phase::Running { .. }
+                | Phase::Held { .. }
+                | Phase::Removing { .. } => None,
+            };
+            if coming.is_some_and(|release| release.artifact == *artifact) {
                 self.progress();
             }
         }

@@ -9,6 +9,19 @@ impl Turn<'_> {
     /// Takes one arrow after another until none follows.
     pub(super) fn settle(&mut self) {
         while self.give_up() || self.next_step() || self.finish() || self.hold() {}
+        self.stopped();
+    }
+
+    /// No server runs the removed app any more: the registry may forget it.
+    fn stopped(&mut self) {
+        let all = self.app.is_stopped();
+        if let Phase::Removing { stopped, .. } = &mut self.app.phase
+            && all
+            && !*stopped
+        {
+            *stopped = true;
+            self.app.record += 1;
+        }
     }
 
     /// Moves a wave to its next step, once all its servers have completed this one.

@@ -161,6 +161,7 @@ impl Wish {
                 plan(Planned::Grant { server, purpose })
             }
             19 => plan(Planned::LoseServer { server, silent_ms: n * 1000 }),
+            20 if n % 3 == 0 => plan(Planned::LeaveOut { server }),
             20 => plan(Planned::FindServer { server }),
             21 if n < 80 => plan(Planned::Fail { reason: Reason::NoServerLeft }),
             22 => {

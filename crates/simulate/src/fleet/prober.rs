@@ -47,6 +47,14 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
+    /// An app was removed at this revision; its servers still stop by the last policy.
+    pub(crate) fn removed(&mut self, app: &AppId, revision: Revision) {
+        let of_it = self.policies.range(..=(app.clone(), revision)).next_back();
+        if let Some(policy) = of_it.map(|(_, policy)| policy.clone()) {
+            self.policies.insert((app.clone(), revision), policy);
+        }
+    }
+
     /// Looks at every server of a group.
     pub(crate) fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
         for (id, server) in &group.servers {

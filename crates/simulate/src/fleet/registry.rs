@@ -51,7 +51,8 @@ impl Registry {
                 Record::Info { .. }
                 | Record::Bootstrap { .. }
                 | Record::Members(_)
-                | Record::Progress(_) => None,
+                | Record::Progress(_)
+                | Record::Gone { .. } => None,
             };
             let known = self.stamps.entry((group.clone(), about)).or_insert(stamp);
             if *known <= stamp || self.unfenced {
@@ -80,6 +81,10 @@ impl Registry {
                         != (&verdict.group, &verdict.app, &verdict.version)
                 });
                 verdicts.push(verdict);
+            }
+            Record::Gone { app, .. } => {
+                let verdicts = &mut Arc::make_mut(&mut self.view).verdicts;
+                verdicts.retain(|known| (&known.group, &known.app) != (&group, &app));
             }
             // The registry has the first two, and nobody reads the other one here.
             Record::Info { .. } | Record::Bootstrap { .. } | Record::Progress(_) => {}

@@ -136,6 +136,7 @@ impl Script {
             "fleet" => self.new_group(line),
             "use" => self.group = Some(GroupId::new(line.words[0]).expect("a group")),
             "policy" => self.policy(line),
+            "remove-app" => self.fleet.remove_app(&line.app()),
             "publish" => self.publish(line),
             "installed" => self.installed(line),
             "channel" => self.fleet.channel(&line.app(), line.words[0]),
@@ -166,7 +167,7 @@ impl Script {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
                 let _ = writeln!(out, "at most {most} out of service");
             }
-            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" => {
+            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" | "fill" | "free" => {
                 for word in &line.words {
                     for server in servers_of(word) {
                         let server = self.group().servers.get_mut(&server).expect("a server");
@@ -175,6 +176,8 @@ impl Script {
                             "start" => server.start(),
                             "power-off" => server.power_off(),
                             "cut" => server.cut = true,
+                            "fill" => server.full = true,
+                            "free" => server.full = false,
                             "lose" => {
                                 server.crash();
                                 server.disk.held.clear();
@@ -468,6 +471,13 @@ impl Script {
                         let version = good.expect("a good release").version.to_string();
                         self.fleet.channel(&app, &version);
                         let _ = writeln!(out, "{command} ({version})");
+                        continue;
+                    }
+                    Command::GroupRemoveServer { server, .. } => {
+                        let number = self.fleet.leave(&id, server);
+                        let refused = self.outcome(number);
+                        assert_eq!(refused, Some(None), "`why` says `{command}`");
+                        let _ = writeln!(out, "{command}");
                         continue;
                     }
                     _ => {

@@ -139,6 +139,8 @@ pub(crate) struct Server {
     pub(crate) up: bool,
     /// The network between it and the group is cut.
     pub(crate) cut: bool,
+    /// Its disk takes no more of any release.
+    pub(crate) full: bool,
     /// The activations that were ever accepted, each once.
     accepted: BTreeSet<(AppId, Fence)>,
     /// The last activation of each app that was accepted, and when.
@@ -216,6 +218,7 @@ impl Server {
             services: BTreeMap::new(),
             up: false,
             cut: false,
+            full: false,
             accepted: BTreeSet::new(),
             begun: BTreeMap::new(),
             collected: BTreeSet::new(),

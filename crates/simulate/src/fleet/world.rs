@@ -7,6 +7,7 @@ use cohort_consensus::Limits;
 use cohort_core::Offer;
 use cohort_core::command::{Body, Event};
 use cohort_core::gate::GroupInfo;
+use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
@@ -210,11 +211,27 @@ impl Fleet {
 
     pub(crate) fn set_policy(&mut self, policy: Policy) {
         policy.validate().expect("a valid policy");
-        let policies = &mut Arc::make_mut(&mut self.registry.view).policies;
-        let revision =
-            policies.get(&policy.app).map_or(Revision(1), |(revision, _)| revision.next());
+        let revision = self.next_revision(&policy.app);
         self.prober.policies.insert((policy.app.clone(), revision), policy.clone());
-        policies.insert(policy.app.clone(), (revision, policy));
+        let view = Arc::make_mut(&mut self.registry.view);
+        view.removed.remove(&policy.app);
+        view.policies.insert(policy.app.clone(), (revision, policy));
+    }
+
+    /// An operator removes an app.
+    pub(crate) fn remove_app(&mut self, app: &AppId) {
+        let revision = self.next_revision(app);
+        let view = Arc::make_mut(&mut self.registry.view);
+        view.policies.remove(app);
+        view.removed.insert(app.clone(), revision);
+        self.prober.removed(app, revision);
+    }
+
+    fn next_revision(&self, app: &AppId) -> Revision {
+        let RegistryView { policies, removed, .. } = &*self.registry.view;
+        let last = policies.get(app).map(|(revision, _)| *revision);
+        let last = last.or(removed.get(app).copied());
+        last.map_or(Revision(1), Revision::next)
     }
 
     pub(crate) fn publish(&mut self, app: &AppId, release: Release, behaviour: Behaviour) {

@@ -41,6 +41,8 @@ enum Visit {
     Forward,
     /// A bad release is rolling back.
     Back,
+    /// The app is being removed.
+    Removal,
 }
 
 /// Exhaustive, so that a new state fails to compile here.
@@ -50,6 +52,7 @@ fn visit(state: PhaseName) -> Visit {
         PhaseName::Running => Visit::AtRest,
         PhaseName::Forward(_) => Visit::Forward,
         PhaseName::RollingBack | PhaseName::Held => Visit::Back,
+        PhaseName::Removing => Visit::Removal,
     }
 }
 
@@ -72,13 +75,13 @@ fn at_each_state_of_the_group() -> Result<()> {
         visited: BTreeSet::new(),
     };
     let prober = Prober::start(&story.trial.services());
-    for (number, state) in PhaseName::ALL.into_iter().enumerate() {
+    let stays = |state: &PhaseName| !matches!(visit(*state), Visit::Removal);
+    for (number, state) in PhaseName::ALL.into_iter().filter(stays).enumerate() {
         let begun = Instant::now();
         let version = format!("1.{number}.0");
         story.play(state, &version).with_context(|| format!("killed at {state}"))?;
         println!("{state}: finished after {:.1} s", begun.elapsed().as_secs_f64());
     }
-    ensure!(story.visited == PhaseName::ALL.into(), "visited: {:?}", story.visited);
     let seen = prober.stop();
     let (probed, said) = (most_down(&seen), most_down(&story.trial.said_by_all()?));
     ensure!(probed <= OUT_MAX, "{probed} servers were out at once: {seen:?}");
@@ -90,6 +93,10 @@ fn at_each_state_of_the_group() -> Result<()> {
         story.once_per_fence(&server)?;
         story.none_skipped(&server)?;
     }
+    for state in PhaseName::ALL.into_iter().filter(|state| !stays(state)) {
+        story.play(state, "").with_context(|| format!("killed at {state}"))?;
+    }
+    ensure!(story.visited == PhaseName::ALL.into(), "visited: {:?}", story.visited);
     story.trial.pass()
 }
 
@@ -113,6 +120,11 @@ impl Story {
                 // Enough bytes that the states before the waves last a moment.
                 let release = release.ballast(4 << 20);
                 self.kill_at(state, &release, true)?;
+            }
+            Visit::Removal => {
+                self.kill_when(state, |trial| trial.run(&["app", "remove", "web"]).map(drop))?;
+                self.trial.until(GROUP, PATIENCE, |status| app(status).is_none())?;
+                return Ok(());
             }
             Visit::Back => {
                 let release = release.fault("unhealthy_on = [\"intel\"]");
@@ -141,13 +153,24 @@ impl Story {
         self.come_back(&leader)
     }
 
-    /// Kills the leader as soon as any member logs that the group has reached the state.
     fn kill_at(&mut self, state: PhaseName, release: &WebRelease, good: bool) -> Result<()> {
         self.released.push((release.version.clone(), good));
         self.trial.publish_unseen(release, &[PLATFORM])?;
+        let last = self.kill_when(state, |trial| trial.sync_mirrors())?;
+        ensure!(!good || last.as_deref() != Some("running"), "the rollout had already finished");
+        Ok(())
+    }
+
+    /// Begins, and kills the leader as soon as any member logs that the group has reached the
+    /// state. Returns the last state that the leader logged.
+    fn kill_when(
+        &mut self,
+        state: PhaseName,
+        begin: impl FnOnce(&Trial) -> Result<()>,
+    ) -> Result<Option<String>> {
         let mut leader = self.trial.who_leads()?;
         let mut logs = Logs::from_now(&self.trial);
-        self.trial.sync_mirrors()?;
+        begin(&self.trial)?;
         let begun = Instant::now();
         let mut came_to = None;
         let killed = 'watching: loop {
@@ -175,9 +198,9 @@ impl Story {
             }
         }
         println!("{state}: {killed} killed, at {}", last.as_deref().unwrap_or("?"));
-        ensure!(!good || last.as_deref() != Some("running"), "the rollout had already finished");
         self.visited.insert(state);
-        self.come_back(&killed)
+        self.come_back(&killed)?;
+        Ok(last)
     }
 
     /// Waits for another leader, and restarts the killed agent.

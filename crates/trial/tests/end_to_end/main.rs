@@ -15,6 +15,7 @@ mod limits;
 mod membership;
 mod mirror_dies;
 mod power;
+mod remove_app;
 mod roles;
 mod steering;
 mod two_apps;

@@ -224,6 +224,8 @@ fn app_of(event: &Event) -> Option<&AppId> {
         | Event::Granted { app, .. }
         | Event::ServerFailed { app, .. }
         | Event::ServerLost { app, .. }
+        | Event::ServerLeftOut { app, .. }
+        | Event::AppRemoved { app }
         | Event::ServerDone { app, .. } => Some(app),
         Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
     }
@@ -246,6 +248,8 @@ pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String>
         Event::ServerLost { server, silent_ms, .. } => {
             Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))
         }
+        Event::AppRemoved { app } => Some(format!("{app} is gone")),
+        Event::ServerLeftOut { server, .. } => Some(format!("continues without {server}")),
         Event::ServerDone { server, .. } => steps.then(|| format!("{server} is done")),
         Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
     }

@@ -78,6 +78,9 @@ impl Server {
             let acts = effects.iter().any(|effect| matches!(effect, Effect::Act { .. }));
             self.here(app).looked = (!acts).then_some((changes, next_ms));
             for effect in effects {
+                if effect == Effect::Retire {
+                    return self.retire(app);
+                }
                 self.perform(app, effect, around);
                 if !self.up {
                     return;
@@ -157,6 +160,7 @@ impl Server {
             Effect::Try { checks } => self.here(app).tried = Some(checks),
             Effect::EndTrial => self.here(app).tried = None,
             Effect::Collect(keep) => self.collect(app, &keep),
+            Effect::Retire => self.retire(app),
         }
     }
 
@@ -260,6 +264,14 @@ impl Server {
     pub(super) fn keep(&mut self, app: &AppId, keep: &[Digest]) {
         let keep = if self.is_off(Mutation::CollectsLastGood) { &[] } else { keep };
         self.agent.kept.insert(app.clone(), keep.to_vec());
+    }
+
+    /// Nothing of the app is left on this server.
+    fn retire(&mut self, app: &AppId) {
+        self.disk.apps.remove(app);
+        self.agent.apps.remove(app);
+        self.agent.kept.remove(app);
+        self.services.remove(app);
     }
 
     /// Removes artifacts that no app wants kept, once every app has said what it wants.

@@ -216,7 +216,7 @@ impl Server {
     /// Verified orders are carried out in addition to everything else.
     pub(super) fn fetch(&mut self, around: &Around<'_>) {
         let Agent { received, fetching, transfers, changes, .. } = &mut self.agent;
-        let Some(received) = received else { return };
+        let Some(received) = received.as_ref().filter(|_| !self.full) else { return };
         let idle = received.orders.apps.iter().all(|orders| orders.fetch.is_empty())
             && transfers.fetches.is_empty()
             && self.disk.parts.is_empty();
