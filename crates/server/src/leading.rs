@@ -192,7 +192,7 @@ impl Leading {
             && self.seen.elapsed_ms >= CLOCK_LATE_MS;
         let to = state.clock.plus(self.seen.elapsed_ms.min(CLOCK_STEP_MS_MAX));
         self.clock_first |= due;
-        due.then_some(Body::AdvanceClock { from: state.clock, to })
+        due.then_some(Body::AdvanceClock { to })
     }
 
     /// The server of this member.
@@ -319,14 +319,9 @@ impl Leading {
     /// lost.
     pub fn proposed(&mut self, now_ms: u64, index: u64, body: &Body) {
         self.planned_up_to = self.planned_up_to.max(index);
-        if let Body::AdvanceClock { from, to } = body {
-            let advanced_ms = to.since(*from);
+        if matches!(body, Body::AdvanceClock { .. }) {
             // What exceeds the step of one entry is dropped.
-            self.clock_mark_ms = if self.seen.elapsed_ms > advanced_ms {
-                Some(now_ms)
-            } else {
-                self.clock_mark_ms.map(|mark_ms| mark_ms + advanced_ms)
-            };
+            self.clock_mark_ms = Some(now_ms);
         }
     }
 
