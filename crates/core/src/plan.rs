@@ -50,6 +50,8 @@ pub struct Observations {
     pub not_refreshed: Option<Refused>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
+    /// The servers whose members vote.
+    pub voters: BTreeSet<ServerId>,
     /// The step that each server says it is taking.
     pub doing: BTreeMap<(AppId, ServerId), Step>,
 }
