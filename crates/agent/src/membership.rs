@@ -219,6 +219,7 @@ impl Starter {
         member.place_by(Placer {
             replace_after_ms: shared.config.replace_after.ms,
             carriers: Carriers { voters: shared.config.voters, standbys: shared.config.standbys },
+            ..Placer::default()
         });
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));

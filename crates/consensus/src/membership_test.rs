@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use cohort_store::FaultyStore;
+
 use crate::testing::{Group, ids};
 use crate::*;
 
@@ -138,6 +140,19 @@ fn all_voters_are_replaced_at_once() {
     group.propose("b");
     group.ticks(3);
     assert_eq!(group.texts(5), ["b"]);
+}
+
+#[test]
+fn a_voter_that_restarts_does_not_wait_for_one_that_has_left() {
+    let mut group = Group::of(&[1, 2]);
+    let leader = group.leader();
+    change_done(&mut group, &[leader], &[]);
+    // The other one is switched off for good; the leader's process ends.
+    let disk = group.node(leader).store().disk().clone();
+    group.nodes.clear();
+    let config = group.config(RaftId(leader), 2);
+    group.open(FaultyStore::open(&disk).unwrap(), config);
+    assert_eq!(group.leader(), leader);
 }
 
 #[test]

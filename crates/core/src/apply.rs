@@ -48,7 +48,7 @@ impl State {
     fn dispatch(&mut self, actor: &str, body: &Body, events: &mut Vec<Event>) -> Applied {
         match body {
             Body::SetUp { labels, platform } => self.set_up(labels, platform),
-            Body::AdvanceClock { from, to } => self.advance_clock(*from, *to),
+            Body::AdvanceClock { to } => self.advance_clock(*to),
             Body::AddServer { server, address, rack, process } => {
                 self.add_server(server, (address, rack.as_deref(), process), events)
             }
@@ -97,8 +97,8 @@ impl State {
         Ok(())
     }
 
-    fn advance_clock(&mut self, from: ClockMs, to: ClockMs) -> Applied {
-        if from != self.clock || to < from || to.since(from) > CLOCK_STEP_MS_MAX {
+    fn advance_clock(&mut self, to: ClockMs) -> Applied {
+        if to < self.clock || to.since(self.clock) > CLOCK_STEP_MS_MAX {
             return Err(Rejection::Clock { clock: self.clock });
         }
         self.clock = to;

@@ -46,8 +46,9 @@ pub struct Command {
 pub enum Body {
     /// The first entry of a group, with what its servers share; ignored later.
     SetUp { labels: BTreeMap<String, String>, platform: Platform },
-    /// Advances the group clock from its current value, by at most [`CLOCK_STEP_MS_MAX`].
-    AdvanceClock { from: ClockMs, to: ClockMs },
+    /// Advances the group clock, by at most [`CLOCK_STEP_MS_MAX`]. A late one is refused or short,
+    /// never early: the time is the leader's whole reckoning, not a step.
+    AdvanceClock { to: ClockMs },
     /// A server joins, or its peer port (`host:port`), its rack, if known, or its agent changes.
     AddServer { server: ServerId, address: String, rack: Option<String>, process: Process },
     /// A server leaves permanently.

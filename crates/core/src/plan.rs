@@ -50,6 +50,8 @@ pub struct Observations {
     pub not_refreshed: Option<Refused>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
+    /// The servers whose members vote.
+    pub voters: BTreeSet<ServerId>,
     /// The step that each server says it is taking.
     pub doing: BTreeMap<(AppId, ServerId), Step>,
 }
@@ -97,7 +99,7 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
     };
     let elapsed_ms = if seen.killed.is_some() { 0 } else { seen.elapsed_ms };
     let to = state.clock.plus(elapsed_ms.min(CLOCK_STEP_MS_MAX));
-    let clock = command(Body::AdvanceClock { from: state.clock, to });
+    let clock = command(Body::AdvanceClock { to });
     let passed = ahead.apply(&clock).is_ok_and(|events| !events.is_empty());
     for _ in 0..LOOK_AHEAD_MAX {
         let round = plan_round(&ahead, seen, leader);

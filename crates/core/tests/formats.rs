@@ -62,7 +62,7 @@ fn bodies() -> Vec<Body> {
     let reason = || "a bad night".to_owned();
     let plain = [
         Body::SetUp { labels, platform: platform() },
-        Body::AdvanceClock { from: ClockMs(1_000), to: ClockMs(2_000) },
+        Body::AdvanceClock { to: ClockMs(2_000) },
         Body::AddServer { server: server(1), address, rack, process },
         Body::RemoveServer { server: server(1) },
         Body::AllocateMember { server: server(1) },

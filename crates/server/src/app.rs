@@ -12,7 +12,8 @@ use cohort_core::policy::Check;
 use cohort_core::release::Release;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{
-    AppRecord, BootTime, LocalApp, Progress, Reached, StepAction, StepWait, Told, next_action,
+    AppRecord, BootTime, LocalActivation, LocalApp, Progress, Reached, StepAction, StepWait, Told,
+    next_action,
 };
 
 use crate::asking::Received;
@@ -288,7 +289,9 @@ impl App {
         let other = at_rest && !ordered && orders.run != local.current;
         let in_service = self.took_traffic && self.fit() && sight.record.takes_traffic().is_ok();
         let told = orders.in_service.is_none_or(|told| told == in_service);
-        if !(lost || other || (at_rest && !ordered && !told))
+        // A change that is no longer ordered, and has not drained, leaves the service as it is.
+        let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
+        if !(lost || other || (!drained && !ordered && !told))
             || !sight.room_for_health
             || !due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
             || !(lost || other || self.health_pace.is_due(sight.now.ms))

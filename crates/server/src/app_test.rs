@@ -176,6 +176,21 @@ fn a_group_that_believes_something_else_is_told_what_is_true() {
 }
 
 #[test]
+fn a_server_whose_change_was_withdrawn_before_its_drain_says_that_it_serves() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.look();
+    // The kill switch gave it back to its users, and the group has lost sight of it meanwhile.
+    world.record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    world.record.done(Step::Prepare, 1);
+    world.killed = true;
+    world.orders = Some(AppOrders { in_service: Some(false), ..orders(None, Some("1.0.0")) });
+    world.ms = 5_000;
+    let serves = Outcome::Health { in_service: true, reason: String::new() };
+    assert_eq!(world.reports(), [serves]);
+}
+
+#[test]
 fn a_server_that_owes_after_a_start_does_not_claim_to_serve() {
     let mut world = World::new("1.0.0");
     world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });

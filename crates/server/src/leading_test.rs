@@ -46,7 +46,7 @@ fn plans_when_there_is_news_and_when_the_last_plan_is_old() {
 fn waits_until_its_own_proposals_are_applied() {
     let mut leading = leading();
     let _ = plan_at(&mut leading, 1_000);
-    leading.proposed(1_000, 7, &Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1) });
+    leading.proposed(1_000, 7, &Body::AdvanceClock { to: ClockMs(1) });
     leading.state_changed();
     assert!(!leading.due(2_000, 6));
     assert!(leading.due(2_000, 7));
@@ -91,7 +91,7 @@ fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     assert_eq!(plan_at(&mut leading, hour_later).commands, []);
     let clock = leading.clock_due(hour_later, &state(), 0);
     let hour = ClockMs(HOUR_MS);
-    assert_eq!(clock, Some(Body::AdvanceClock { from: ClockMs(0), to: hour }));
+    assert_eq!(clock, Some(Body::AdvanceClock { to: hour }));
     leading.proposed(hour_later, 1, &clock.unwrap());
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 0), None, "one is in flight");
     assert_eq!(leading.clock_due(hour_later + 10, &state(), 1), None, "not worth an entry");
@@ -101,7 +101,7 @@ fn an_idle_group_writes_nothing_and_its_clock_catches_up_with_the_next_entry() {
     });
     assert_eq!(plan_at(&mut leading, days_later).commands, []);
     let clock = leading.clock_due(days_later, &state(), 1).unwrap();
-    assert_eq!(clock, Body::AdvanceClock { from: ClockMs(0), to: ClockMs(CLOCK_STEP_MS_MAX) });
+    assert_eq!(clock, Body::AdvanceClock { to: ClockMs(CLOCK_STEP_MS_MAX) });
     leading.proposed(days_later, 2, &clock);
     assert_eq!(leading.clock(&state()), ClockMs(0), "nothing is left to be told");
 }
@@ -162,7 +162,7 @@ fn the_clock_stands_still_in_a_pause_and_while_everything_is_stopped() {
     leading.tick(2_000);
     let woken_ms = 2_000 + WEEK_MS;
     let clock = leading.clock_due(woken_ms, &state(), 0);
-    assert_eq!(clock, Some(Body::AdvanceClock { from: ClockMs(0), to: ClockMs(1_000) }));
+    assert_eq!(clock, Some(Body::AdvanceClock { to: ClockMs(1_000) }));
     assert_eq!(leading.clock(&state()), ClockMs(1_000));
     leading.killed(woken_ms, Some("stop".into()));
     let mut now_ms = woken_ms;

@@ -6,8 +6,8 @@
 use cohort_consensus::Weaken;
 
 use crate::fleet::chaos::{
-    COLLECTED, LOST_ENTRY, Mutation, NOT_RIGHT, OTHER_ENTRY, OTHER_MEMBERS, OTHER_STATE, OWES,
-    STALE_ORDER, STALE_READ, TOO_MANY_OUT, TWICE, Trace,
+    COLLECTED, FORGOTTEN, LOST_ENTRY, Mutation, NOT_RIGHT, OTHER_ENTRY, OTHER_MEMBERS, OTHER_STATE,
+    OWES, REPORTED_AGAIN, STALE_ORDER, STALE_READ, TOO_MANY_OUT, TOO_MANY_VOTERS, TWICE, Trace,
 };
 use crate::play::{CONSENSUS_STEPS, consensus, fleet};
 use crate::raft::{self, Setup};
@@ -126,7 +126,7 @@ pub const PROTECTIONS: &[Protection] = &[
         name: "report deduplication",
         quick: false,
         off: Off::Fleet(Mutation::ReportDeduplication),
-        checks: &[TOO_MANY_OUT, NOT_RIGHT],
+        checks: &[REPORTED_AGAIN],
     },
     Protection {
         name: "debts before traffic",
@@ -157,6 +157,30 @@ pub const PROTECTIONS: &[Protection] = &[
         quick: false,
         off: Off::Fleet(Mutation::RegistryFence),
         checks: &[OTHER_MEMBERS],
+    },
+    Protection {
+        name: "kill latch before acknowledgement",
+        quick: true,
+        off: Off::Fleet(Mutation::KillLatch),
+        checks: &[FORGOTTEN],
+    },
+    Protection {
+        name: "quorum margin",
+        quick: true,
+        off: Off::Fleet(Mutation::QuorumMargin),
+        checks: &[TOO_MANY_VOTERS],
+    },
+    Protection {
+        name: "silence in the ledger",
+        quick: true,
+        off: Off::Fleet(Mutation::Silence),
+        checks: &[TOO_MANY_OUT],
+    },
+    Protection {
+        name: "new id after a lost or restored disk",
+        quick: true,
+        off: Off::Fleet(Mutation::NewMember),
+        checks: &[NOT_RIGHT, LOST_ENTRY, OTHER_ENTRY],
     },
 ];
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Planner;
 use crate::capacity::{self, Standing};
-use crate::command::Planned;
+use crate::command::{Body, Planned};
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::WaveStep;
@@ -211,6 +211,9 @@ impl Planner<'_> {
         let out = self.out_servers();
         let mut used = out.clone();
         let mut short = false;
+        let mut at_risk = self.voters_at_risk();
+        let margin = (self.seen.voters.len().saturating_sub(1) / 2).max(1);
+        let mut short_of_voters = false;
         // Free ones first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
             servers.iter().partition(|server| !self.costs(server, purpose));
@@ -220,6 +223,13 @@ impl Planner<'_> {
                 short |= !self.others_act(server);
                 continue;
             }
+            if purpose == Purpose::Wave && self.seen.voters.contains(*server) {
+                let others = at_risk.iter().filter(|other| other != server).count();
+                if others >= margin {
+                    short_of_voters = true;
+                    continue;
+                }
+            }
             if at >= free.len() {
                 if !capacity::has_room(&used, max, server) {
                     short = true;
@@ -227,12 +237,37 @@ impl Planner<'_> {
                 }
                 used.insert((*server).clone());
             }
+            at_risk.extend(self.seen.voters.get(*server).cloned());
             self.propose(Planned::Grant { server: (*server).clone(), purpose });
         }
         if short {
             self.wait_for_room(since, out, max);
         }
+        if short_of_voters {
+            let max = u32::try_from(margin).unwrap_or(u32::MAX);
+            self.wait_for_room(since, at_risk, max);
+        }
         short
+    }
+
+    /// The voters whose hosts a new release may be taking down: a group that loses its majority to a
+    /// release cannot roll it back. One that was lost counts against the failures allowed instead.
+    fn voters_at_risk(&self) -> BTreeSet<ServerId> {
+        let waves = |server: &ServerId| {
+            let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
+            here.any(|here| here.in_flight().is_some_and(|it| it.purpose == Purpose::Wave))
+        };
+        // Another app's grant of this round is not in the state yet.
+        let granted = |server: &ServerId| {
+            self.plan.commands.iter().any(|body| match body {
+                Body::Plan { step: Planned::Grant { server: to, purpose }, .. } => {
+                    to == server && *purpose == Purpose::Wave
+                }
+                _ => false,
+            })
+        };
+        let is_at_risk = |server: &&ServerId| waves(server) || granted(server);
+        self.seen.voters.iter().filter(is_at_risk).cloned().collect()
     }
 
     fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {

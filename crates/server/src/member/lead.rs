@@ -35,6 +35,9 @@ impl<S: LogStore> Member<S> {
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
+        let voters = self.node.status().configuration.voters;
+        let servers = voters.iter().filter_map(|id| self.state.server_of(MemberId(id.0)));
+        self.leading.voters(servers.cloned().collect());
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != *self.waiting {
             self.waiting = plan.waiting.into();

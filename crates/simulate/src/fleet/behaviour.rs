@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     Surroundings(Step),
     /// The step hangs until the host's limit, then counts as failed.
     Hangs(Step),
+    /// The step takes that long, in milliseconds, and is done.
+    Takes(Step, u64),
     /// The hook of the step says "later" so many times.
     Later(Step, u32),
     /// The service dies this long after its start, in milliseconds.

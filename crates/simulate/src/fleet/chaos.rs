@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cohort_core::command::Body;
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::kill::KillScope;
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::{Duration, Prestage, Size, WaveSizes};
 use cohort_core::release::{Release, Rollback};
@@ -13,30 +14,36 @@ use cohort_view::command::Command;
 use cohort_view::hint::Hint;
 use cohort_view::waiting::hints;
 use rand::seq::IndexedRandom;
-use rand::{Rng, RngCore};
+use rand::{Rng, RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
-pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, STALE_READ};
+pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, REPORTED_AGAIN, STALE_READ};
 use super::net::Weather;
-pub use super::prober::{COLLECTED, STALE_ORDER, TOO_MANY_OUT, UNTRUE};
+pub use super::prober::{COLLECTED, STALE_ORDER, TOO_MANY_OUT, TOO_MANY_VOTERS, UNTRUE};
 use super::server::{Disk, Service};
-pub use super::server::{OWES, TWICE};
+pub use super::server::{FORGOTTEN, OWES, TWICE};
 use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
+mod kind;
 mod size;
 mod trace;
 mod trouble;
 
+use kind::Kind;
 use trace::ToldByGroup;
 pub use trace::Trace;
-use trouble::{KINDS, REGISTRY_REFUSES, SUPPLY_IS_BACK};
 
 /// How long faults come, in milliseconds of the fleet's clock.
 const FAULTS_MS: u64 = 180_000;
 /// How long the fleet has to come right after the last fault, in milliseconds of its clock.
 const HEAL_MS: u64 = 900_000;
+
+/// How long the hook of a slow release prepares it, at most, in milliseconds: longer than it takes to
+/// lose a silent server, and than orders are valid.
+const PREPARES_MS_MAX: u32 = 30_000;
 
 /// For how long a voter may be silent before it is replaced, in milliseconds.
 const REPLACE_AFTER_MS: u64 = 5_000;
@@ -116,6 +123,14 @@ pub enum Mutation {
     Ledger,
     /// A late write replaces a newer record of the registry.
     RegistryFence,
+    /// A server acknowledges a kill register that is not on its disk.
+    KillLatch,
+    /// The leader takes every server for one that it has just heard.
+    Silence,
+    /// A release goes to any number of voters at once.
+    QuorumMargin,
+    /// A server that lost its log, or an older one, goes on under the same number.
+    NewMember,
 }
 
 /// A fleet under faults that are drawn from a seed.
@@ -126,7 +141,7 @@ pub struct Chaos {
     versions: u32,
     servers: usize,
     /// How often each kind of fault or wish is drawn, in parts of their sum.
-    rates: Vec<u32>,
+    rates: Vec<(Kind, u32)>,
     trace: Trace,
     told: ToldByGroup,
     faults: u64,
@@ -156,6 +171,7 @@ impl Chaos {
         let mut fleet = Fleet::new(seed);
         fleet.mutation = off;
         fleet.registry.unfenced = off == Some(Mutation::RegistryFence);
+        fleet.placer.no_quorum_margin = off == Some(Mutation::QuorumMargin);
         Chaos::found(fleet, trace)
     }
 
@@ -193,7 +209,7 @@ impl Chaos {
             groups: Vec::new(),
             versions: 0,
             servers: 0,
-            rates: vec![1; KINDS as usize],
+            rates: Vec::new(),
             trace,
             told: ToldByGroup::new(),
             faults: 0,
@@ -204,13 +220,7 @@ impl Chaos {
             images: BTreeMap::new(),
             restored: 0,
         };
-        for kind in 0..KINDS as usize {
-            // Seeds differ in character; what ends a fault always comes.
-            chaos.rates[kind] = [0, 1, 1, 2, 4][chaos.draw(5) as usize];
-        }
-        for kind in [7, 9, 17, 25, SUPPLY_IS_BACK] {
-            chaos.rates[kind as usize] = 2;
-        }
+        chaos.rates = kind::rates(&mut chaos.fleet.rng);
         chaos
     }
 
@@ -290,6 +300,10 @@ impl Chaos {
             };
             faults.push((fault, on));
         }
+        if self.draw(3) == 0 {
+            let ms = 500 + u64::from(self.draw(PREPARES_MS_MAX));
+            faults.push((Fault::Takes(Step::Prepare, ms), None));
+        }
         if !sound {
             release.rollback = match self.draw(12) {
                 0 => Rollback::Freeze,
@@ -306,107 +320,14 @@ impl Chaos {
         release
     }
 
-    /// One fault, or one wish of a person.
-    fn fault(&mut self) {
-        let group = self.groups.choose(&mut self.fleet.rng).expect("one at least").clone();
-        let app = self.apps.choose(&mut self.fleet.rng).expect("one at least").clone();
-        let ids: Vec<ServerId> =
-            self.fleet.groups[&group].log.state.servers.keys().cloned().collect();
-        let server = ids.choose(&mut self.fleet.rng).cloned();
-        let kind = self.kind();
-        // The others are wishes of persons, or end a fault.
-        self.faults +=
-            u64::from(!matches!(kind, 0 | 1 | 7..=11 | 15..=18 | 25..=27 | SUPPLY_IS_BACK));
-        match (kind, server) {
-            (REGISTRY_REFUSES.., _) => self.supply(kind),
-            (0, _) if self.servers < 24 => self.join(&group),
-            // The only voter of a group knows everything alone.
-            // Nobody takes out a server while the group does not know yet that it lost another.
-            (1, Some(server))
-                if ids.len() > 2 && self.voters(&group) > 1 && !self.lost_lately() =>
-            {
-                self.say_of(&group, &format!("{server} leaves"));
-                self.fleet.leave(&group, &server);
-            }
-            (2 | 3, Some(server)) => {
-                let after = self.draw(6);
-                self.say_of(&group, &format!("{server} crashes in {after} instructions"));
-                self.server(&group, &server).crash_in = Some(after);
-            }
-            (4, Some(server)) if self.draw(3) == 0 => {
-                self.say_of(&group, &format!("{server} loses what it holds"));
-                let server = self.server(&group, &server);
-                server.crash();
-                server.disk.held.clear();
-            }
-            (4, Some(server)) => {
-                self.say_of(&group, &format!("{server} loses power"));
-                self.server(&group, &server).power_off();
-            }
-            (5 | 6, Some(server)) => {
-                self.say_of(&group, &format!("{server} is cut off"));
-                self.server(&group, &server).cut = true;
-            }
-            (7..=9, Some(server)) => {
-                self.say_of(&group, &format!("{server} comes back"));
-                self.start(&group, &server);
-            }
-            (10, server) => {
-                self.say_of(&group, &format!("{server:?} is to lead"));
-                self.fleet.transfer(&group, server.as_ref());
-            }
-            (11, _) => {
-                let app = app.clone();
-                self.release(&app, false);
-            }
-            (12, _) => {
-                self.fleet.registry.away = !self.fleet.registry.away;
-                self.say(&format!("registry away: {}", self.fleet.registry.away));
-            }
-            (13, _) => {
-                let killed = self.draw(3) == 0;
-                self.say(&format!("killed: {killed}"));
-                for group in self.fleet.groups.values_mut() {
-                    group.killed = killed.then(|| "somebody said so".into());
-                }
-            }
-            (14, _) => {
-                let weather = if self.draw(2) == 0 {
-                    Weather::default()
-                } else {
-                    let delay_ms_max = [0, 2, 20, 80][self.draw(4) as usize];
-                    let (lost, twice, late) = (self.draw(300), self.draw(300), self.draw(300));
-                    Weather { lost, twice, late, delay_ms_max }
-                };
-                self.say(&format!("{weather:?}"));
-                self.fleet.weather = weather;
-            }
-            (15, _) => self.policy(&app),
-            (16, _) => self.wish(&group, Body::Pause { app, reason: "lunch".into() }),
-            (17, _) => {
-                self.wish(&group, Body::Resume { app: app.clone() });
-                self.wish(&group, Body::Approve { app });
-            }
-            (18, _) => match self.draw(3) {
-                0 => self.wish(&group, Body::Abort { app, reason: "no".into() }),
-                1 => self.wish(&group, Body::Retry { app }),
-                _ => {
-                    if let Some(lead) = self.fleet.groups[&group].leader() {
-                        self.wish(&group, Body::Undo { app, lead });
-                    }
-                }
-            },
-            (19, _) => {
-                let ahead_ms = u64::from(self.versions) * 1_000;
-                self.say_of(&group, "a leader slept");
-                if let Some(leader) = self.fleet.groups[&group].leader() {
-                    self.fleet.catch_up(&group, &leader);
-                    self.server(&group, &leader).ahead_ms += ahead_ms;
-                }
-            }
-            (kind, Some(server)) => self.trouble(kind, &group, &server),
-            (_, None) => {}
-        }
+    /// Half of the servers that can be reached hear of it from a person.
+    fn throw(&mut self, scope: KillScope, reason: Option<&str>) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.fleet.rng.next_u64());
+        let now_ms = self.fleet.now_ms;
+        self.fleet.throw(scope, reason, |server| {
+            let runs = server.up && server.paused_until_ms <= now_ms;
+            runs && server.linked && rng.random_bool(0.5)
+        });
     }
 
     fn voters(&self, group: &GroupId) -> usize {
@@ -469,10 +390,9 @@ impl Chaos {
         self.say("everything heals");
         self.fleet.weather = Weather::default();
         self.fleet.registry.away = false;
-        self.supply(SUPPLY_IS_BACK);
+        self.supply(Kind::SupplyIsBack);
         for id in self.groups.clone() {
             let group = self.fleet.groups.get_mut(&id).expect("known");
-            group.killed = None;
             group.net.cut.clear();
             for server in group.servers.values_mut() {
                 server.crash_in = None;
@@ -486,7 +406,9 @@ impl Chaos {
             for server in ids {
                 self.start(&id, &server);
             }
+            self.fleet.throw(KillScope::Group(id), None, |server| server.up);
         }
+        self.fleet.throw(KillScope::Fleet, None, |server| server.up);
         let target: BTreeMap<AppId, Release> = self
             .apps
             .clone()
@@ -513,9 +435,19 @@ impl Chaos {
     /// Everything that waits, for the message of a run that does not come right.
     fn waiting(&self) -> String {
         let groups = self.fleet.groups.iter();
-        let all = groups.flat_map(|(id, group)| {
-            let waiting = group.leader_view().map_or(&[][..], |(_, view)| &view.waiting);
-            waiting.iter().map(move |waiting| format!("\n{id}: {}: {:?}", waiting.app, waiting.on))
+        let all = groups.map(|(id, group)| match group.leader_view() {
+            Some((_, view)) => {
+                let waiting = view.waiting.iter();
+                waiting.map(|on| format!("\n{id}: {}: {:?}", on.app, on.on)).collect::<String>()
+            }
+            None => group
+                .servers
+                .iter()
+                .map(|(server, it)| {
+                    let raft = it.member.as_ref().map(|member| &member.view.raft);
+                    format!("\n{id}: {server}: up {}, {raft:?}", it.up)
+                })
+                .collect(),
         });
         all.collect()
     }

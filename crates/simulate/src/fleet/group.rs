@@ -30,8 +30,6 @@ pub(crate) struct Group {
     pub(crate) leaving: BTreeSet<ServerId>,
     /// Of these, the ones that are down for good.
     pub(crate) gone: BTreeSet<ServerId>,
-    /// The reason given for the kill switch; none while it is off.
-    pub(crate) killed: Option<String>,
     /// What the channels point to, for this group's platform.
     pub(crate) offers: Arc<BTreeMap<AppId, Offer>>,
     /// How many events there were at the end of the last step of the clock.
@@ -81,7 +79,6 @@ impl Group {
             net: Net::default(),
             leaving: BTreeSet::new(),
             gone: BTreeSet::new(),
-            killed: None,
             offers: Arc::default(),
             told: 0,
             setup,

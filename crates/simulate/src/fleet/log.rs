@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use cohort_consensus::{Index, RaftId, Status, Term};
 use cohort_core::State;
-use cohort_core::command::{Command, Event, Rejection};
-use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::command::{Body, Command, Event, Rejection};
+use cohort_core::ids::{BootEpoch, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::phase::PhaseName;
 use cohort_server::member::View;
 use cohort_store::{Entry, Image};
 
+use super::server::member::start_of;
 use crate::digest::digest;
 
 /// Violations that the tests look for.
@@ -22,6 +23,9 @@ pub const OTHER_ENTRY: &str = "has applied another entry";
 pub const LOST_ENTRY: &str = "leads without a committed entry";
 /// See [`OTHER_STATE`].
 pub const STALE_READ: &str = "answers a read";
+
+/// See [`OTHER_STATE`].
+pub const REPORTED_AGAIN: &str = "is believed again";
 
 /// States that are kept to be compared.
 const STATES_MAX: usize = 200;
@@ -67,6 +71,10 @@ pub(crate) struct Log {
     pub(crate) reads: u64,
     /// See [`Self::reads`].
     pub(crate) transfers: u64,
+    /// Reports that are applied and not yet compared with those before: whose, and its number.
+    reports: BTreeMap<u64, (ServerId, (BootEpoch, u64))>,
+    /// The last report of each server that the group believed.
+    believed: BTreeMap<ServerId, (BootEpoch, u64)>,
     /// Events whose arrows are noted.
     noted: usize,
     states: BTreeMap<u64, Arc<State>>,
@@ -99,6 +107,8 @@ impl Log {
             carriers: BTreeMap::new(),
             reads: 0,
             transfers: 0,
+            reports: BTreeMap::new(),
+            believed: BTreeMap::new(),
             noted: 0,
             states: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -111,6 +121,9 @@ impl Log {
     pub(crate) fn happened(&mut self, index: u64, event: &Event) {
         if index <= self.applied {
             return;
+        }
+        if matches!(event, Event::ReportIgnored { .. }) {
+            self.changed_nothing(index);
         }
         let (at_ms, event) = (self.now_ms, event.clone());
         self.events.push(Happened { at_ms, event, wave: None });
@@ -150,6 +163,22 @@ impl Log {
             self.states.pop_first();
         }
         self.note_arrows();
+        self.check_reports();
+    }
+
+    /// Each report of a server is believed once, and none that is older than the last one.
+    fn check_reports(&mut self) {
+        for (index, (server, number)) in std::mem::take(&mut self.reports) {
+            let last = self.believed.insert(server.clone(), number);
+            let news = last.is_none_or(|last| last < number);
+            let now_ms = self.now_ms;
+            assert!(news, "{now_ms} ms: report {number:?} of {server} {REPORTED_AGAIN} at {index}");
+        }
+    }
+
+    /// The group rejected an entry, or ignored the report in it.
+    pub(crate) fn changed_nothing(&mut self, index: u64) {
+        self.reports.remove(&index);
     }
 
     /// A member has applied what its log has after `from`; the others have applied the same.
@@ -158,6 +187,13 @@ impl Log {
         for entry in image.entries(from.next(), raft.applied.next()) {
             let known = self.decided.entry(entry.index).or_insert_with(|| {
                 self.digest = digest(self.digest, &entry.data);
+                // A membership change, and the first entry of a term, are no commands.
+                if let Ok(Command { body: Body::Report { report }, .. }) =
+                    serde_json::from_slice(&entry.data)
+                {
+                    let number = (start_of(report.boot_epoch), report.sequence);
+                    self.reports.insert(entry.index.0, (report.server, number));
+                }
                 Decided { entry: entry.clone(), seen: raft.term }
             });
             let known = &known.entry;

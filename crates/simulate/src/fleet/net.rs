@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::chaos::Mutation;
+use super::server::Kill;
 
 /// How late a late packet can be, in milliseconds: longer than two election timeouts.
 const LATE_MS_MAX: u64 = 3_000;
@@ -30,6 +31,8 @@ pub(crate) struct Packet {
     /// Pairs an answer with its question, as a connection does.
     pub(crate) id: u64,
     pub(crate) what: What,
+    /// The sender's kill registers.
+    pub(crate) kill: Option<Kill>,
 }
 
 /// What a packet says: to a member, to the agent around it, or (answers) to a server.
@@ -59,12 +62,15 @@ pub(crate) enum What {
     /// A member passes on, with ages in milliseconds, which servers it has heard from, and what its
     /// own server reaches.
     Contacts(BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>, Ability),
+    /// The answer, which has nothing but kill registers.
+    Noted,
 }
 
 impl What {
     /// Whether it is for the tasks of an agent that wait for it.
     pub(crate) fn is_answer(&self) -> bool {
-        matches!(self, What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_))
+        use What::{Answer, Claimed, Guided, Noted, Taken};
+        matches!(self, Answer(_) | Taken(_) | Guided(_) | Claimed(_) | Noted)
     }
 
     /// What comes back from a server without a member, or whose agent is down.
@@ -81,6 +87,10 @@ impl What {
 }
 
 impl Packet {
+    pub(crate) fn new(from: ServerId, to: ServerId, id: u64, what: What) -> Packet {
+        Packet { from, to, id, what, kill: None }
+    }
+
     /// Alters what it carries from one log to another.
     pub(crate) fn alter(&mut self, mutation: Mutation) {
         let What::Raft(envelope) = &mut self.what else { return };

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::Term;
-use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
-use cohort_core::orders::Fence;
+use cohort_core::capacity::COUNTED_ON_MS;
+use cohort_core::command::Event;
+use cohort_core::ids::{AppId, GroupId, MemberId, Revision, ServerId};
+use cohort_core::orders::{Fence, Purpose};
 use cohort_core::policy::Policy;
 use cohort_core::state::App;
 use cohort_server::asking::ORDERS_VALID_MS;
@@ -12,6 +14,7 @@ use cohort_server::asking::ORDERS_VALID_MS;
 use super::behaviour::Behaviours;
 use super::group::Group;
 use super::server::Service;
+use super::server::member::INCARNATION;
 use super::world::TICK_MS;
 
 /// A violation that the tests look for: more servers are out of service than the policy allows.
@@ -22,11 +25,17 @@ pub const STALE_ORDER: &str = "acts on an order that was withdrawn";
 pub const COLLECTED: &str = "has removed the last good release";
 
 /// See [`TOO_MANY_OUT`].
+pub const TOO_MANY_VOTERS: &str = "may get a release while too many voters have one";
+
+/// See [`TOO_MANY_OUT`].
 pub const UNTRUE: &str = "is not what people are told";
 
 /// How long people may be told something about a service that is no longer so, in milliseconds:
 /// `unreachable_after` here, what a lost report costs twice, and a hanging step.
 const TOLD_MS_MAX: u64 = 45_000;
+/// The same of one whose agent is silent, too, in milliseconds: the time after which it is not
+/// counted on, and what a late packet and a pause of the leader take.
+const SILENT_MS_MAX: u64 = COUNTED_ON_MS + 10_000;
 
 /// A prober. Every look panics where something is seen that must never be.
 #[derive(Debug, Default)]
@@ -42,6 +51,15 @@ pub(crate) struct Prober {
     ordered: BTreeMap<(GroupId, AppId, ServerId), BTreeMap<Fence, u64>>,
     /// By whom and in which term people were told something untrue of a service, and since when.
     untrue: BTreeMap<(GroupId, AppId, ServerId), (Term, u64)>,
+    /// Who leads each group, in which term and since when.
+    leads: BTreeMap<GroupId, (ServerId, Term, u64)>,
+    /// Servers that do not serve what they have, since when, and since when their agents are silent
+    /// as well.
+    away: BTreeMap<(GroupId, ServerId), (u64, Option<u64>)>,
+    /// When each server was last granted a change.
+    granted: BTreeMap<(GroupId, ServerId), u64>,
+    /// The servers whose members voted in each group, as its leader showed last.
+    voters: BTreeMap<GroupId, BTreeSet<ServerId>>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
 }
@@ -67,6 +85,8 @@ impl Prober {
             }
         }
         self.look_at_orders(now_ms, group);
+        self.look_at_voters(now_ms, group);
+        self.look_at_away(now_ms, group);
         Prober::look_at_artifacts(now_ms, group);
         self.look_at_capacity(now_ms, group);
         Prober::look_at_plan(now_ms, group);
@@ -118,13 +138,23 @@ impl Prober {
                 ordered.retain(|_, at_ms| *at_ms >= fresh_ms);
             }
         }
+        // One that another follows at once is in no state that a step of the clock ends with.
+        for happened in &group.log.events[group.told..] {
+            if let Event::Granted { app, server, generation, .. } = &happened.event {
+                let key = (name.clone(), app.clone(), server.clone());
+                let fence = Fence { incarnation: INCARNATION, generation: *generation };
+                self.ordered.entry(key).or_default().insert(fence, now_ms);
+            }
+        }
         for (id, server) in &group.servers {
             for (app, (fence, at_ms)) in server.begun.iter().filter(|(_, it)| it.1 == now_ms) {
                 let ordered = self.ordered.get(&(name.clone(), app.clone(), id.clone()));
                 let last_ms = ordered.and_then(|ordered| ordered.get(fence));
                 assert!(
                     last_ms.is_some_and(|last_ms| *last_ms >= fresh_ms),
-                    "{at_ms} ms: {app} on {id} of {name} {STALE_ORDER}: {fence:?}, not {ordered:?}"
+                    "{at_ms} ms: {app} on {id} of {name} {STALE_ORDER}: {fence:?}, not {ordered:?}; \
+                     it has {:?}",
+                    server.received(app)
                 );
             }
         }
@@ -140,6 +170,75 @@ impl Prober {
                 assert!(!removed, "{now_ms} ms: {id} {COLLECTED} of {app}, {}", good.version);
             }
         }
+    }
+
+    /// No release goes to more voters at once than the group can lose.
+    fn look_at_voters(&mut self, now_ms: u64, group: &Group) {
+        let state = &group.log.state;
+        let Some((_, view)) = group.leader_view() else { return };
+        let voters = view.raft.configuration.voters.iter();
+        let now: BTreeSet<ServerId> =
+            voters.filter_map(|voter| state.server_of(MemberId(voter.0))).cloned().collect();
+        let before = self.voters.insert(state.group.clone(), now.clone()).unwrap_or_default();
+        let is_wave = |app: &App, server: &ServerId| {
+            let change = app.servers.get(server).and_then(|here| here.in_flight());
+            change.is_some_and(|change| change.purpose == Purpose::Wave)
+        };
+        for happened in &group.log.events[group.told..] {
+            let Event::Granted { app, server, purpose: Purpose::Wave, .. } = &happened.event else {
+                continue;
+            };
+            // Voters may have changed since the grant.
+            let voted = |server: &&ServerId| before.contains(*server) && now.contains(*server);
+            let changing = now.iter().filter(voted);
+            let changing = changing.filter(|id| state.apps.values().any(|app| is_wave(app, id)));
+            let (changing, of) = (changing.count(), before.len().max(now.len()));
+            assert!(
+                !voted(&server) || changing <= (of.saturating_sub(1) / 2).max(1),
+                "{now_ms} ms: {app} on {server} {TOO_MANY_VOTERS}: {changing} of {of}"
+            );
+        }
+    }
+
+    /// Notes since when servers are away, and since when whoever leads should know.
+    fn look_at_away(&mut self, now_ms: u64, group: &Group) {
+        let name = &group.log.state.group;
+        for (id, server) in &group.servers {
+            let key = (name.clone(), id.clone());
+            if server.is_away() {
+                let (_, silent_ms) = self.away.entry(key).or_insert((now_ms, None));
+                let silent = !server.up || !server.linked || server.paused_until_ms > now_ms;
+                *silent_ms = silent.then(|| silent_ms.unwrap_or(now_ms));
+            } else {
+                self.away.remove(&key);
+            }
+        }
+        for happened in &group.log.events[group.told..] {
+            if let Event::Granted { server, .. } = &happened.event {
+                self.granted.insert((name.clone(), server.clone()), happened.at_ms);
+            }
+        }
+        self.away.retain(|(of, id), _| of != name || group.servers.contains_key(id));
+        let leader = group.leader_view().map(|(leader, view)| (leader.clone(), view.raft.term));
+        let known = self.leads.get(name).map(|(leader, term, _)| (leader, *term));
+        if known != leader.as_ref().map(|(leader, term)| (leader, *term)) {
+            self.leads.remove(name);
+            if let Some((leader, term)) = leader {
+                self.leads.insert(name.clone(), (leader, term, now_ms));
+            }
+        }
+    }
+
+    /// Whether the leader had had the time to find out that a server is away.
+    fn was_known_to_be_away(&self, at_ms: u64, key: &(GroupId, ServerId)) -> bool {
+        let (Some((.., leads_ms)), Some((away_ms, silent_ms))) =
+            (self.leads.get(&key.0), self.away.get(key))
+        else {
+            return false;
+        };
+        let knew = |since_ms: u64, within_ms| since_ms.max(*leads_ms) + within_ms <= at_ms;
+        let silent_ms = silent_ms.map(|silent_ms| silent_ms.max(*away_ms));
+        knew(*away_ms, TOLD_MS_MAX) || silent_ms.is_some_and(|at| knew(at, SILENT_MS_MAX))
     }
 
     /// No change takes a server away while `max_unavailable` others are away.
@@ -182,7 +281,13 @@ impl Prober {
                 *other != id && !changes.any(|at| Some((at, *other)) > own)
             };
             let taken = self.taken.iter().filter(|(of, _)| of == name).map(|(_, id)| id);
-            let others: Vec<&ServerId> = taken.filter(before).collect();
+            let mut others: BTreeSet<&ServerId> = taken.filter(before).collect();
+            let granted_ms = self.granted.get(&(name.clone(), id.clone())).copied();
+            let known = state.servers.keys().filter(|other| {
+                let key = (name.clone(), (*other).clone());
+                *other != id && granted_ms.is_some_and(|at| self.was_known_to_be_away(at, &key))
+            });
+            others.extend(known);
             let max = self.limits[&(name.clone(), app.clone())].keys().max().copied();
             assert!(
                 max.is_none_or(|max| others.len() < max as usize),

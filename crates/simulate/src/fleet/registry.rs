@@ -24,6 +24,8 @@ pub(crate) struct Registry {
     pub(crate) away: bool,
     /// Whether it answers, but fails at every write.
     pub(crate) refuses: bool,
+    /// How long writes take at most in addition, in milliseconds.
+    pub(crate) slow_ms: u64,
     /// Whether a late write replaces a newer record.
     pub(crate) unfenced: bool,
     /// Writes on their way, by arrival.

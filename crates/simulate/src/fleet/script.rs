@@ -11,6 +11,7 @@ use cohort_core::ability::Ability;
 use cohort_core::command::{Body, Event, Rejection};
 use cohort_core::gate::ForeignVerdict;
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::kill::KillScope;
 use cohort_core::orders::Orders;
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
@@ -236,9 +237,7 @@ impl Script {
 
     fn kill(&mut self, line: &Line<'_>) {
         let reason = (line.words[0] == "on").then(|| line.words[1..].join(" "));
-        for group in self.fleet.groups.values_mut() {
-            group.killed.clone_from(&reason);
-        }
+        self.fleet.throw(KillScope::Fleet, reason.as_deref(), |_| true);
     }
 
     fn entries(&mut self, line: &Line<'_>, out: &mut String) {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
-use cohort_core::orders::{Fence, MemberAddress, Orders};
+use cohort_core::kill::Registers;
+use cohort_core::orders::{ActivationOrder, Fence, MemberAddress, Orders};
 use cohort_core::policy::Check;
 use cohort_core::release::Release;
 use cohort_core::report::{Outcome, Step};
@@ -34,12 +35,15 @@ use transfer::Transfers;
 
 mod carry;
 mod host;
+mod latch;
 pub(crate) mod member;
 mod service;
 mod sight;
 mod steps;
 mod transfer;
 
+pub use latch::FORGOTTEN;
+pub(crate) use latch::register;
 pub(crate) use service::Service;
 pub(crate) use transfer::{Around, Holdings};
 
@@ -52,6 +56,12 @@ pub const OWES: &str = "takes traffic before it has paid its debt";
 /// milliseconds: the agent's default.
 const READY_WITHOUT_ORDERS_AFTER_MS: u64 = 60_000;
 
+/// How long kill registers are waited for, in milliseconds: as in the agent.
+const KILL_MS_MAX: u64 = 1_000;
+
+/// Kill registers, each with its reason.
+pub(crate) type Kill = Arc<Registers<String>>;
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
     pub(crate) apps: BTreeMap<AppId, AppRecord>,
@@ -62,8 +72,8 @@ pub(crate) struct Disk {
     pub(crate) parts: BTreeMap<Digest, UnitSet>,
     /// Counts the starts of the agent.
     pub(crate) boot_epoch: u64,
-    /// The latch of the kill switch: why everything stops.
-    pub(crate) killed: Option<String>,
+    /// The latch of the kill switch: registers, with the reason of each.
+    pub(crate) kill: Kill,
     /// The group's log, if this server carries a member.
     pub(crate) log: Option<(MemberId, cohort_store::Disk)>,
 }
@@ -143,8 +153,16 @@ pub(crate) struct Server {
     pub(crate) full: bool,
     /// The activations that were ever accepted, each once.
     accepted: BTreeSet<(AppId, Fence)>,
-    /// The last activation of each app that was accepted, and when.
+    /// The activation of each app that was last accepted, or took it out of traffic, and when.
     pub(crate) begun: BTreeMap<AppId, (Fence, u64)>,
+    /// The orders that each app had before its last one.
+    earlier: BTreeMap<AppId, ActivationOrder>,
+    /// Its next orders are earlier ones that it has carried out.
+    pub(crate) hears_earlier: bool,
+    /// The kill registers that the agent knows; latched on the disk before it says so.
+    pub(crate) kill: Kill,
+    /// The registers that it has acknowledged to a person.
+    acknowledged: Kill,
     /// Artifacts that were removed because no order kept them.
     pub(crate) collected: BTreeSet<Digest>,
     /// Apps whose change took the server away from users that it was serving.
@@ -211,16 +229,21 @@ impl Agent {
 
 impl Server {
     pub(crate) fn new(now_ms: u64, id: ServerId, setup: Arc<Setup>) -> Server {
+        let kill = Kill::new(Registers::new(Some(setup.group.clone())));
         let mut server = Server {
             agent: Agent::new(&id, 0),
             id,
-            disk: Disk::default(),
+            disk: Disk { kill: Arc::clone(&kill), ..Disk::default() },
             services: BTreeMap::new(),
             up: false,
             cut: false,
             full: false,
             accepted: BTreeSet::new(),
             begun: BTreeMap::new(),
+            earlier: BTreeMap::new(),
+            hears_earlier: false,
+            kill,
+            acknowledged: Kill::default(),
             collected: BTreeSet::new(),
             took_away: BTreeSet::new(),
             crash_in: None,
@@ -278,6 +301,8 @@ impl Server {
             return;
         }
         self.up = true;
+        self.kill = Arc::clone(&self.disk.kill);
+        self.check_latch();
         self.disk.boot_epoch += 1;
         let outgoing = std::mem::take(&mut self.agent.outgoing);
         self.lives += 1;
@@ -320,6 +345,13 @@ impl Server {
         !self.cut && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
     }
 
+    /// When it asked for the orders that it has, and the change that they order.
+    pub(crate) fn received(&self, app: &AppId) -> Option<(u64, Option<Fence>)> {
+        let received = self.agent.received.as_ref()?;
+        let order = received.of(app)?.activation.as_ref();
+        Some((received.asked_ms, order.map(|order| order.fence)))
+    }
+
     fn is_off(&self, mutation: Mutation) -> bool {
         self.setup.mutation == Some(mutation)
     }
@@ -341,6 +373,16 @@ impl Server {
 
     /// A packet has come. What is for the agent's tasks is read at the next tick.
     pub(crate) fn receive(&mut self, mut packets: Vec<Packet>, log: &mut Log) {
+        if self.up {
+            for packet in &mut packets {
+                if let Some(kill) = packet.kill.take() {
+                    self.latch(&kill);
+                }
+                if matches!(packet.what, What::Contacts(..)) && self.kill.iter().next().is_some() {
+                    self.send(packet.from.clone(), packet.id, What::Noted);
+                }
+            }
+        }
         let answers = packets.extract_if(.., |packet| packet.what.is_answer());
         if self.up {
             self.agent.inbox.extend(answers);
@@ -365,13 +407,18 @@ impl Server {
         }
     }
 
-    /// What it has to say.
+    /// What it has to say. Its kill registers go with everything but the members' own messages.
     pub(crate) fn sends(&mut self) -> impl Iterator<Item = Packet> {
-        self.agent.outgoing.drain(..)
+        let kill = self.kill.iter().next().map(|_| &self.kill);
+        self.agent.outgoing.drain(..).map(move |mut packet| {
+            let tells = !matches!(packet.what, What::Raft(_));
+            packet.kill = kill.filter(|_| tells).cloned();
+            packet
+        })
     }
 
     fn send(&mut self, to: ServerId, id: u64, what: What) {
-        self.agent.outgoing.push(Packet { from: self.id.clone(), to, id, what });
+        self.agent.outgoing.push(Packet::new(self.id.clone(), to, id, what));
     }
 
     pub(crate) fn tick(&mut self, around: &Around<'_>, log: &mut Log) {
@@ -394,7 +441,7 @@ impl Server {
             self.agent.apps.values_mut().for_each(|app| app.reached.heard(now_ms));
         }
         self.read_inbox(around, log);
-        self.follow_member_order(now_ms);
+        self.follow_member_order(now_ms, log);
         self.verify(around);
         self.fetch(around);
         self.announce();
@@ -464,8 +511,6 @@ impl Server {
                             return;
                         }
                     }
-                    // The latch is the world's: see `Disk::killed`.
-                    Effect::Ask(_, Question::Kill) => input = Some(Input::Changed),
                     Effect::OldIncarnation { .. } | Effect::Displaced { .. } => {}
                     Effect::AskRegistry => {
                         if let Some(members) = around.members.filter(|_| self.linked) {
@@ -477,7 +522,8 @@ impl Server {
                         let patience_ms = match question {
                             Question::Orders => ANSWER_MS_MAX,
                             Question::Change { .. } => WAIT_MS_MAX + ANSWER_MS_MAX,
-                            Question::Join | Question::Kill => TAKEN_MS_MAX,
+                            Question::Join => TAKEN_MS_MAX,
+                            Question::Kill => KILL_MS_MAX,
                         };
                         let id = self.agent.number();
                         self.agent.open = Some((id, now_ms + patience_ms));
@@ -496,7 +542,13 @@ impl Server {
         self.take_orders(Received { orders, asked_ms, valid_ms, leader });
     }
 
-    fn take_orders(&mut self, received: Received) {
+    fn take_orders(&mut self, mut received: Received) {
+        if std::mem::take(&mut self.hears_earlier) {
+            for orders in &mut received.orders.apps {
+                let earlier = self.earlier.get(&orders.app);
+                orders.activation = earlier.cloned().or(orders.activation.take());
+            }
+        }
         let (own, heard) = (BootEpoch(self.disk.boot_epoch), received.orders.heard);
         if self.agent.received.is_none() && is_earlier_disk(&received.orders, own) {
             self.crash();

@@ -9,12 +9,13 @@ use cohort_core::command::{Body, Event};
 use cohort_core::gate::GroupInfo;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId};
+use cohort_core::kill::{KillScope, Position};
 use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
 use cohort_server::leading::Placer;
 use cohort_server::records::Record;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Behaviours};
@@ -25,7 +26,7 @@ use super::net::{Net, Packet, Weather};
 use super::prober::Prober;
 use super::registry::Registry;
 use super::server::member::Setup;
-use super::server::{Around, Holdings, Server};
+use super::server::{Around, Holdings, Server, register};
 
 /// One step of the clock of servers, in milliseconds. Members and packets have their own times.
 pub(crate) const TICK_MS: u64 = 100;
@@ -69,6 +70,8 @@ pub(crate) struct Fleet {
     pub(crate) rng: ChaCha8Rng,
     seed: u64,
     requests: u64,
+    /// The epoch of the last kill register.
+    epoch: u64,
 }
 
 impl Fleet {
@@ -94,6 +97,7 @@ impl Fleet {
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
             requests: 0,
+            epoch: 0,
         }
     }
 
@@ -156,6 +160,23 @@ impl Fleet {
             }
         }
         number
+    }
+
+    /// A person throws the kill switch on these servers; a reason turns it on. They tell the others.
+    pub(crate) fn throw(
+        &mut self,
+        scope: KillScope,
+        reason: Option<&str>,
+        mut reaches: impl FnMut(&Server) -> bool,
+    ) {
+        self.epoch += 1;
+        let position = Position { epoch: self.epoch, on: reason.is_some() };
+        let register = register(scope, position, reason.unwrap_or_default());
+        for group in self.groups.values_mut() {
+            for server in group.servers.values_mut().filter(|server| reaches(server)) {
+                server.throw(&register);
+            }
+        }
     }
 
     /// Leadership is to move to that server, or to the one that is best prepared.
@@ -365,9 +386,8 @@ impl Fleet {
     /// The errands of members: what they read, and what the leader writes. Returns false when it
     /// was broken off.
     fn errands(&mut self, group: &mut Group) -> bool {
-        let Group { servers, log, net, told, killed, offers, .. } = group;
+        let Group { servers, log, net, told, offers, .. } = group;
         for server in servers.values_mut() {
-            server.disk.killed.clone_from(killed);
             let reaches = server.ability;
             let answers = !self.registry.away && server.linked && reaches.registry;
             let registry = answers.then_some(&self.registry.view);
@@ -378,13 +398,14 @@ impl Fleet {
             }
             let writes = !self.registry.refuses;
             let stamp = (member.view.raft.term, member.view.raft.applied);
-            let killed = killed.as_ref();
+            let killed = server.kill.stopping();
             let records = member.errands(registry, writes, offers, killed, reaches.disk);
             let has_inputs = member.has_inputs();
             for record in records {
                 // Those that nobody reads are not sent.
                 if matches!(record, Record::Members(_) | Record::Verdict { .. }) {
-                    let at_ms = self.weather.arrives_ms(self.now_ms, &mut self.rng);
+                    let slow_ms = self.rng.random_range(0..=self.registry.slow_ms);
+                    let at_ms = slow_ms + self.weather.arrives_ms(self.now_ms, &mut self.rng);
                     self.registry.write(at_ms, &log.state.group, stamp, record);
                 }
             }

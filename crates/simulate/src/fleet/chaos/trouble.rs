@@ -8,23 +8,19 @@ use cohort_store::{FaultyStore, LogStore as _, WriteFault};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::Chaos;
+use super::{Chaos, Kind};
 use crate::fleet::world::TICK_MS;
 
 /// How long a process pauses at most, in milliseconds.
 const PAUSE_MS_MAX: u32 = 3_000;
+/// The same of one that was stopped by hand, in milliseconds: longer than orders are valid, and
+/// than a server may be silent in a change.
+const LONG_PAUSE_MS_MAX: u32 = 20_000;
+/// How long writes of the registry take at most, in milliseconds: longer than an election, and than
+/// a change of members.
+const SLOW_WRITES_MS_MAX: u32 = 60_000;
 /// Time between two logs that are lost, in milliseconds: a group replaces one voter at a time.
 const LOST_EVERY_MS: u64 = 12_000;
-
-/// Kinds of faults and wishes; these are the last ones, about what groups get from outside.
-pub(super) const KINDS: u32 = 38;
-/// See [`KINDS`].
-pub(super) const REGISTRY_REFUSES: u32 = 33;
-const MIRRORS_AWAY: u32 = 34;
-const MIRRORS_LACK: u32 = 35;
-const SLOW_SOURCES: u32 = 36;
-/// See [`KINDS`].
-pub(super) const SUPPLY_IS_BACK: u32 = 37;
 
 /// What a server loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,41 +34,39 @@ enum Loss {
 }
 
 impl Chaos {
-    /// The kind of what happens next, by the seed's rates.
-    pub(super) fn kind(&mut self) -> u32 {
-        let mut at = self.draw(self.rates.iter().sum());
-        let found = self.rates.iter().position(|rate| {
-            let here = at < *rate;
-            at = at.saturating_sub(*rate);
-            here
-        });
-        found.expect("less than their sum") as u32
-    }
-
     /// What groups get from outside: the registry and the mirrors.
-    pub(super) fn supply(&mut self, kind: u32) {
+    pub(super) fn supply(&mut self, kind: Kind) {
         match kind {
-            REGISTRY_REFUSES => {
+            Kind::RegistryAway => {
+                self.fleet.registry.away = !self.fleet.registry.away;
+                self.say(&format!("registry away: {}", self.fleet.registry.away));
+            }
+            Kind::RegistrySlow => {
+                self.fleet.registry.slow_ms = u64::from(self.draw(SLOW_WRITES_MS_MAX));
+                self.say(&format!("writes take up to {} ms", self.fleet.registry.slow_ms));
+            }
+            Kind::RegistryRefuses => {
                 self.say("the registry fails at every write");
                 self.fleet.registry.refuses = true;
             }
-            MIRRORS_AWAY => {
+            Kind::MirrorsAway => {
                 self.say("no mirror answers");
                 self.fleet.mirrors = false;
             }
-            MIRRORS_LACK => {
+            Kind::MirrorsLack => {
                 let releases: Vec<Release> = self.fleet.releases.values().cloned().collect();
                 let lacks = releases.choose(&mut self.fleet.rng).expect("one for each app");
                 self.say(&format!("mirrors lack {}", lacks.version));
                 self.fleet.lacking.insert(lacks.artifact.clone());
             }
-            SLOW_SOURCES => {
+            Kind::SourcesSlow => {
                 self.fleet.fetch_ms = u64::from(self.draw(20_000));
                 self.say(&format!("an artifact takes {} ms", self.fleet.fetch_ms));
             }
             _ => {
                 self.say("registry and mirrors are well");
                 self.fleet.registry.refuses = false;
+                self.fleet.registry.slow_ms = 0;
                 self.fleet.mirrors = true;
                 self.fleet.lacking.clear();
                 self.fleet.fetch_ms = TICK_MS;
@@ -80,9 +74,36 @@ impl Chaos {
         }
     }
 
-    pub(super) fn trouble(&mut self, kind: u32, group: &GroupId, server: &ServerId) {
+    pub(super) fn trouble(&mut self, kind: Kind, group: &GroupId, server: &ServerId) {
         match kind {
-            20 => {
+            Kind::Crashes => {
+                let after = self.draw(6);
+                self.say_of(group, &format!("{server} crashes in {after} instructions"));
+                self.server(group, server).crash_in = Some(after);
+            }
+            Kind::LosesPower => {
+                self.say_of(group, &format!("{server} loses power"));
+                self.server(group, server).power_off();
+            }
+            Kind::LosesArtifacts => {
+                self.say_of(group, &format!("{server} loses what it holds"));
+                let server = self.server(group, server);
+                server.crash();
+                server.disk.held.clear();
+            }
+            Kind::IsCutOff => {
+                self.say_of(group, &format!("{server} is cut off"));
+                self.server(group, server).cut = true;
+            }
+            Kind::ComesBack => {
+                self.say_of(group, &format!("{server} comes back"));
+                self.start(group, server);
+            }
+            Kind::HearsEarlier => {
+                self.say_of(group, &format!("{server} hears earlier orders"));
+                self.server(group, server).hears_earlier = true;
+            }
+            Kind::DiskFails => {
                 let fault = [WriteFault::FailLost, WriteFault::FailKept][self.draw(2) as usize];
                 self.say_of(group, &format!("{server}: {fault:?}"));
                 let server = self.server(group, server);
@@ -91,17 +112,18 @@ impl Chaos {
                     server.disk_fails = true;
                 }
             }
-            21 | 22 => {
-                let ms = u64::from(self.draw(PAUSE_MS_MAX));
+            Kind::LeaderPauses | Kind::Pauses => {
+                let max_ms = [PAUSE_MS_MAX, LONG_PAUSE_MS_MAX][self.draw(2) as usize];
+                let ms = u64::from(self.draw(max_ms));
                 let server = match self.fleet.groups[group].leader() {
-                    Some(leader) if kind == 21 => leader,
+                    Some(leader) if kind == Kind::LeaderPauses => leader,
                     _ => server.clone(),
                 };
                 self.say_of(group, &format!("{server} pauses for {ms} ms"));
                 self.fleet.catch_up(group, &server);
                 self.server(group, &server).paused_until_ms = self.fleet.now_ms + ms;
             }
-            23 => {
+            Kind::Parted => {
                 let rng = &mut self.fleet.rng;
                 let parted = self.fleet.groups.get_mut(group).expect("known");
                 let side: Vec<(&ServerId, bool)> =
@@ -114,28 +136,29 @@ impl Chaos {
                 parted.net.cut = cut;
                 self.say_of(group, &format!("{away:?} are parted from the others"));
             }
-            24 => {
+            Kind::CutOneWay => {
                 // A server reaches itself.
                 let leader = self.fleet.groups[group].leader().filter(|leader| leader != server);
                 let pair = leader.map(|leader| (leader, server.clone()));
                 self.say_of(group, &format!("cut in one direction: {pair:?}"));
                 self.fleet.groups.get_mut(group).expect("known").net.cut.extend(pair);
             }
-            25..=27 => {
+            Kind::PartedNoMore => {
                 self.say_of(group, "parted no more");
                 self.fleet.groups.get_mut(group).expect("known").net.cut.clear();
             }
-            28 => self.tell_member(group, server, Input::Stop),
-            29 => {
+            Kind::Stops => self.tell_member(group, server, Input::Stop),
+            Kind::Connection => {
                 let peers = self.fleet.groups[group].log.carriers.len() as u32;
                 let peer = RaftId(u64::from(self.draw(peers)) + 1);
                 let input = [Input::Connected(peer), Input::Unreachable(peer)];
                 let input = input[self.draw(2) as usize].clone();
                 self.tell_member(group, server, input);
             }
-            30 => self.lose(group, server, Loss::Machine),
-            31 => self.lose(group, server, Loss::Log),
-            _ => self.lose(group, server, Loss::SinceImage),
+            Kind::MachineGone => self.lose(group, server, Loss::Machine),
+            Kind::LosesLog => self.lose(group, server, Loss::Log),
+            Kind::Image => self.lose(group, server, Loss::SinceImage),
+            other => unreachable!("{other:?} concerns no server"),
         }
     }
 

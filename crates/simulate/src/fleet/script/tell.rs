@@ -176,7 +176,7 @@ impl Script {
     /// What each server is ordered to fetch, and what it has, per release.
     pub(super) fn fetching(&mut self, out: &mut String) {
         let group = self.group();
-        let killed = group.killed.is_some();
+        let killed = group.servers.values().any(|server| server.kill.stopping().is_some());
         let mut ordered: BTreeMap<String, BTreeSet<ServerId>> = BTreeMap::new();
         for server in group.log.state.servers.keys() {
             let orders = group.log.state.orders(server, killed).expect("a known server");

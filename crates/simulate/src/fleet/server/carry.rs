@@ -7,7 +7,8 @@ use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
 use super::member::{Carried, Ended, INCARNATION};
-use super::{Disk, Server, Service};
+use super::{Disk, Kill, Server, Service};
+use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::What;
 
@@ -20,7 +21,7 @@ impl Server {
     pub(super) fn open_member(&mut self) {
         let Some((own, disk)) = &self.disk.log else { return };
         let store = FaultyStore::open(disk).expect("no record is ever torn here");
-        let (now_ms, killed) = (self.now_ms + self.ahead_ms, self.disk.killed.clone());
+        let (now_ms, killed) = (self.now_ms + self.ahead_ms, self.kill.stopping().cloned());
         let me = (self.id.clone(), self.disk.boot_epoch, self.lives);
         self.member = Some(Box::new(Carried::open(now_ms, me, *own, store, &self.setup, killed)));
     }
@@ -33,11 +34,12 @@ impl Server {
 
     /// The machine is restored from an image, and starts.
     pub(crate) fn restore(&mut self, (disk, services): (Disk, BTreeMap<AppId, Service>)) {
-        // The kill switch's latch is the world's.
-        let killed = self.disk.killed.take();
         self.power_off();
-        (self.disk, self.services) = (Disk { killed, ..disk }, services);
+        (self.disk, self.services) = (disk, services);
         self.power_off();
+        // The others know, and tell it.
+        self.acknowledged = Kill::default();
+        self.earlier.clear();
         self.accepted.clear();
         self.collected.clear();
         self.start();
@@ -91,7 +93,7 @@ impl Server {
 
     /// Claims the member that the orders name; starts over when they name another one than the log
     /// on the disk is of.
-    pub(super) fn follow_member_order(&mut self, now_ms: u64) {
+    pub(super) fn follow_member_order(&mut self, now_ms: u64, log: &mut Log) {
         let Some(received) = &self.agent.received else { return };
         if let Some((own, _)) = &self.disk.log {
             if now_ms >= self.agent.look_ms {
@@ -109,6 +111,9 @@ impl Server {
             return;
         };
         let member = order.member;
+        if self.is_off(Mutation::NewMember) {
+            return self.carry(order.member, cohort_store::Disk::new(), log);
+        }
         let mut others = self.agent.members.iter().filter(|member| member.server != self.id);
         let count = others.clone().count().max(1);
         let Some(to) = others.nth(self.agent.claims % count).map(|to| to.server.clone()) else {

@@ -66,7 +66,7 @@ impl Server {
             }
         }
         let up = self.services.get(app).is_some_and(|service| service.up);
-        let changes = (self.agent.changes, self.disk.killed.is_some(), up);
+        let changes = (self.agent.changes, self.kill.stopping().is_some(), up);
         // What takes no time is followed at once by the next look, as in the agent.
         while self.up && self.agent.apps[app].running.is_none() {
             let looked = self.agent.apps[app].looked;
@@ -172,6 +172,10 @@ impl Server {
                 assert!(fence > highest, "{now_ms} ms: {fence:?} of {app} on {id} {TWICE}");
                 self.begun.insert(app.clone(), (fence, now_ms));
                 self.note_accepted(app, &order);
+                let before = self.here(app).record.local.activation.as_ref();
+                if let Some(before) = before.map(|before| before.order.clone()) {
+                    self.earlier.insert(app.clone(), before);
+                }
                 let now_ms = self.now_ms;
                 self.here(app).reached.begin(step, now_ms);
                 self.intend(app, |record, now| record.accept(order, step, |_| true, now));
@@ -206,6 +210,12 @@ impl Server {
 
     fn begin(&mut self, app: &AppId, step: Step, attempt: u32) {
         let now_ms = self.now_ms;
+        let activation = self.here(app).record.local.activation.as_ref();
+        if let Some(fence) = activation.map(|it| it.order.fence)
+            && (step, attempt) == (Step::Drain, 1)
+        {
+            self.begun.insert(app.clone(), (fence, now_ms));
+        }
         self.here(app).reached.begin(step, now_ms);
         self.intend(app, |record, now| record.begin(step, attempt, now));
     }

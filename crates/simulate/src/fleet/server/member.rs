@@ -18,7 +18,7 @@ use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::health_pace::HealthPace;
 use cohort_server::leading::Placer;
 use cohort_server::member::{
-    Input, Member, MemberError, Output, Proposed, Ticket, View, serialized,
+    Input, Member, MemberError, Note, Output, Proposed, Ticket, View, serialized,
 };
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
@@ -34,6 +34,7 @@ mod reports;
 
 use errands::Read;
 use reports::Batch;
+pub(in crate::fleet) use reports::start_of;
 
 /// The only incarnation of a simulated group.
 pub(crate) const INCARNATION: Incarnation = Incarnation(1);
@@ -271,7 +272,8 @@ impl Carried {
                 let guidance = self.track(&request.from, report);
                 self.reply(request, What::Guided(guidance));
             }
-            What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_) => {}
+            What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_) | What::Noted => {
+            }
         }
     }
 
@@ -360,7 +362,7 @@ impl Carried {
         let held = self.held.into_iter();
         ended.extend(held.map(|held| (held.request, What::Answer(Answer::NoAnswer))));
         let from = self.server;
-        let packet = |(Request { from: to, id }, what)| Packet { from: from.clone(), to, id, what };
+        let packet = |(Request { from: to, id }, what)| Packet::new(from.clone(), to, id, what);
         ended.into_iter().map(packet).collect()
     }
 
@@ -382,7 +384,7 @@ impl Carried {
     }
 
     fn send(&mut self, to: ServerId, id: u64, what: What) {
-        self.outgoing.push(Packet { from: self.server.clone(), to, id, what });
+        self.outgoing.push(Packet::new(self.server.clone(), to, id, what));
     }
 
     fn reply(&mut self, request: Request, what: What) {
@@ -397,6 +399,9 @@ impl Carried {
             self.steps += 1;
             assert!(self.steps < STEPS_AT_ONCE_MAX, "{} never rests", self.server);
             let inputs = std::mem::take(&mut self.inputs);
+            if self.mutation == Some(Mutation::Silence) {
+                self.hear_everybody();
+            }
             let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
                 Ok(outputs) => outputs,
                 Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
@@ -491,6 +496,7 @@ impl Carried {
                 let data = serialized(&state);
                 self.inputs.push(Input::Snapshot { index, data });
             }
+            Output::Noted(Note::Rejected { index, .. }) => log.changed_nothing(index),
             Output::Noted(_) | Output::Stopped => {}
         }
     }
@@ -510,7 +516,10 @@ impl Carried {
 
     fn orders(&mut self, request: &Request) -> Answer {
         let (orders, hash) = self.orders_of(request);
-        let (orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
+        let (mut orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
+        if let Some(orders) = &mut orders {
+            orders.heard = start_of(orders.heard);
+        }
         let elsewhere = answers::elsewhere(&self.view.state, &request.from, request.life());
         Answer::Orders { orders, elsewhere, valid_ms: ORDERS_VALID_MS, leader, hash }
     }

@@ -28,9 +28,11 @@ impl Server {
             .filter(|_| off == Some(Mutation::DebtsBeforeTraffic))
             .map(|orders| AppOrders { owes: false, ..orders.clone() });
         let here = apps.get_mut(app).expect("every app on the disk was booted");
-        let unfenced = (off == Some(Mutation::HostFence)).then(|| {
+        let ordered = orders.and_then(|orders| orders.activation.as_ref());
+        let older = ordered.is_some_and(|order| order.fence < here.record.local.highest);
+        let unfenced = (older && off == Some(Mutation::HostFence)).then(|| {
             let mut record = here.record.clone();
-            record.local.highest = Fence::default();
+            (record.local.highest, record.local.activation) = (Fence::default(), None);
             record
         });
         let fresh = |received: &Received| {
@@ -40,7 +42,7 @@ impl Server {
             now,
             orders: debtless.as_ref().or(orders),
             orders_fresh: received.as_ref().is_some_and(fresh),
-            killed: self.disk.killed.is_some(),
+            killed: self.kill.stopping().is_some(),
             confirmed: outbox.confirmed().get(app).copied(),
             record: unfenced.as_ref().unwrap_or(&here.record),
             reached: here.reached,

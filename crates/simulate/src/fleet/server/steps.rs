@@ -28,6 +28,7 @@ impl Server {
         let hits = |fault: &&Fault| match fault {
             Fault::Fails(at) | Fault::Surroundings(at) | Fault::Hangs(at) => *at == step,
             Fault::Later(at, times) => *at == step && asked < *times,
+            Fault::Takes(at, _) => *at == step,
             Fault::DiesAfter(_) | Fault::CutsNetwork => false,
         };
         let release = order.release.as_ref();
@@ -47,6 +48,7 @@ impl Server {
         };
         let takes_ms = match (&fault, step) {
             (Some(Fault::Hangs(_)), _) => STEP_LIMIT_MS,
+            (Some(Fault::Takes(_, ms)), _) => *ms,
             (Some(Fault::Fails(_)), Step::Check) => order.healthy_deadline_ms,
             _ => usual_ms,
         };
@@ -80,7 +82,7 @@ impl Server {
                 *self.here(app).laters.entry(step).or_default() += 1;
                 return Some(around.now_ms + back_off_ms(attempt));
             }
-            Some(Fault::DiesAfter(_) | Fault::CutsNetwork) | None => None,
+            Some(Fault::Takes(..) | Fault::DiesAfter(_) | Fault::CutsNetwork) | None => None,
         };
         let failed = failed.or_else(|| match step {
             Step::Check => {
@@ -142,6 +144,7 @@ fn start_service(service: &mut Service, id: &ServerId, around: &Around<'_>) {
             Fault::Fails(_)
             | Fault::Surroundings(_)
             | Fault::Hangs(_)
+            | Fault::Takes(..)
             | Fault::Later(..)
             | Fault::CutsNetwork => None,
         })

@@ -9,11 +9,10 @@ use cohort_consensus::Term;
 use cohort_core::Offer;
 use cohort_core::ability::Ability;
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{AppId, BootEpoch, ServerId};
+use cohort_core::ids::{AppId, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::policy::Size;
 use cohort_core::refused::WhyRefused;
-use cohort_core::report::Report;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
 use cohort_server::transfers::keep_known;
@@ -141,14 +140,12 @@ impl Carried {
         records
     }
 
-    /// The reports, numbered as none before if that is the protection to be missed.
-    pub(super) fn renumbered(&self, now_ms: u64, mut reports: Vec<Report>) -> Vec<Report> {
-        if self.mutation == Some(Mutation::ReportDeduplication) {
-            for (sequence, report) in (now_ms << 16..).zip(&mut reports) {
-                (report.boot_epoch, report.sequence) = (BootEpoch(u64::MAX), sequence);
-            }
+    /// Every server of the group has just asked for its orders, if silence is to be missed.
+    pub(super) fn hear_everybody(&mut self) {
+        for server in self.view.state.servers.keys() {
+            let doing = self.contacts.of(server).map(|known| known.doing.clone());
+            self.contacts.heard(self.now_ms, server, 0, doing.unwrap_or_default());
         }
-        reports
     }
 
     /// A server reports its transfers to the leader's tracker.

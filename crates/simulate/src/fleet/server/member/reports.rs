@@ -1,10 +1,12 @@
 //! The reports of one request, one after the other into the log.
 
 use cohort_core::command::Body;
+use cohort_core::ids::BootEpoch;
 use cohort_core::report::Report;
 use cohort_server::answers;
 
 use super::{Carried, Client, Request};
+use crate::fleet::chaos::Mutation;
 use crate::fleet::net::What;
 
 #[derive(Debug)]
@@ -16,7 +18,26 @@ pub(super) struct Batch {
     pub(super) arrived_ms: u64,
 }
 
+/// What makes a report look newer than all before it, in `boot_epoch`; below, the start is as the
+/// server counts it.
+const NEWER_SHIFT: u32 = 32;
+
+/// The start of an agent, as it counts.
+pub(in crate::fleet) fn start_of(boot_epoch: BootEpoch) -> BootEpoch {
+    BootEpoch(boot_epoch.0 & ((1 << NEWER_SHIFT) - 1))
+}
+
 impl Carried {
+    /// The reports, each newer than all before it if that is the protection to be missed.
+    pub(super) fn renumbered(&self, now_ms: u64, mut reports: Vec<Report>) -> Vec<Report> {
+        if self.mutation == Some(Mutation::ReportDeduplication) {
+            for (newer, report) in (now_ms * 1_000..).zip(&mut reports) {
+                report.boot_epoch.0 |= newer << NEWER_SHIFT;
+            }
+        }
+        reports
+    }
+
     pub(super) fn next_report(&mut self, mut batch: Batch) {
         let goes_on = answers::takes_next_report(batch.taken.len(), batch.arrived_ms, self.now_ms);
         if batch.left.is_empty() || !goes_on {
