@@ -14,7 +14,8 @@
 //! For the few servers that carry the group's log: `member` (one step of the member), `leading`
 //! (what the leader observes, and when it plans), `heirs` (who leads
 //! instead if its server cannot), `answers` (requests to a member), `records` and
-//! `offers` (registry and repository), `errands` (what fails there), `membership` (which servers carry the log).
+//! `offers` (registry and repository), `errands` (what fails there), `membership` (which servers
+//! carry the log).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]

@@ -259,8 +259,8 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
             "remove it: the server then forgets which metadata it saw".into()
         }
         WhyRefused::StoreOfVersion { .. } => {
-            "run the version of Cohort that wrote it: without it, the server forgets which metadata \
-             it saw"
+            "run the version of Cohort that wrote it; without that file, the server would forget \
+             which metadata it saw"
                 .into()
         }
         WhyRefused::BadRoot => "give the server the fleet's root again".into(),
