@@ -1,4 +1,4 @@
-//! What becomes of an agent whose `data_dir` lost a part, or has one of another version. The table
+//! An agent whose `data_dir` lost a part, or has one of another version. The table
 //! in `docs/on-disk.md` names these tests.
 
 use std::fs;

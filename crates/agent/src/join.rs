@@ -401,9 +401,8 @@ mod join_test {
         file.save(&Joined { labels: BTreeMap::new(), ..joined() }).unwrap();
         std::fs::remove_file(data.join("identity/key.pem")).unwrap();
         let damaged = join(&config).await;
-        assert!(
-            matches!(&damaged, Err(AgentError::Identity { dir, .. }) if *dir == data.join("identity"))
-        );
+        let Err(AgentError::Identity { dir, .. }) = damaged else { panic!() };
+        assert_eq!(dir, data.join("identity"));
         std::fs::remove_dir_all(data.join("identity")).unwrap();
         let error = refused().await;
         assert!(names(&error, "identity"), "{error}");

@@ -67,6 +67,11 @@ impl Bundle {
     }
 }
 
+#[derive(Deserialize)]
+struct SchemaOnly {
+    schema: u32,
+}
+
 /// Content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,11 +108,14 @@ impl State {
             return Err(damaged(format!("longer than {BUNDLE_BYTES_MAX} bytes").into()));
         }
         let bytes = fs::read(&path).map_err(|error| store_error(&path, error))?;
-        let state: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))?;
-        if state.schema != STATE_SCHEMA {
-            return Err(damaged(format!("schema {} is not {STATE_SCHEMA}", state.schema).into()));
+        // First: another version may have other fields.
+        let SchemaOnly { schema: found } =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(error.into()))?;
+        if found != STATE_SCHEMA {
+            let (path, supported) = (path.display().to_string(), STATE_SCHEMA);
+            return Err(WhyRefused::StoreOfVersion { path, found, supported }.into());
         }
-        Ok(Some(state))
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.into()))
     }
 
     /// Replaces the state of a store.

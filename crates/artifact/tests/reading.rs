@@ -423,6 +423,12 @@ async fn a_damaged_store_says_so() {
     let options = fixture.options("store", Vec::new());
     let error = TrustedRepository::open(options.clone()).await.unwrap_err();
     assert!(matches!(error.why, WhyRefused::StoreDamaged { .. }), "{error}");
+    let next = text.replacen("{\"schema\":1,", "{\"schema\":2,\"more\":3,", 1);
+    assert_ne!(next, text);
+    fs::write(&path, &next).unwrap();
+    let error = TrustedRepository::open(options.clone()).await.unwrap_err();
+    assert!(matches!(error.why, WhyRefused::StoreOfVersion { found: 2, .. }), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), next, "it stays");
     // Signed by others: trusted no more than from a mirror.
     fs::write(&path, text.replace("1.0.0/linux~intel", "1.0.0/linux~amd00")).unwrap();
     let error = TrustedRepository::open(options.clone()).await.unwrap_err();

@@ -90,6 +90,12 @@ pub enum WhyRefused {
     StoreDamaged {
         path: String,
     },
+    /// Another version of Cohort wrote the state on this server's disk.
+    StoreOfVersion {
+        path: String,
+        found: u32,
+        supported: u32,
+    },
     /// No metadata was verified yet.
     NotRead,
     NoChannel {
@@ -197,6 +203,11 @@ impl fmt::Display for WhyRefused {
             WhyRefused::BadRoot => f.write_str("invalid trusted root"),
             WhyRefused::Store { path } => write!(f, "cannot use trust store {path}"),
             WhyRefused::StoreDamaged { path } => write!(f, "trust store {path} is corrupt"),
+            WhyRefused::StoreOfVersion { path, found, supported } => write!(
+                f,
+                "trust store {path} has version {found}, and this version of Cohort reads \
+                 {supported}"
+            ),
             WhyRefused::NotRead => f.write_str("no metadata of the repository was verified yet"),
             WhyRefused::NoChannel { app, channel } => write!(f, "{app} has no channel `{channel}`"),
             WhyRefused::NotPublished { app, version, platform, only } => {

@@ -225,6 +225,12 @@ pub(crate) async fn remove_server(
     let server = ServerId::new(name)?;
     let key = keys::server(&server);
     let Some(pair) = app.registry.get(&key) else {
+        if app.registry.restored() {
+            // It may have been there. Its certificate counts no more, whatever was lost.
+            let removed = Arc::clone(&app.removed);
+            blocking(move || removed.add(&server, now())).await??;
+            return Ok(Json(()));
+        }
         return Err(ApiError::not_found(format!("no server {server}"))
             .hint("list all servers: cohort group list")
             .into());

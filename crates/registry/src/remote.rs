@@ -59,7 +59,7 @@ impl RemoteRegistry {
 fn explain(error: &CallError) -> RegistryError {
     let mut reason = chain(error);
     if let CallError::Answered { answer, .. } = error {
-        // What the hub advises is for whoever reads this in the end.
+        // An operator reads this in the end, and what the hub advises.
         answer.hints.iter().for_each(|hint| reason.push_str(&format!("; {hint}")));
     }
     match error.kind() {

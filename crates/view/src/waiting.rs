@@ -290,6 +290,11 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
         WhyRefused::StoreDamaged { .. } => {
             "remove it: the server then forgets which metadata it saw".into()
         }
+        WhyRefused::StoreOfVersion { .. } => {
+            "run the version of Cohort that wrote it; without that file, the server would forget \
+             which metadata it saw"
+                .into()
+        }
         WhyRefused::BadRoot => "give the server the fleet's root again".into(),
         WhyRefused::WrongSignature { .. }
         | WhyRefused::Older { .. }

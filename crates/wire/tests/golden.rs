@@ -62,6 +62,7 @@ fn refused() -> Vec<Refused> {
         WhyRefused::BadRoot,
         WhyRefused::Store { path: path() },
         WhyRefused::StoreDamaged { path: path() },
+        WhyRefused::StoreOfVersion { path: path(), found: 2, supported: 1 },
         WhyRefused::NotRead,
         WhyRefused::NoChannel { app: app(), channel: "stable".parse().unwrap() },
         WhyRefused::NotPublished { app: app(), version, platform: amd, only },

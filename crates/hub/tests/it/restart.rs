@@ -184,9 +184,18 @@ async fn a_removed_server_does_not_come_back_with_an_older_registry() {
     let [own, other] = ["a-1", "a-2"].map(|name| ServerId::new(name).unwrap());
     let own = read_server(&agent.registry(), &own).await.unwrap().unwrap();
     let other = read_server(&agent.registry(), &other).await.unwrap().unwrap();
+    let (_, dead) = hub.join_agent("a-3", "zone-a").await;
+    let a_3 = ServerId::new("a-3").unwrap();
+    let third = read_server(&dead.registry(), &a_3).await.unwrap().unwrap();
     let path = cohort_wire::hub::server_path(&me);
     hub.operator().send(Call::new(http::Method::DELETE, path.as_str())).await.unwrap();
     let hub = lost(hub).await;
+    // One that the hub has forgotten can be removed as well.
+    let path = cohort_wire::hub::server_path(&a_3);
+    hub.operator().send(Call::new(http::Method::DELETE, path.as_str())).await.unwrap();
+    let dead = Caller { client: dead.client, target: hub.target() };
+    let error = tell_server(&dead.registry(), &third).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
     let [agent, stays] =
         [agent, stays].map(|it| Caller { client: it.client, target: hub.target() });
     let error = tell_server(&agent.registry(), &own).await.unwrap_err();

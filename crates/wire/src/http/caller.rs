@@ -30,8 +30,8 @@ impl Caller {
     }
 }
 
-/// The group that the caller's certificate names, as the hub assigned it; `None` for people, and for
-/// certificates of another authority.
+/// The group that the caller's certificate names, as the hub assigned it; `None` for people, and
+/// for certificates of another authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertifiedGroup(pub Option<String>);
 
