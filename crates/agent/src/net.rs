@@ -44,6 +44,9 @@ struct Book {
     moved: BTreeMap<ServerId, (String, String)>,
 }
 
+/// Addresses of members kept: many times more than a group has at once.
+const ADDRESSES_MAX: usize = 256;
+
 impl AddressBook {
     /// Updates the members named; others stay as they were. Returns where they really are.
     pub(crate) fn learn(&self, members: &[MemberAddress]) -> Vec<MemberAddress> {
@@ -63,6 +66,12 @@ impl AddressBook {
         for member in &members {
             book.members.insert(member.member, (member.server.clone(), member.address.clone()));
         }
+        // Numbers are never used again: the lowest are those of members that left long ago.
+        while book.members.len() > ADDRESSES_MAX {
+            book.members.pop_first();
+        }
+        let Book { members: known, moved } = &mut *book;
+        moved.retain(|server, _| known.values().any(|(of, _)| of == server));
         members
     }
 
