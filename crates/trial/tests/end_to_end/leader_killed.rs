@@ -44,13 +44,15 @@ enum Visit {
 }
 
 /// Exhaustive, so that a new state fails to compile here.
-fn visit(state: PhaseName) -> Visit {
-    match state {
+fn visit(state: PhaseName) -> Option<Visit> {
+    Some(match state {
         PhaseName::Empty => Visit::BeforeTheFirst,
         PhaseName::Running => Visit::AtRest,
         PhaseName::Forward(_) => Visit::Forward,
         PhaseName::RollingBack | PhaseName::Held => Visit::Back,
-    }
+        // `remove_app.rs` kills the leader then: nothing serves afterwards.
+        PhaseName::Removing => return None,
+    })
 }
 
 struct Story {
@@ -72,13 +74,14 @@ fn at_each_state_of_the_group() -> Result<()> {
         visited: BTreeSet::new(),
     };
     let prober = Prober::start(&story.trial.services());
-    for (number, state) in PhaseName::ALL.into_iter().enumerate() {
+    let states = || PhaseName::ALL.into_iter().filter(|state| visit(*state).is_some());
+    for (number, state) in states().enumerate() {
         let begun = Instant::now();
         let version = format!("1.{number}.0");
         story.play(state, &version).with_context(|| format!("killed at {state}"))?;
         println!("{state}: finished after {:.1} s", begun.elapsed().as_secs_f64());
     }
-    ensure!(story.visited == PhaseName::ALL.into(), "visited: {:?}", story.visited);
+    ensure!(story.visited == states().collect(), "visited: {:?}", story.visited);
     let seen = prober.stop();
     let (probed, said) = (most_down(&seen), most_down(&story.trial.said_by_all()?));
     ensure!(probed <= OUT_MAX, "{probed} servers were out at once: {seen:?}");
@@ -99,7 +102,7 @@ impl Story {
             self.trial.until_caught_up(&server)?;
         }
         let release = WebRelease::new(version);
-        match visit(state) {
+        match visit(state).context("a state that is visited here")? {
             Visit::BeforeTheFirst => {
                 self.trial.apply(&policy(UPDATE, ""))?;
                 self.kill_at_rest(state)?;
