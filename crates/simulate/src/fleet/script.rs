@@ -138,25 +138,7 @@ impl Script {
                 let _ = writeln!(out, "at most {most} out of service");
             }
             "crash" | "start" | "power-off" | "cut" | "heal" | "lose" | "fill" | "free" => {
-                for word in &line.words {
-                    for server in servers_of(word) {
-                        let server = self.group().servers.get_mut(&server).expect("a server");
-                        match line.verb {
-                            "crash" => server.crash(),
-                            "start" => server.start(),
-                            "power-off" => server.power_off(),
-                            "cut" => server.cut = true,
-                            "fill" => server.full = true,
-                            "free" => server.full = false,
-                            "lose" => {
-                                server.crash();
-                                server.disk.held.clear();
-                                server.start();
-                            }
-                            _ => server.cut = false,
-                        }
-                    }
-                }
+                self.machines(line);
             }
             "join" | "leave" => {
                 let group = self.group.clone().expect("begin with `fleet`");
@@ -208,6 +190,29 @@ impl Script {
             "reports" => self.reports(line, out),
             "repeat-report" => self.repeat_report(line, out),
             other => panic!("there is no verb `{other}`"),
+        }
+    }
+
+    /// What happens to machines.
+    fn machines(&mut self, line: &Line<'_>) {
+        for word in &line.words {
+            for server in servers_of(word) {
+                let server = self.group().servers.get_mut(&server).expect("a server");
+                match line.verb {
+                    "crash" => server.crash(),
+                    "start" => server.start(),
+                    "power-off" => server.power_off(),
+                    "cut" => server.cut = true,
+                    "fill" => server.full = true,
+                    "free" => server.full = false,
+                    "lose" => {
+                        server.crash();
+                        server.disk.held.clear();
+                        server.start();
+                    }
+                    _ => server.cut = false,
+                }
+            }
         }
     }
 
