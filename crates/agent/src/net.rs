@@ -62,6 +62,9 @@ impl Book {
     }
 }
 
+/// Addresses of members kept: many times more than a group has at once.
+const ADDRESSES_MAX: usize = 256;
+
 impl AddressBook {
     /// Updates the members named; others stay as they were. Returns where to try them.
     pub(crate) fn learn(&self, members: &[MemberAddress]) -> Vec<MemberAddress> {
@@ -75,6 +78,12 @@ impl AddressBook {
             let (server, address) = (server.clone(), book.address(server, address));
             now.push(MemberAddress { server, address, member: *member });
         }
+        // Numbers are never used again: the lowest are those of members that left long ago.
+        while book.members.len() > ADDRESSES_MAX {
+            book.members.pop_first();
+        }
+        let Book { members: known, hub } = book;
+        hub.retain(|server, _| known.values().any(|(of, _)| of == server));
         now
     }
 

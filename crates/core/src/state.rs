@@ -27,9 +27,9 @@ pub const STATE_SCHEMA: u32 = 1;
 pub const SERVERS_MAX: usize = 1_200;
 /// Most apps in a group: each costs one log entry per server and step.
 pub const APPS_MAX: usize = 32;
-/// Most servers times apps of a group: all of it goes into one snapshot, which has a limit of 15 MiB.
-/// 12,000: 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and
-/// 1,300 mid-rollout.
+/// Most servers times apps of a group: all of it goes into one snapshot of at most 15 MiB. 12,000:
+/// 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and 1,300
+/// mid-rollout.
 pub const SERVER_APPS_MAX: usize = 12_000;
 /// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;

@@ -1,5 +1,5 @@
-//! Every collection of the replicated state, filled to its limit and beyond; `docs/design/018` lists
-//! them.
+//! Every collection of the replicated state, filled to its limit and beyond; `docs/design/018`
+//! lists them.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -124,7 +124,7 @@ fn busy(n: usize) -> ServerApp {
         in_service: true,
         holds: (0..HOLDS_MAX).map(|k| digest(n + k)).collect(),
         activated: Generation(7),
-        activation: (n % 4 == 0).then(|| Activation {
+        activation: n.is_multiple_of(4).then(|| Activation {
             fence,
             release: Some(release(2)),
             before: Some(release(1)),
@@ -134,7 +134,7 @@ fn busy(n: usize) -> ServerApp {
             granted: ClockMs(1_795_244_055_000),
             stage: ActivationStage::Applied { at: ClockMs(1_795_244_055_000) },
         }),
-        debt: (n % 4 == 1).then(|| Debt {
+        debt: (n % 4 == 1).then_some(Debt {
             since: ClockMs(1_795_244_055_000),
             reason: DebtReason::Failed { text },
             tries: 3,

@@ -7,7 +7,8 @@ use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Reached, StepAction};
 
-use super::{Announced, App, Doing, Effect, Running, Sight, preflight_result};
+use super::{App, Doing, Effect, Running, Sight, preflight_result};
+use crate::announced::Announced;
 use crate::asking::Received;
 
 const PATIENCE_MS: u64 = 60_000;

@@ -6,7 +6,7 @@ use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::{AppOrders, FetchOrder, Orders, Source};
 use cohort_core::release::Release;
 
-use crate::app::Announced;
+use crate::announced::Announced;
 
 /// Pause before the signature of a refused release is verified again, in milliseconds.
 pub const VERIFY_AGAIN_MS: u64 = 2_000;

@@ -163,7 +163,7 @@ impl Turn<'_> {
     }
 
     /// A server of the wave cannot download the release: its environment is at fault, not the
-    /// release. It owes nothing: what it runs is good.
+    /// release. It has no debt: what it runs is good.
     pub(crate) fn leave_out(&mut self, server: &ServerId) -> Applied {
         let App { servers, phase, .. } = &mut *self.app;
         let fetches = phase.wave().is_some_and(|(wave, _)| wave.contains(server));

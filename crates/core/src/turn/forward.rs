@@ -36,7 +36,8 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// any state but removing ─► marked-old: a release rolls out. From a rollback only if it is stuck.
+    /// any state but removing ─► marked-old: a release rolls out. From a rollback only if that is
+    /// stuck.
     pub(crate) fn start_rollout(
         &mut self,
         release: &Release,

@@ -17,7 +17,7 @@ use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::release::{Release, Rollback};
-use cohort_core::report::{Outcome, Report, Step};
+use cohort_core::report::{Outcome, Report};
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
 use cohort_view::words;
@@ -28,8 +28,10 @@ use super::log::Happened;
 use super::net::Weather;
 use super::world::{Break, Fleet};
 
+mod line;
 mod tell;
 
+use line::{Line, ms_of, servers_of, step_of, value_of};
 pub(super) use tell::tell_event;
 
 /// How long `run until=…` waits unless told, in milliseconds of the fleet's clock.
@@ -43,38 +45,6 @@ pub struct Script {
     policies: BTreeMap<String, Policy>,
     kept_orders: BTreeMap<ServerId, Orders>,
     times: bool,
-}
-
-/// The words of one line: the verb, plain words, and `key=value` pairs.
-struct Line<'a> {
-    verb: &'a str,
-    words: Vec<&'a str>,
-    pairs: BTreeMap<&'a str, &'a str>,
-}
-
-impl<'a> Line<'a> {
-    fn parse(text: &'a str) -> Line<'a> {
-        let mut all = text.split_whitespace();
-        let verb = all.next().unwrap_or_default();
-        let (mut words, mut pairs) = (Vec::new(), BTreeMap::new());
-        for word in all {
-            match word.split_once('=') {
-                Some((key, value)) => {
-                    pairs.insert(key, value);
-                }
-                None => words.push(word),
-            }
-        }
-        Line { verb, words, pairs }
-    }
-
-    fn app(&self) -> AppId {
-        AppId::new(self.pairs.get("app").copied().unwrap_or("web")).expect("an app")
-    }
-
-    fn rest(&self) -> String {
-        self.words.join(" ")
-    }
 }
 
 impl Default for Script {
@@ -169,25 +139,7 @@ impl Script {
                 let _ = writeln!(out, "at most {most} out of service");
             }
             "crash" | "start" | "power-off" | "cut" | "heal" | "lose" | "fill" | "free" => {
-                for word in &line.words {
-                    for server in servers_of(word) {
-                        let server = self.group().servers.get_mut(&server).expect("a server");
-                        match line.verb {
-                            "crash" => server.crash(),
-                            "start" => server.start(),
-                            "power-off" => server.power_off(),
-                            "cut" => server.cut = true,
-                            "fill" => server.full = true,
-                            "free" => server.full = false,
-                            "lose" => {
-                                server.crash();
-                                server.disk.held.clear();
-                                server.start();
-                            }
-                            _ => server.cut = false,
-                        }
-                    }
-                }
+                self.machines(line);
             }
             "join" | "leave" => {
                 let group = self.group.clone().expect("begin with `fleet`");
@@ -198,6 +150,13 @@ impl Script {
                         let number = self.fleet.leave(&group, &server);
                         self.outcome(number);
                     }
+                }
+            }
+            "add-voter" | "remove-voter" => {
+                for server in line.words.iter().flat_map(|word| servers_of(word)) {
+                    let carries = line.verb == "add-voter";
+                    let refused = self.say("ana", Body::PlaceMember { server, carries });
+                    assert_eq!(refused, None, "{}", line.verb);
                 }
             }
             "leader" => {
@@ -232,6 +191,29 @@ impl Script {
             "reports" => self.reports(line, out),
             "repeat-report" => self.repeat_report(line, out),
             other => panic!("there is no verb `{other}`"),
+        }
+    }
+
+    /// What happens to machines.
+    fn machines(&mut self, line: &Line<'_>) {
+        for word in &line.words {
+            for server in servers_of(word) {
+                let server = self.group().servers.get_mut(&server).expect("a server");
+                match line.verb {
+                    "crash" => server.crash(),
+                    "start" => server.start(),
+                    "power-off" => server.power_off(),
+                    "cut" => server.cut = true,
+                    "fill" => server.full = true,
+                    "free" => server.full = false,
+                    "lose" => {
+                        server.crash();
+                        server.disk.held.clear();
+                        server.start();
+                    }
+                    _ => server.cut = false,
+                }
+            }
         }
     }
 
@@ -572,34 +554,4 @@ impl Script {
 fn outcome_name(outcome: &Outcome) -> String {
     let value = serde_json::to_value(outcome).expect("plain data");
     value["outcome"].as_str().unwrap_or_default().to_owned()
-}
-
-/// `s03`, or `s03-s07`.
-fn servers_of(word: &str) -> Vec<ServerId> {
-    let number =
-        |text: &str| -> usize { text.trim_start_matches('s').parse().expect("s and a number") };
-    match word.split_once('-') {
-        Some((from, to)) => (number(from)..=number(to)).map(build::server).collect(),
-        None => vec![build::server(number(word))],
-    }
-}
-
-fn step_of(text: &str) -> Step {
-    Step::ALL.into_iter().find(|step| step.name() == text).expect("a step")
-}
-
-fn ms_of(text: &str) -> u64 {
-    cohort_core::policy::Duration::try_from(text.to_owned()).expect("a duration").ms
-}
-
-fn value_of(text: &str) -> serde_json::Value {
-    if text.contains(',') {
-        text.split(',').map(value_of).collect()
-    } else if let Ok(number) = text.parse::<u64>() {
-        number.into()
-    } else if let Ok(word) = text.parse::<bool>() {
-        word.into()
-    } else {
-        text.into()
-    }
 }

@@ -41,19 +41,18 @@ enum Visit {
     Forward,
     /// A bad release is rolling back.
     Back,
-    /// The app is being removed.
-    Removal,
 }
 
 /// Exhaustive, so that a new state fails to compile here.
-fn visit(state: PhaseName) -> Visit {
-    match state {
+fn visit(state: PhaseName) -> Option<Visit> {
+    Some(match state {
         PhaseName::Empty => Visit::BeforeTheFirst,
         PhaseName::Running => Visit::AtRest,
         PhaseName::Forward(_) => Visit::Forward,
         PhaseName::RollingBack | PhaseName::Held => Visit::Back,
-        PhaseName::Removing => Visit::Removal,
-    }
+        // `remove_app.rs` kills the leader then: nothing serves afterwards.
+        PhaseName::Removing => return None,
+    })
 }
 
 struct Story {
@@ -75,13 +74,14 @@ fn at_each_state_of_the_group() -> Result<()> {
         visited: BTreeSet::new(),
     };
     let prober = Prober::start(&story.trial.services());
-    let stays = |state: &PhaseName| !matches!(visit(*state), Visit::Removal);
-    for (number, state) in PhaseName::ALL.into_iter().filter(stays).enumerate() {
+    let states = || PhaseName::ALL.into_iter().filter(|state| visit(*state).is_some());
+    for (number, state) in states().enumerate() {
         let begun = Instant::now();
         let version = format!("1.{number}.0");
         story.play(state, &version).with_context(|| format!("killed at {state}"))?;
         println!("{state}: finished after {:.1} s", begun.elapsed().as_secs_f64());
     }
+    ensure!(story.visited == states().collect(), "visited: {:?}", story.visited);
     let seen = prober.stop();
     let (probed, said) = (most_down(&seen), most_down(&story.trial.said_by_all()?));
     ensure!(probed <= OUT_MAX, "{probed} servers were out at once: {seen:?}");
@@ -93,10 +93,6 @@ fn at_each_state_of_the_group() -> Result<()> {
         story.once_per_fence(&server)?;
         story.none_skipped(&server)?;
     }
-    for state in PhaseName::ALL.into_iter().filter(|state| !stays(state)) {
-        story.play(state, "").with_context(|| format!("killed at {state}"))?;
-    }
-    ensure!(story.visited == PhaseName::ALL.into(), "visited: {:?}", story.visited);
     story.trial.pass()
 }
 
@@ -106,7 +102,7 @@ impl Story {
             self.trial.until_caught_up(&server)?;
         }
         let release = WebRelease::new(version);
-        match visit(state) {
+        match visit(state).context("a state that is visited here")? {
             Visit::BeforeTheFirst => {
                 self.trial.apply(&policy(UPDATE, ""))?;
                 self.kill_at_rest(state)?;
@@ -120,11 +116,6 @@ impl Story {
                 // Enough bytes that the states before the waves last a moment.
                 let release = release.ballast(4 << 20);
                 self.kill_at(state, &release, true)?;
-            }
-            Visit::Removal => {
-                self.kill_when(state, |trial| trial.run(&["app", "remove", "web"]).map(drop))?;
-                self.trial.until(GROUP, PATIENCE, |status| app(status).is_none())?;
-                return Ok(());
             }
             Visit::Back => {
                 let release = release.fault("unhealthy_on = [\"intel\"]");
@@ -153,24 +144,13 @@ impl Story {
         self.come_back(&leader)
     }
 
+    /// Kills the leader as soon as any member logs that the group has reached the state.
     fn kill_at(&mut self, state: PhaseName, release: &WebRelease, good: bool) -> Result<()> {
         self.released.push((release.version.clone(), good));
         self.trial.publish_unseen(release, &[PLATFORM])?;
-        let last = self.kill_when(state, |trial| trial.sync_mirrors())?;
-        ensure!(!good || last.as_deref() != Some("running"), "the rollout had already finished");
-        Ok(())
-    }
-
-    /// Begins, and kills the leader as soon as any member logs that the group has reached the
-    /// state. Returns the last state that the leader logged.
-    fn kill_when(
-        &mut self,
-        state: PhaseName,
-        begin: impl FnOnce(&Trial) -> Result<()>,
-    ) -> Result<Option<String>> {
         let mut leader = self.trial.who_leads()?;
         let mut logs = Logs::from_now(&self.trial);
-        begin(&self.trial)?;
+        self.trial.sync_mirrors()?;
         let begun = Instant::now();
         let mut came_to = None;
         let killed = 'watching: loop {
@@ -198,9 +178,9 @@ impl Story {
             }
         }
         println!("{state}: {killed} killed, at {}", last.as_deref().unwrap_or("?"));
+        ensure!(!good || last.as_deref() != Some("running"), "the rollout had already finished");
         self.visited.insert(state);
-        self.come_back(&killed)?;
-        Ok(last)
+        self.come_back(&killed)
     }
 
     /// Waits for another leader, and restarts the killed agent.

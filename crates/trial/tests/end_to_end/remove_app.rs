@@ -4,6 +4,7 @@ use std::net::TcpStream;
 
 use anyhow::{Result, ensure};
 use cohort_core::ids::AppId;
+use cohort_core::phase::PhaseName;
 use cohort_trial::release::WebRelease;
 use cohort_trial::watch::{app, runs};
 
@@ -11,7 +12,7 @@ use crate::trial::{GROUP, PATIENCE, PLATFORM, Trial, one_by_one_slowly, policy, 
 
 #[test]
 fn stops_it_everywhere_and_leaves_nothing() -> Result<()> {
-    let trial = Trial::of("remove-app", 3)?;
+    let mut trial = Trial::of("remove-app", 3)?;
     let policy = policy(&one_by_one_slowly(), "");
     trial.first_release(&policy, &WebRelease::new("1.0.0"))?;
     let web = AppId::new("web")?;
@@ -22,7 +23,15 @@ fn stops_it_everywhere_and_leaves_nothing() -> Result<()> {
     ensure!(!trial.try_run(&["app", "remove", "web"])?.status.success(), "removed mid-rollout");
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
 
+    // A leader that dies meanwhile does not keep the group from it.
+    let leader = trial.who_leads()?;
     trial.run(&["app", "remove", "web"])?;
+    trial.until(GROUP, PATIENCE, |status| {
+        app(status).is_none_or(|app| app.state == PhaseName::Removing)
+    })?;
+    trial.kill_agent(&leader);
+    trial.until_another_leads(&leader)?;
+    trial.start_agent(&leader)?;
     trial.until(GROUP, PATIENCE, |status| !status.apps.contains_key(&web))?;
     for (server, address) in trial.services() {
         ensure!(TcpStream::connect(address).is_err(), "{server} still serves");
@@ -30,7 +39,7 @@ fn stops_it_everywhere_and_leaves_nothing() -> Result<()> {
     trial.run(&["app", "remove", "web"])?;
     let left = |server: &String| {
         let dir = trial.agents()[server].dir.clone();
-        dir.join("data/apps/web").exists() || dir.join("install/web").exists()
+        dir.join("data/apps/web").exists() || dir.join("apps/web").exists()
     };
     until("nothing of it is left", PATIENCE, || !trial.servers().iter().any(left))?;
 
