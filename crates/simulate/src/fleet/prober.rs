@@ -58,7 +58,7 @@ pub(crate) struct Prober {
     away: BTreeMap<(GroupId, ServerId), (u64, Option<u64>)>,
     /// When each server was last granted a change.
     granted: BTreeMap<(GroupId, ServerId), u64>,
-    /// The servers whose members voted in each group, as its leader showed last.
+    /// The servers whose members voted in each group when something last happened in it.
     voters: BTreeMap<GroupId, BTreeSet<ServerId>>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
@@ -98,11 +98,14 @@ impl Prober {
         let (leader, term) = (&group.servers[leader], view.raft.term);
         for (app, of) in &view.state.apps {
             for (id, here) in &of.servers {
-                let key = (name.clone(), app.clone(), id.clone());
                 let service = group.servers.get(id).and_then(|server| server.services.get(app));
                 let serves = service.is_some_and(Service::serves);
-                let unknown = here.unsure || leader.shows_unknown(id, now_ms);
-                if unknown || here.in_service == serves {
+                let true_now = here.in_service == serves;
+                if true_now && self.untrue.is_empty() {
+                    continue;
+                }
+                let key = (name.clone(), app.clone(), id.clone());
+                if true_now || here.unsure || leader.shows_unknown(id, now_ms) {
                     self.untrue.remove(&key);
                     continue;
                 }
@@ -167,7 +170,8 @@ impl Prober {
     /// No release goes to more voters at once than the group can lose.
     fn look_at_voters(&mut self, now_ms: u64, group: &Group) {
         let state = &group.log.state;
-        let Some((_, view)) = group.leader_view() else { return };
+        let news = &group.log.events[group.told..];
+        let Some((_, view)) = group.leader_view().filter(|_| !news.is_empty()) else { return };
         let voters = view.raft.configuration.voters.iter();
         let now: BTreeSet<ServerId> =
             voters.filter_map(|voter| state.server_of(MemberId(voter.0))).cloned().collect();
@@ -176,7 +180,7 @@ impl Prober {
             let change = app.servers.get(server).and_then(|here| here.in_flight());
             change.is_some_and(|change| change.purpose == Purpose::Wave)
         };
-        for happened in &group.log.events[group.told..] {
+        for happened in news {
             let Event::Granted { app, server, purpose: Purpose::Wave, .. } = &happened.event else {
                 continue;
             };
@@ -196,8 +200,12 @@ impl Prober {
     fn look_at_away(&mut self, now_ms: u64, group: &Group) {
         let name = &group.log.state.group;
         for (id, server) in &group.servers {
+            let is_away = server.is_away();
+            if !is_away && self.away.is_empty() {
+                continue;
+            }
             let key = (name.clone(), id.clone());
-            if server.is_away() {
+            if is_away {
                 let (_, silent_ms) = self.away.entry(key).or_insert((now_ms, None));
                 let silent = !server.up || !server.linked || server.paused_until_ms > now_ms;
                 *silent_ms = silent.then(|| silent_ms.unwrap_or(now_ms));
