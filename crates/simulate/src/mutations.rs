@@ -62,11 +62,7 @@ pub const PROTECTIONS: &[Protection] = &[
         off: consensus_without(Weaken { no_snapshot_report: true, ..ON }),
         checks: &[raft::NOT_CONVERGED],
     },
-    Protection {
-        name: "safe reads",
-        off: Off::Fleet(Mutation::StaleReads),
-        checks: &[STALE_READ],
-    },
+    Protection { name: "safe reads", off: Off::Fleet(Mutation::StaleReads), checks: &[STALE_READ] },
     Protection {
         name: "safe reads, of the consensus alone",
         off: consensus_without(Weaken { lease_reads: true, ..ON }),
@@ -92,11 +88,7 @@ pub const PROTECTIONS: &[Protection] = &[
         off: Off::Fleet(Mutation::Diverges),
         checks: &[OTHER_STATE],
     },
-    Protection {
-        name: "the host's fence",
-        off: Off::Fleet(Mutation::HostFence),
-        checks: &[TWICE],
-    },
+    Protection { name: "the host's fence", off: Off::Fleet(Mutation::HostFence), checks: &[TWICE] },
     Protection {
         name: "order validity",
         off: Off::Fleet(Mutation::OrderValidity),
@@ -127,11 +119,7 @@ pub const PROTECTIONS: &[Protection] = &[
         off: Off::Fleet(Mutation::CollectsLastGood),
         checks: &[COLLECTED],
     },
-    Protection {
-        name: "ledger",
-        off: Off::Fleet(Mutation::Ledger),
-        checks: &[TOO_MANY_OUT],
-    },
+    Protection { name: "ledger", off: Off::Fleet(Mutation::Ledger), checks: &[TOO_MANY_OUT] },
     Protection {
         name: "fence on registry writes",
         off: Off::Fleet(Mutation::RegistryFence),

@@ -8,8 +8,8 @@ use crate::fleet::build;
 use crate::fleet::server::Service;
 use crate::fleet::world::{Fleet, TICK_MS};
 
-/// Until three servers have their first release, in milliseconds.
-const SETTLES_MS: u64 = 30_000;
+/// Until three servers have their first release, at most, in milliseconds.
+const SETTLES_MS_MAX: u64 = 120_000;
 /// How long the power is away, in milliseconds.
 const DARK_MS: u64 = 5_000;
 /// How long a server may take until it serves again although everything is stopped, in
@@ -29,8 +29,11 @@ impl Chaos {
         chaos.add_group("zone-a", 3);
         let (app, group) = (chaos.apps[0].clone(), chaos.groups[0].clone());
         chaos.fleet.set_policy(build::policy(app.as_str()));
-        chaos.release(&app, true);
-        chaos.fleet.run_ms(SETTLES_MS);
+        let first = chaos.release(&app, true);
+        while let Err(open) = chaos.fleet.groups[&group].settled_on(&app, &first) {
+            assert!(chaos.fleet.now_ms < SETTLES_MS_MAX, "the first release: {open}");
+            chaos.fleet.run_ms(TICK_MS);
+        }
         chaos.release(&app, true);
         chaos.fleet.run_ms(at_ms);
         let state = &chaos.fleet.groups[&group].log.state;
