@@ -3,7 +3,7 @@
 use cohort_simulate::fleet::chaos::Chaos;
 
 /// A rollout through three servers, in milliseconds.
-const ROLLOUT_MS: usize = 16_000;
+const ROLLOUT_MS: usize = 20_000;
 
 #[test]
 fn a_server_that_loses_power_under_the_kill_switch_serves_again() {
