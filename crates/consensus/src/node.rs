@@ -414,6 +414,12 @@ impl<S: LogStore> Node<S> {
         }
     }
 
+    /// The newest membership that is in effect here.
+    #[must_use]
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
     /// Whether this member is the leader and has committed in its term.
     #[must_use]
     pub fn leads(&self) -> bool {

@@ -16,8 +16,6 @@ use crate::raft::{self, Setup};
 pub struct Protection {
     /// Its name in `docs/testing.md`.
     pub name: &'static str,
-    /// A few dozen seeds find it: the tests look for it.
-    pub quick: bool,
     off: Off,
     /// A part of each violation that counts; empty: every violation does.
     checks: &'static [&'static str],
@@ -46,139 +44,104 @@ const fn consensus_without(weaken: Weaken) -> Off {
 pub const PROTECTIONS: &[Protection] = &[
     Protection {
         name: "synced hard state",
-        quick: true,
         off: Off::Consensus { weaken: ON, lying_disks: true },
         checks: &[],
     },
     Protection {
         name: "synced entries",
-        quick: true,
         off: Off::Fleet(Mutation::DropsEntry),
         checks: &[LOST_ENTRY],
     },
     Protection {
         name: "step-down on leaving the configuration",
-        quick: true,
         off: consensus_without(Weaken { no_step_down: true, ..ON }),
         checks: &[raft::NOT_A_VOTER],
     },
     Protection {
         name: "snapshot reports",
-        quick: true,
         off: consensus_without(Weaken { no_snapshot_report: true, ..ON }),
         checks: &[raft::NOT_CONVERGED],
     },
-    Protection {
-        name: "safe reads",
-        quick: true,
-        off: Off::Fleet(Mutation::StaleReads),
-        checks: &[STALE_READ],
-    },
+    Protection { name: "safe reads", off: Off::Fleet(Mutation::StaleReads), checks: &[STALE_READ] },
     Protection {
         name: "safe reads, of the consensus alone",
-        quick: true,
         off: consensus_without(Weaken { lease_reads: true, ..ON }),
         checks: &[raft::STALE_READ],
     },
     Protection {
         name: "unique read contexts",
-        quick: true,
         off: consensus_without(Weaken { same_read_context: true, ..ON }),
         checks: &[raft::STALE_READ],
     },
     Protection {
         name: "proof that the disk is the latest",
-        quick: true,
         off: consensus_without(Weaken { no_proof: true, ..ON }),
         checks: &[],
     },
     Protection {
         name: "entries unaltered in transit",
-        quick: true,
         off: Off::Fleet(Mutation::AltersEntry),
         checks: &[OTHER_ENTRY],
     },
     Protection {
         name: "snapshots unaltered in transit",
-        quick: true,
         off: Off::Fleet(Mutation::Diverges),
         checks: &[OTHER_STATE],
     },
-    Protection {
-        name: "the host's fence",
-        quick: false,
-        off: Off::Fleet(Mutation::HostFence),
-        checks: &[TWICE],
-    },
+    Protection { name: "the host's fence", off: Off::Fleet(Mutation::HostFence), checks: &[TWICE] },
     Protection {
         name: "order validity",
-        quick: false,
         off: Off::Fleet(Mutation::OrderValidity),
         checks: &[STALE_ORDER],
     },
     Protection {
         name: "intent before action",
-        quick: true,
         off: Off::Fleet(Mutation::IntentBeforeAction),
         checks: &[TWICE],
     },
     Protection {
         name: "report deduplication",
-        quick: false,
         off: Off::Fleet(Mutation::ReportDeduplication),
         checks: &[REPORTED_AGAIN],
     },
     Protection {
         name: "debts before traffic",
-        quick: true,
         off: Off::Fleet(Mutation::DebtsBeforeTraffic),
         checks: &[OWES],
     },
     Protection {
         name: "confirm or undo",
-        quick: true,
         off: Off::Fleet(Mutation::ConfirmOrUndo),
         checks: &[NOT_RIGHT],
     },
     Protection {
         name: "last good kept from collection",
-        quick: true,
         off: Off::Fleet(Mutation::CollectsLastGood),
         checks: &[COLLECTED],
     },
-    Protection {
-        name: "ledger",
-        quick: true,
-        off: Off::Fleet(Mutation::Ledger),
-        checks: &[TOO_MANY_OUT],
-    },
+    Protection { name: "ledger", off: Off::Fleet(Mutation::Ledger), checks: &[TOO_MANY_OUT] },
     Protection {
         name: "fence on registry writes",
-        quick: false,
         off: Off::Fleet(Mutation::RegistryFence),
         checks: &[OTHER_MEMBERS],
     },
     Protection {
         name: "kill latch before acknowledgement",
-        quick: true,
         off: Off::Fleet(Mutation::KillLatch),
         checks: &[FORGOTTEN],
     },
     Protection {
         name: "quorum margin",
-        quick: true,
         off: Off::Fleet(Mutation::QuorumMargin),
         checks: &[TOO_MANY_VOTERS],
     },
     Protection {
         name: "silence in the ledger",
-        quick: true,
         off: Off::Fleet(Mutation::Silence),
         checks: &[TOO_MANY_OUT],
     },
     Protection {
         name: "new id after a lost or restored disk",
-        quick: true,
         off: Off::Fleet(Mutation::NewMember),
         checks: &[NOT_RIGHT, LOST_ENTRY, OTHER_ENTRY],
     },

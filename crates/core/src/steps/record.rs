@@ -249,12 +249,19 @@ impl AppRecord {
         }
     }
 
-    /// Whether an activation has stopped the service and has not ended: then its steps start the
-    /// service; the start of the agent does not.
+    /// Whether an activation has stopped the service and has yet to start it, or failed: then its
+    /// steps start the service; the start of the agent does not. One that has started the service
+    /// only looks at it from then on: if the machine has lost power since, nobody else would.
     #[must_use]
     pub fn under_way(&self) -> bool {
-        self.local.activation.as_ref().is_some_and(|activation| {
-            activation.stopped() && activation.progress != Progress::Complete
+        self.local.activation.as_ref().is_some_and(|activation| match activation.progress {
+            Progress::Begun { step: Step::Check | Step::WarmUp, .. }
+            | Progress::Done { step: Step::Start | Step::Check | Step::WarmUp, .. }
+            | Progress::Complete => false,
+            Progress::Begun { .. }
+            | Progress::Done { .. }
+            | Progress::Failed { .. }
+            | Progress::Undone { .. } => activation.stopped(),
         })
     }
 

@@ -96,6 +96,23 @@ fn an_activation_is_written_down_step_by_step() {
 }
 
 #[test]
+fn what_was_started_is_started_again_with_the_machine() {
+    let mut record = running(&release("1.0.0"));
+    accept(&mut record, order(2, &release("2.0.0")));
+    let mut under_way = Vec::new();
+    for step in [Step::Drain, Step::Stop, Step::Switch, Step::Start, Step::Check, Step::WarmUp] {
+        record.begin(step, 1, at(0));
+        let begun = record.under_way();
+        record.done(step, 1);
+        under_way.push((begun, record.under_way()));
+    }
+    let (no, yes) = ((false, false), (true, true));
+    assert_eq!(under_way, [no, yes, yes, (true, false), no, no]);
+    record.begin(Step::Undo, 1, at(0));
+    assert!(record.under_way(), "the undo starts the old release");
+}
+
+#[test]
 fn a_step_that_was_begun_too_often_has_failed() {
     let mut record = AppRecord::default();
     accept(&mut record, order(1, &release("1.0.0")));

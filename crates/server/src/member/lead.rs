@@ -35,8 +35,8 @@ impl<S: LogStore> Member<S> {
         if !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
-        let voters = self.node.status().configuration.voters;
-        let servers = voters.iter().filter_map(|id| self.state.server_of(MemberId(id.0)));
+        let voters = self.node.configuration().voters.iter();
+        let servers = voters.filter_map(|id| self.state.server_of(MemberId(id.0)));
         self.leading.voters(servers.cloned().collect());
         let plan = self.leading.plan(now_ms, &self.state, contacts);
         if plan.waiting != *self.waiting {
@@ -59,7 +59,7 @@ impl<S: LogStore> Member<S> {
 
     /// The leader's server cannot do a leader's work, and another voter's can.
     fn hand_over_to_an_heir(&mut self, now_ms: u64) {
-        let voters = self.node.status().configuration.voters;
+        let voters = &self.node.configuration().voters;
         let member = |server: &ServerId| {
             let member = self.state.servers.get(server)?.member?;
             voters.get(&RaftId(member.0)).copied()

@@ -69,6 +69,7 @@ impl Behaviours {
     }
 
     pub(crate) fn knows(&self, release: &Release) -> bool {
-        self.0.iter().any(|(known, _)| known == release)
+        // The newest ones run.
+        self.0.iter().rev().any(|(known, _)| known == release)
     }
 }

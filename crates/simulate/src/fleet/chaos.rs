@@ -28,6 +28,7 @@ use super::world::{Fleet, TICK_MS};
 use crate::digest::digest;
 
 mod kind;
+mod power;
 mod size;
 mod trace;
 mod trouble;

@@ -33,6 +33,8 @@ pub const UNTRUE: &str = "is not what people are told";
 /// How long people may be told something about a service that is no longer so, in milliseconds:
 /// `unreachable_after` here, what a lost report costs twice, and a hanging step.
 const TOLD_MS_MAX: u64 = 45_000;
+/// How long a planned entry may take until it is committed, in milliseconds, when its leader stays.
+const PLANNED_MS_MAX: u64 = 5_000;
 /// The same of one whose agent is silent, too, in milliseconds: the time after which it is not
 /// counted on, and what a late packet and a pause of the leader take.
 const SILENT_MS_MAX: u64 = COUNTED_ON_MS + 10_000;
@@ -58,8 +60,9 @@ pub(crate) struct Prober {
     away: BTreeMap<(GroupId, ServerId), (u64, Option<u64>)>,
     /// When each server was last granted a change.
     granted: BTreeMap<(GroupId, ServerId), u64>,
-    /// The servers whose members voted in each group, as its leader showed last.
-    voters: BTreeMap<GroupId, BTreeSet<ServerId>>,
+    /// The servers whose members voted in each group when something last happened in it, and since
+    /// when.
+    voters: BTreeMap<GroupId, (BTreeSet<ServerId>, u64)>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
 }
@@ -106,11 +109,14 @@ impl Prober {
         let (leader, term) = (&group.servers[leader], view.raft.term);
         for (app, of) in &view.state.apps {
             for (id, here) in &of.servers {
-                let key = (name.clone(), app.clone(), id.clone());
                 let service = group.servers.get(id).and_then(|server| server.services.get(app));
                 let serves = service.is_some_and(Service::serves);
-                let unknown = here.unsure || leader.shows_unknown(id, now_ms);
-                if unknown || here.in_service == serves {
+                let true_now = here.in_service == serves;
+                if true_now && self.untrue.is_empty() {
+                    continue;
+                }
+                let key = (name.clone(), app.clone(), id.clone());
+                if true_now || here.unsure || leader.shows_unknown(id, now_ms) {
                     self.untrue.remove(&key);
                     continue;
                 }
@@ -175,28 +181,33 @@ impl Prober {
     /// No release goes to more voters at once than the group can lose.
     fn look_at_voters(&mut self, now_ms: u64, group: &Group) {
         let state = &group.log.state;
-        let Some((_, view)) = group.leader_view() else { return };
+        let news = &group.log.events[group.told..];
+        let Some((_, view)) = group.leader_view().filter(|_| !news.is_empty()) else { return };
         let voters = view.raft.configuration.voters.iter();
-        let now: BTreeSet<ServerId> =
+        let voters: BTreeSet<ServerId> =
             voters.filter_map(|voter| state.server_of(MemberId(voter.0))).cloned().collect();
-        let before = self.voters.insert(state.group.clone(), now.clone()).unwrap_or_default();
+        let known = self.voters.entry(state.group.clone()).or_default();
+        if known.0 != voters {
+            *known = (voters, now_ms);
+        }
+        let (voters, since_ms) = &*known;
+        // A grant that is committed now may have been planned when others voted.
+        if since_ms + PLANNED_MS_MAX > now_ms {
+            return;
+        }
         let is_wave = |app: &App, server: &ServerId| {
             let change = app.servers.get(server).and_then(|here| here.in_flight());
             change.is_some_and(|change| change.purpose == Purpose::Wave)
         };
-        for happened in &group.log.events[group.told..] {
-            let Event::Granted { app, server, purpose: Purpose::Wave, .. } = &happened.event else {
-                continue;
-            };
-            // Voters may have changed since the grant.
-            let voted = |server: &&ServerId| before.contains(*server) && now.contains(*server);
-            let changing = now.iter().filter(voted);
-            let changing = changing.filter(|id| state.apps.values().any(|app| is_wave(app, id)));
-            let (changing, of) = (changing.count(), before.len().max(now.len()));
-            assert!(
-                !voted(&server) || changing <= (of.saturating_sub(1) / 2).max(1),
-                "{now_ms} ms: {app} on {server} {TOO_MANY_VOTERS}: {changing} of {of}"
-            );
+        let has_release = |id: &&ServerId| state.apps.values().any(|app| is_wave(app, id));
+        let (changing, of) = (voters.iter().filter(has_release).count(), voters.len());
+        for happened in news {
+            if let Event::Granted { app, server, purpose: Purpose::Wave, .. } = &happened.event {
+                assert!(
+                    !voters.contains(server) || changing <= (of.saturating_sub(1) / 2).max(1),
+                    "{now_ms} ms: {app} on {server} {TOO_MANY_VOTERS}: {changing} of {of}"
+                );
+            }
         }
     }
 
@@ -204,8 +215,12 @@ impl Prober {
     fn look_at_away(&mut self, now_ms: u64, group: &Group) {
         let name = &group.log.state.group;
         for (id, server) in &group.servers {
+            let is_away = server.is_away();
+            if !is_away && self.away.is_empty() {
+                continue;
+            }
             let key = (name.clone(), id.clone());
-            if server.is_away() {
+            if is_away {
                 let (_, silent_ms) = self.away.entry(key).or_insert((now_ms, None));
                 let silent = !server.up || !server.linked || server.paused_until_ms > now_ms;
                 *silent_ms = silent.then(|| silent_ms.unwrap_or(now_ms));

@@ -26,7 +26,7 @@ impl Server {
             service.release.clone_from(&release);
             service.up = true;
         }
-        let in_service = release.is_some() && !record.under_way();
+        let in_service = release.is_some() && record.takes_traffic().is_ok();
         // A starting agent is not ready until it knows better.
         (service.traffic, service.unfit) = (false, false);
         let found = Outcome::Found { release, in_service };
