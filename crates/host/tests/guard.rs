@@ -276,6 +276,22 @@ async fn a_guard_whose_directory_was_moved_leaves_its_services_to_the_one_there(
 }
 
 #[tokio::test]
+async fn what_a_service_leaves_running_on_purpose_is_not_taken_for_a_leftover() {
+    let bench = Bench::start().await;
+    let file = bench.folder.path().join("detached");
+    let script = format!("setsid sleep 600 & echo $! > {}; exec sleep 600", file.display());
+    bench.client.start(&bench.spec("1.1", &script)).await.unwrap();
+    let written = || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'));
+    until("it has detached one", || async { written() }).await;
+    let detached = pid(&fs::read_to_string(&file).unwrap());
+    until("it leads its group", || async { getsid(Some(detached)) == Ok(detached) }).await;
+    bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
+    assert!(!gone(detached));
+    kill_process(detached, Signal::KILL).unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_service_of_another_server_on_this_machine_is_not_taken_for_a_leftover() {
     let (one, other) = (Bench::start().await, Bench::start().await);
     one.client.start(&one.spec("1.1", "exec sleep 600")).await.unwrap();

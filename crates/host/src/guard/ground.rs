@@ -4,6 +4,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use cohort_base::{FileError, OnPath as _, disk};
 
@@ -14,6 +15,7 @@ const LOCK: &str = "guard.lock";
 pub(crate) struct Ground {
     path: PathBuf,
     lock: File,
+    mark: String,
 }
 
 impl Ground {
@@ -24,7 +26,17 @@ impl Ground {
         lock.set_len(0)
             .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .on_path("write", &path)?;
-        Ok(Some(Ground { path, lock }))
+        let metadata = lock.metadata().on_path("inspect", &path)?;
+        let made = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let made_ns = made.map_or(0, |at| at.as_nanos());
+        let mark = format!("{}:{}:{made_ns}", metadata.dev(), metadata.ino());
+        Ok(Some(Ground { path, lock, mark }))
+    }
+
+    /// Distinguishes this directory from any other, also from one that was in its place: by the
+    /// lock's inode and, because those are reused, its creation time.
+    pub(crate) fn mark(&self) -> &str {
+        &self.mark
     }
 
     /// Checks that the directory is still there: somebody may have removed it or moved it away, and

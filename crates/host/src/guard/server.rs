@@ -159,7 +159,7 @@ impl Server {
         if let Some(old) = service.take() {
             old.stop().await;
         }
-        leftover::end(&spec).await;
+        leftover::end(&spec, self.shared.record.ground()).await;
         // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
         let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };

@@ -23,6 +23,9 @@ pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
 /// The directory of the app's releases: on one server, an app has one.
 pub(crate) const RELEASES: &str = "COHORT_GUARD_RELEASES";
 
+/// The directory of the guard that started a service.
+pub(crate) const GROUND: &str = "COHORT_GUARD_GROUND";
+
 /// The content of `services.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +89,11 @@ impl Record {
             DurableFile::<Services>::open(folder.join("services.json"), VERSION)?;
         let services = services.unwrap_or_default().in_boot(crate::clock::boot_id());
         Ok(Record { inner: Mutex::new((file, services)), ground })
+    }
+
+    /// The mark of the guard's directory.
+    pub(crate) fn ground(&self) -> &str {
+        self.ground.mark()
     }
 
     /// Changes the record; persisted on return. If it cannot be written, nothing changes.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::{EventKind, EventLog};
 use super::leftover::releases;
 use super::log::ServiceLog;
-use super::state::{INSTANCE, Kept, Process, RELEASES, Record, Started};
+use super::state::{GROUND, INSTANCE, Kept, Process, RELEASES, Record, Started};
 use crate::clock::boot_time;
 use crate::process::{Exit, GroupChild, Watched, is_the_programs_fault, start_ticks};
 use crate::service::{RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus};
@@ -142,6 +142,7 @@ impl Home {
             .env_clear()
             .envs(&command.env)
             .env(INSTANCE, instance)
+            .env(GROUND, self.shared.record.ground())
             .env(RELEASES, releases(command).unwrap_or_default())
             .current_dir(&command.folder)
             .stdout(writer.try_clone()?)
