@@ -32,7 +32,7 @@ impl AppHost {
         let in_service = match self.release_to_run() {
             None => false,
             Some(release) => match self.bring_up(release).await {
-                Ok(()) => self.record.app.takes_traffic().is_ok(),
+                Ok(()) => self.record.takes_traffic().is_ok(),
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
                     tracing::error!(app = %self.app, reason = %interrupt, "cannot start service");
