@@ -54,7 +54,11 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
     }
 }
 
+/// Nothing is told while the group refuses this agent as a copy.
 async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
+    if shared.elsewhere.lock().is_some() {
+        return Ok(());
+    }
     let (registry, own) = (&*shared.registry, &shared.record);
     match typed::tell_server(registry, own).await? {
         Told::Known => {}
@@ -74,10 +78,8 @@ async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
 /// group's count again.
 pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
-    // The others ask for it too. Not while the group refuses this agent as a copy.
-    if shared.elsewhere.lock().is_none()
-        && let Err(error) = tell_once(shared).await
-    {
+    // The others ask for it too.
+    if let Err(error) = tell_once(shared).await {
         tracing::debug!(error = chain(&error), "the hub did not take the address");
     }
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };

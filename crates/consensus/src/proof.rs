@@ -324,8 +324,15 @@ impl<S: LogStore> Node<S> {
         for (of, mark) in marks {
             if *of != self.config.id {
                 self.proof.mark(*of, *mark);
-            } else if mark.life != self.proof.life && mark.written > self.proof.found {
-                self.went_back(from, mark.written);
+            } else {
+                // A machine restored with its memory is the same process, and has forgotten too.
+                let known = match mark.life == self.proof.life {
+                    true => self.store().image().written(),
+                    false => self.proof.found,
+                };
+                if mark.written > known {
+                    self.went_back(from, mark.written);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Whether this group may start a rollout, by the stages and by other groups' verdicts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{AppId, GroupId, Platform, Revision, Version};
 use crate::policy::Policy;
@@ -13,6 +13,8 @@ use crate::waiting::WaitingOn;
 pub struct RegistryView {
     /// The apps' policies, with their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
+    /// The apps whose policies this version cannot read.
+    pub unusable: BTreeSet<AppId>,
     /// The apps that were removed, each with the revision of that.
     pub removed: BTreeMap<AppId, Revision>,
     pub groups: BTreeMap<GroupId, GroupInfo>,

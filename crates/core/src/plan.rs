@@ -240,6 +240,11 @@ impl<'a> Planner<'a> {
     /// it do not arrive.
     fn policy_lost(&mut self) {
         let Some(view) = &self.seen.registry else { return };
+        let removed =
+            matches!(self.app.phase, Phase::Removing { .. }) || view.removed.contains_key(self.id);
+        if removed || view.unusable.contains(self.id) {
+            return;
+        }
         let hub = view.policies.get(self.id).map(|(revision, _)| *revision);
         let group = self.app.revision;
         if hub.is_none_or(|hub| hub < group) {

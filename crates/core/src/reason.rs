@@ -19,8 +19,9 @@ pub enum Reason {
     /// [`Reason::SERVERS_NAMED_MAX`].
     ServersLost { servers: Vec<ServerId> },
     /// More servers than `surroundings_allowed` had not downloaded the release when nothing had
-    /// progressed for `progress_deadline`: these, at most [`Reason::SERVERS_NAMED_MAX`].
-    NotDownloaded { within: Duration, servers: Vec<ServerId> },
+    /// progressed for `progress_deadline`: these; or were unreachable: `lost`; of each at most
+    /// [`Reason::SERVERS_NAMED_MAX`].
+    NotDownloaded { within: Duration, servers: Vec<ServerId>, lost: Vec<ServerId> },
     /// Every server was lost or failed, so nothing proves that the release works.
     NoServerLeft,
     /// These servers of a wave (counted from 1) were unfinished, and none made progress for

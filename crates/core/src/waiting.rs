@@ -82,6 +82,9 @@ pub enum WaitingOn {
     Steps { servers: Vec<(ServerId, Step)> },
     /// The policy allows no more servers out of service.
     Capacity { out: BTreeSet<ServerId>, max: u32 },
+    /// These voters are changing, and no more may at once, or the group might lose its majority to
+    /// the release.
+    QuorumMargin { voters: BTreeSet<ServerId>, max: u32 },
     /// Another app is changing on the server.
     OtherApp { server: ServerId },
     /// The wave is being watched for `bake_time`.

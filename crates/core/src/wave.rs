@@ -36,7 +36,7 @@ pub(crate) fn choose(
     let are_members = state.servers.values().filter(|s| s.member.is_some()).count();
     let due = (all.saturating_sub(left) + size) * are_members / all;
     let share = due.saturating_sub(are_members.saturating_sub(members.len()));
-    let margin = (are_members.saturating_sub(1) / 2).max(1);
+    let margin = margin(are_members);
     let from_members = share.min(margin).min(members.len());
     let from_others = (size - from_members.min(size)).min(others.len());
     chosen.extend(members.iter().take(from_members).map(|server| (*server).clone()));
@@ -48,4 +48,9 @@ pub(crate) fn choose(
         }
     }
     chosen
+}
+
+/// How many of so many voters may change at once: as many as the group can lose, and one.
+pub(crate) fn margin(voters: usize) -> usize {
+    (voters.saturating_sub(1) / 2).max(1)
 }

@@ -126,7 +126,11 @@ fn reasons() -> [Reason; 8] {
     [
         Reason::ServerFailed { server: server(1), step: Step::Check, text: text.clone() },
         Reason::ServersLost { servers: vec![server(2)] },
-        Reason::NotDownloaded { within: Duration::from_secs(60), servers: vec![server(1)] },
+        Reason::NotDownloaded {
+            within: Duration::from_secs(60),
+            servers: vec![server(1)],
+            lost: vec![server(2)],
+        },
         Reason::NoServerLeft,
         Reason::NoProgress { wave: 2, within: Duration::from_secs(60), servers: vec![server(1)] },
         Reason::Aborted { by: by.clone(), text },

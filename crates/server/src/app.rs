@@ -365,8 +365,9 @@ impl App {
         } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
             self.booted |= now.in_service;
             effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
-            // Bad news does not wait: others may rely on this server.
-            let due = self.health_pace.is_due(sight.now.ms) || !now.in_service;
+            // That it broke does not wait: others may rely on this server.
+            let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
+            let due = self.health_pace.is_due(sight.now.ms) || broke;
             if sight.room_for_health && due {
                 let Health { in_service, reason } = now.clone();
                 effects.push(report(Outcome::Health { in_service, reason }));

@@ -15,6 +15,10 @@ use crate::contacts::Contacts;
 
 /// An agent that was heard from within this time still runs, in milliseconds.
 const RUNS_MS: u64 = COUNTED_ON_MS;
+/// Where two machines are known to run as one server, the first one may be silent for this long
+/// before the other one takes its place, in milliseconds. 10 min: a reboot, with a check of its file
+/// system.
+const RETURNS_MS: u64 = 600_000;
 /// A copy is reported for this long after its last attempt, in milliseconds.
 const REPORTED_MS: u64 = 60_000;
 /// The last attempt is worth a new view after this long, in milliseconds.
@@ -42,37 +46,42 @@ pub enum Introduction {
     },
 }
 
-/// Judges an agent that introduces itself as `server`. `listens_ms` is how long the leader has
-/// listened.
-///
-/// One that calls from the same host has restarted: the earlier process has ended. On another host,
-/// either the machine has moved, and the earlier process is silent, or there are two.
-#[must_use]
-pub fn judge(
-    state: &State,
-    contacts: &Contacts,
-    (now_ms, listens_ms): (u64, u64),
-    server: &ServerId,
-    process: &Process,
-) -> Introduction {
-    let Some(known) = state.servers.get(server).map(|server| &server.process) else {
-        return Introduction::Accepted;
-    };
-    if known.life == process.life || known.host == process.host || known.host.is_empty() {
-        return Introduction::Accepted;
-    }
-    let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
-    if heard_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < RUNS_MS) {
-        return Introduction::Elsewhere { host: known.host.clone() };
-    }
-    if listens_ms < RUNS_MS { Introduction::TooEarly } else { Introduction::Accepted }
-}
-
 /// The agents refused lately, by the server that they called as.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Copies(BTreeMap<ServerId, Refusal>);
 
 impl Copies {
+    /// Judges an agent that introduces itself as `server`. `listens_ms` is how long the leader has
+    /// listened.
+    ///
+    /// One that calls from the same host has restarted: the earlier process has ended. On another
+    /// host, either the machine has moved, and the earlier process is silent from then on; or there
+    /// are two, if the earlier one was heard after the other had called for the first time.
+    #[must_use]
+    pub fn judge(
+        &self,
+        state: &State,
+        contacts: &Contacts,
+        (now_ms, listens_ms): (u64, u64),
+        server: &ServerId,
+        process: &Process,
+    ) -> Introduction {
+        let Some(known) = state.servers.get(server).map(|server| &server.process) else {
+            return Introduction::Accepted;
+        };
+        if known.life == process.life || known.host == process.host || known.host.is_empty() {
+            return Introduction::Accepted;
+        }
+        let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
+        let called = self.0.get(server).filter(|refusal| refusal.host == process.host);
+        let are_two = called.is_some_and(|refusal| heard_ms > Some(refusal.since_ms));
+        let runs_ms = if are_two { RETURNS_MS } else { RUNS_MS };
+        if heard_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < runs_ms) {
+            return Introduction::Elsewhere { host: known.host.clone() };
+        }
+        if listens_ms < RUNS_MS { Introduction::TooEarly } else { Introduction::Accepted }
+    }
+
     /// Records an attempt. Returns whether it is news.
     pub fn refused(&mut self, now_ms: u64, server: &ServerId, host: &str) -> bool {
         self.0.retain(|_, refusal| now_ms.saturating_sub(refusal.at_ms) < REPORTED_MS);

@@ -29,7 +29,9 @@ fn heard(at_ms: u64) -> Contacts {
 #[test]
 fn of_two_machines_the_one_that_is_heard_works_on() {
     let (group, contacts) = (group(), heard(100_000));
-    let judge = |now_ms, process| judge(&group, &contacts, (now_ms, 60_000), &server(2), &process);
+    let copies = Copies::default();
+    let judge =
+        |now_ms, process| copies.judge(&group, &contacts, (now_ms, 60_000), &server(2), &process);
     let elsewhere = || Introduction::Elsewhere { host: "a".to_owned() };
     assert_eq!(judge(100_100, process(2, "b")), elsewhere());
     assert_eq!(judge(100_000 + RUNS_MS - 1, process(2, "b")), elsewhere());
@@ -39,10 +41,25 @@ fn of_two_machines_the_one_that_is_heard_works_on() {
 }
 
 #[test]
+fn a_copy_does_not_take_the_place_of_a_machine_that_reboots() {
+    let (group, mut copies) = (group(), Copies::default());
+    assert!(copies.refused(90_000, &server(2), "b"));
+    let judge = |heard_ms, now_ms| {
+        copies.judge(&group, &heard(heard_ms), (now_ms, 60_000), &server(2), &process(2, "b"))
+    };
+    let elsewhere = Introduction::Elsewhere { host: "a".to_owned() };
+    assert_eq!(judge(90_100, 90_100 + RUNS_MS), elsewhere, "both have called");
+    assert_eq!(judge(90_100, 90_100 + RETURNS_MS), Introduction::Accepted);
+    assert_eq!(judge(89_900, 89_900 + RUNS_MS), Introduction::Accepted, "it has moved");
+}
+
+#[test]
 fn a_leader_that_has_just_begun_does_not_know_yet() {
     let (group, contacts) = (group(), Contacts::default());
-    let judge =
-        |listens_ms| judge(&group, &contacts, (100_000, listens_ms), &server(2), &process(2, "b"));
+    let judge = |listens_ms| {
+        let clock = (100_000, listens_ms);
+        Copies::default().judge(&group, &contacts, clock, &server(2), &process(2, "b"))
+    };
     assert_eq!(judge(RUNS_MS - 1), Introduction::TooEarly);
     assert_eq!(judge(RUNS_MS), Introduction::Accepted);
 }

@@ -19,7 +19,7 @@ use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
-use crate::copies::{self, Copies, Introduction};
+use crate::copies::{Copies, Introduction};
 use crate::errands::{Errands, Lasting};
 use crate::heirs::Heirs;
 
@@ -396,20 +396,21 @@ impl Leading {
         self.disk != DiskSpace::Exhausted
     }
 
-    /// Judges an agent that introduces itself as `server`. A copy is remembered, for people.
+    /// Judges an agent that introduces itself as `server`. A copy is remembered, for people; returns
+    /// also whether that is news.
     pub fn introduced(
         &mut self,
         now_ms: u64,
         state: &State,
         contacts: &Contacts,
         (server, process): (&ServerId, &Process),
-    ) -> Introduction {
+    ) -> (Introduction, bool) {
         let listens_ms = now_ms.saturating_sub(self.listens_since_ms().unwrap_or(now_ms));
-        let judged = copies::judge(state, contacts, (now_ms, listens_ms), server, process);
-        if matches!(judged, Introduction::Elsewhere { .. }) {
-            self.copies.refused(now_ms, server, &process.host);
-        }
-        judged
+        let clock = (now_ms, listens_ms);
+        let judged = self.copies.judge(state, contacts, clock, server, process);
+        let refused = matches!(judged, Introduction::Elsewhere { .. });
+        let news = refused && self.copies.refused(now_ms, server, &process.host);
+        (judged, news)
     }
 
     /// The agents refused lately because another one runs as their server.

@@ -531,11 +531,12 @@ impl<S: LogStore> Member<S> {
             return None;
         }
         let introduced = (server, process);
-        match self.leading.introduced(now_ms, &self.state, contacts, introduced) {
+        let (judged, news) = self.leading.introduced(now_ms, &self.state, contacts, introduced);
+        self.changed |= news;
+        match judged {
             Introduction::Accepted => None,
             Introduction::TooEarly => Some(Proposed::Busy),
             Introduction::Elsewhere { host } => {
-                self.changed = true;
                 let rejection = Rejection::RunsElsewhere { server: server.clone(), host };
                 let index = self.node.applied().0;
                 Some(Proposed::Done { index, rejection: Some(rejection) })

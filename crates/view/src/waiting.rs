@@ -90,6 +90,9 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::Capacity { out, max } => {
             format!("at the limit of {max} out of service: {}", list(out))
         }
+        WaitingOn::QuorumMargin { voters, max } => {
+            format!("at most {max} of the group's voters change at once: {}", list(voters))
+        }
         WaitingOn::OtherApp { server } => format!("another app is being changed on {server}"),
         WaitingOn::BakeTime { left_ms } => {
             format!("baking, {} left", brief(left_ms.next_multiple_of(1000)))
@@ -167,6 +170,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
+        | WaitingOn::QuorumMargin { .. }
         | WaitingOn::ChecksTried { .. }
         | WaitingOn::BakeTime { .. } => Vec::new(),
         WaitingOn::NewRelease => {
@@ -321,6 +325,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::Prestage { servers, .. } => servers.contains(server),
         WaitingOn::Download { servers }
         | WaitingOn::ChecksTried { servers }
+        | WaitingOn::QuorumMargin { voters: servers, .. }
         | WaitingOn::Capacity { out: servers, .. } => servers.contains(server),
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }

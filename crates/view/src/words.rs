@@ -16,9 +16,15 @@ pub fn reason(reason: &Reason) -> String {
             let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
             format!("too many servers are unreachable: {}", servers.join(", "))
         }
-        Reason::NotDownloaded { within, servers } => {
-            let servers: Vec<&str> = servers.iter().map(ServerId::as_str).collect();
-            format!("not downloaded within {within}: {}", servers.join(", "))
+        Reason::NotDownloaded { within, servers, lost } => {
+            let names = |servers: &[ServerId]| {
+                servers.iter().map(ServerId::as_str).collect::<Vec<_>>().join(", ")
+            };
+            let late = format!("not downloaded within {within}: {}", names(servers));
+            match lost.is_empty() {
+                true => late,
+                false => format!("{late}; unreachable: {}", names(lost)),
+            }
         }
         Reason::NoServerLeft => "no server is left that runs it".into(),
         Reason::NoProgress { wave, within, servers } => {

@@ -171,9 +171,11 @@ async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), 
                 view.policies.insert(app, (policy.revision, parsed));
             }
             Ok(parsed) => {
+                view.unusable.insert(app.clone());
                 unusable.insert(app, format!("it is a policy of {}", parsed.app));
             }
             Err(error) => {
+                view.unusable.insert(app.clone());
                 unusable.insert(app, chain(&error));
             }
         }

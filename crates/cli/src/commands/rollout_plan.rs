@@ -1,6 +1,6 @@
 //! `cohort rollout plan`: what would happen next in a group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use cohort_artifact::TrustedRepository;
@@ -123,6 +123,7 @@ fn kept_by(
         bad: verdict.record.bad.clone(),
     });
     let view = RegistryView {
+        unusable: BTreeSet::new(),
         policies: BTreeMap::new(),
         removed: BTreeMap::new(),
         groups: groups.collect(),

@@ -11,7 +11,7 @@ use crate::phase::WaveStep;
 use crate::policy::Prestage;
 use crate::reason::Reason;
 use crate::report::Step;
-use crate::state::{Activation, ActivationStage, App, Rollout};
+use crate::state::{Activation, ActivationStage, App, Rollout, ServerApp};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
@@ -212,7 +212,7 @@ impl Planner<'_> {
         let mut used = out.clone();
         let mut short = false;
         let mut at_risk = self.voters_at_risk();
-        let margin = (self.seen.voters.len().saturating_sub(1) / 2).max(1);
+        let margin = wave::margin(self.seen.voters.len());
         let mut short_of_voters = false;
         // Free ones first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
@@ -245,17 +245,21 @@ impl Planner<'_> {
         }
         if short_of_voters {
             let max = u32::try_from(margin).unwrap_or(u32::MAX);
-            self.wait_for_room(since, at_risk, max);
+            self.wait(since, WaitingOn::QuorumMargin { voters: at_risk, max });
         }
         short
     }
 
     /// The voters whose hosts a new release may be taking down: a group that loses its majority to a
-    /// release cannot roll it back. One that was lost counts against the failures allowed instead.
+    /// release cannot roll it back. One that was lost counts against the failures allowed instead,
+    /// and one that may not begin for lack of room is not at risk.
     fn voters_at_risk(&self) -> BTreeSet<ServerId> {
         let waves = |server: &ServerId| {
-            let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
-            here.any(|here| here.in_flight().is_some_and(|it| it.purpose == Purpose::Wave))
+            self.state.apps.iter().any(|(id, app)| {
+                let change = app.servers.get(server).and_then(ServerApp::in_flight);
+                change.is_some_and(|change| change.purpose == Purpose::Wave)
+                    && self.is_let_begin(id, server)
+            })
         };
         // Another app's grant of this round is not in the state yet.
         let granted = |server: &ServerId| {

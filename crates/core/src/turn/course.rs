@@ -48,6 +48,7 @@ fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
             None if !rollout.unfetched.is_empty() => Reason::NotDownloaded {
                 within: rollout.policy.update.progress_deadline,
                 servers: named(&rollout.unfetched),
+                lost: named(&rollout.lost.difference(&rollout.unfetched).cloned().collect()),
             },
             None => Reason::ServersLost { servers: named(&rollout.lost) },
             Some(failure) => Reason::ServerFailed {

@@ -32,15 +32,24 @@ impl Turn<'_> {
             return false;
         };
         let Some(next) = step.next() else { return false };
-        let counted = servers.iter().filter(|server| !rollout.lost.contains(*server));
-        let mut known = counted.filter_map(|server| self.app.servers.get(server));
+        let counted = || servers.iter().filter(|server| !rollout.lost.contains(*server));
+        let nobody = counted().next().is_none();
+        let mut known = counted().filter_map(|server| self.app.servers.get(server));
         let watched_ms = self.clock.since(*since);
-        let baking = *step == WaveStep::Baking && watched_ms < rollout.policy.update.bake_time.ms;
+        let baking =
+            *step == WaveStep::Baking && !nobody && watched_ms < rollout.policy.update.bake_time.ms;
         if baking || !known.all(|here| step.is_done_on(here, &rollout.release)) {
             return false;
         }
         let servers = servers.clone();
         self.reach(Milestone::Wave { servers, step: next, since: self.clock });
+        // A wave that lost all its servers has shown nothing: the next one takes its place.
+        if nobody
+            && next == WaveStep::Baked
+            && let Some(rollout) = self.app.phase.rollout_mut()
+        {
+            rollout.waves = rollout.waves.saturating_sub(1);
+        }
         self.progress();
         true
     }
