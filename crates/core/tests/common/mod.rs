@@ -127,6 +127,7 @@ impl Wish {
             }
             1 => Body::AddServer { server, address: "10.0.0.9:7417".into(), rack: None },
             2 if n < 64 => Body::RemoveServer { server },
+            2 if n > 245 => Body::RemoveApp { app, revision: Revision(n % 8) },
             3 => Body::AllocateMember { server },
             4 => Body::RetireMember { server, member: MemberId(n % 8) },
             5 => {
