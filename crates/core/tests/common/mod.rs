@@ -131,6 +131,7 @@ impl Wish {
                 Body::AddServer { server, address, rack: None, process }
             }
             2 if n < 64 => Body::RemoveServer { server },
+            2 if n > 245 => Body::RemoveApp { app, revision: Revision(n % 8) },
             3 => Body::AllocateMember { server },
             4 => Body::RetireMember { server, member: MemberId(n % 8) },
             5 => {
