@@ -218,8 +218,9 @@ impl Planner<'_> {
         short
     }
 
-    /// The voters whose hosts a new release may be taking down: a group that loses its majority to a
-    /// release cannot roll it back. One that was lost counts against the failures allowed instead.
+    /// The voters whose hosts a new release may be taking down: a group that loses its majority to
+    /// a release cannot roll it back. One that was lost counts against the failures allowed
+    /// instead.
     fn voters_at_risk(&self) -> BTreeSet<ServerId> {
         let waves = |server: &ServerId| {
             let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
