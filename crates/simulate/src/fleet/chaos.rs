@@ -42,8 +42,8 @@ const FAULTS_MS: u64 = 180_000;
 /// How long the fleet has to come right after the last fault, in milliseconds of its clock.
 const HEAL_MS: u64 = 900_000;
 
-/// How long the hook of a slow release prepares it, at most, in milliseconds: longer than it takes to
-/// lose a silent server, and than orders are valid.
+/// How long the hook of a slow release prepares it, at most, in milliseconds: longer than it takes
+/// to lose a silent server, and than orders are valid.
 const PREPARES_MS_MAX: u32 = 30_000;
 
 /// For how long a voter may be silent before it is replaced, in milliseconds.

@@ -158,8 +158,8 @@ impl Prober {
                 let last_ms = ordered.and_then(|ordered| ordered.get(fence));
                 assert!(
                     last_ms.is_some_and(|last_ms| *last_ms >= fresh_ms),
-                    "{at_ms} ms: {app} on {id} of {name} {STALE_ORDER}: {fence:?}, not {ordered:?}; \
-                     it has {:?}",
+                    "{at_ms} ms: {app} on {id} of {name} {STALE_ORDER}: {fence:?}, \
+                     not {ordered:?}; it has {:?}",
                     server.received(app)
                 );
             }

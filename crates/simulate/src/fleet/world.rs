@@ -162,7 +162,8 @@ impl Fleet {
         number
     }
 
-    /// A person throws the kill switch on these servers; a reason turns it on. They tell the others.
+    /// A person throws the kill switch on these servers; a reason turns it on. They tell the
+    /// others.
     pub(crate) fn throw(
         &mut self,
         scope: KillScope,
