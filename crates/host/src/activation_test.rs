@@ -257,6 +257,7 @@ async fn the_host_goes_back_by_itself() {
     let good = server.release("1.0.0", SLEEP, &[]);
     let next = server.release("2.0.0", SLEEP, &[]);
     let mut host = server.host();
+    host.reached = Reached::new(crate::boot_time_ms() - 10_000);
     settle(&mut host, &order(1, Some(&good))).await.unwrap();
     let cancel = CancellationToken::new();
 
@@ -286,6 +287,7 @@ async fn the_host_goes_back_by_itself() {
     }
     drop(host);
     let mut host = server.host();
+    host.reached = Reached::new(crate::boot_time_ms() - 10_000);
     assert_eq!(
         host.boot().await.unwrap(),
         Outcome::Found { release: Some(next), in_service: false }
@@ -309,6 +311,7 @@ async fn only_answers_since_the_stop_count() {
     let server = TestServer::start().await;
     let release = server.release("1.0.0", SLEEP, &[]);
     let mut host = server.host();
+    host.reached = Reached::new(crate::boot_time_ms() - 10_000);
     host.heard(0);
     assert!(!host.moment(Told::default()).reached_since_stop);
     settle(&mut host, &order(1, Some(&release))).await.unwrap();

@@ -74,10 +74,16 @@ pub struct Failure {
     pub output: String,
 }
 
+/// How long an agent asks after its start before the group may count as out of reach, in
+/// milliseconds: some rounds of asking.
+const ASKING_MS: u64 = 3_000;
+
 /// When the group was last in contact, for *confirm or undo*. In memory only: an agent that
 /// restarts has to reach the group again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
+    /// The agent's start.
+    started_ms: u64,
     /// Contact counts from here on: the agent's start, or the start of the last drain or stop.
     since_ms: u64,
     /// When the latest answered request for orders was sent, by the boot-time clock.
@@ -88,7 +94,7 @@ impl Reached {
     /// Not in contact since `now_ms`, the agent's start.
     #[must_use]
     pub fn new(now_ms: u64) -> Reached {
-        Reached { since_ms: now_ms, last_ms: 0 }
+        Reached { started_ms: now_ms, since_ms: now_ms, last_ms: 0 }
     }
 
     /// Records that a request for orders sent at `asked_ms` was answered.
@@ -103,9 +109,15 @@ impl Reached {
         }
     }
 
-    /// Age of the last contact in milliseconds; `None` without one.
-    fn ago_ms(self, now_ms: u64) -> Option<u64> {
-        (self.last_ms > self.since_ms).then(|| now_ms.saturating_sub(self.last_ms))
+    /// How long the group does not count as out of reach, in milliseconds: `counts_ms` from the last
+    /// contact on. Without one, as long as the agent needs to ask after its start: one that was down
+    /// for a while must not go back before.
+    fn left_ms(self, now_ms: u64, counts_ms: u64) -> u64 {
+        let (from_ms, for_ms) = match self.last_ms > self.since_ms {
+            true => (self.last_ms, counts_ms),
+            false => (self.started_ms, ASKING_MS),
+        };
+        for_ms.saturating_sub(now_ms.saturating_sub(from_ms))
     }
 }
 
@@ -304,10 +316,7 @@ impl AppRecord {
     pub fn undo_left_ms(&self, reached: Reached, now: BootTime<'_>) -> Option<u64> {
         self.local.activation.as_ref().filter(|activation| may_undo(activation))?;
         let confirm_left_ms = self.confirm_left_ms(now)?;
-        let counts_ms = self.reached_counts_ms();
-        let contact_left_ms =
-            reached.ago_ms(now.ms).map_or(0, |ago_ms| counts_ms.saturating_sub(ago_ms));
-        Some(confirm_left_ms.max(contact_left_ms))
+        Some(confirm_left_ms.max(reached.left_ms(now.ms, self.reached_counts_ms())))
     }
 
     /// What [`next_action`](super::next_action) needs besides the record and the orders.
@@ -317,9 +326,7 @@ impl AppRecord {
             orders_fresh: told.orders_fresh,
             killed: told.killed,
             confirmed: told.confirmed,
-            reached_since_stop: reached
-                .ago_ms(now.ms)
-                .is_some_and(|ago_ms| ago_ms < self.reached_counts_ms()),
+            reached_since_stop: reached.left_ms(now.ms, self.reached_counts_ms()) > 0,
             confirm_expired: self.confirm_left_ms(now) == Some(0),
         }
     }
