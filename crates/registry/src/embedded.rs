@@ -256,8 +256,16 @@ fn needs_history(event: &Event) -> bool {
         Some(Place::Bootstrap { .. }) => {
             decode::<BootstrapRecord>(pair).is_ok_and(|record| record.incarnation.is_none())
         }
-        Some(Place::Policy { .. }) => true,
-        _ => false,
+        Some(Place::Policy { .. } | Place::Removed { .. }) => true,
+        Some(
+            Place::Server { .. }
+            | Place::GroupInfo { .. }
+            | Place::Members { .. }
+            | Place::GroupRecord { .. }
+            | Place::Verdict { .. }
+            | Place::Kill { .. },
+        )
+        | None => false,
     }
 }
 

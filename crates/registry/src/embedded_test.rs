@@ -2,14 +2,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{AppId, GroupId, ServerId};
 
 use crate::api::{
     Compare, Event, Op, RangeRequest, Registry, RegistryError, Selector, Txn, WatchRequest,
 };
 use crate::embedded::{EmbeddedRegistry, RESTORE_LEAP};
+use crate::keys;
+use crate::records::{RemovedRecord, SCHEMA};
 use crate::state::HISTORY_EVENTS_MAX;
-use crate::typed::{bootstrap_group, get, list, read_bootstrap};
+use crate::typed::{bootstrap_group, get, list, read_bootstrap, remove_app};
 
 fn open(folder: &Path) -> EmbeddedRegistry {
     EmbeddedRegistry::open(&folder.join("registry.redb"), "store-1").expect("opens")
@@ -146,8 +148,11 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     let file = folder.path().join("registry.redb");
     let group = GroupId::new("web").expect("valid");
     let server = ServerId::new("a").expect("valid");
+    let app = AppId::new("web").expect("valid");
+    let removal = RemovedRecord { schema: SCHEMA, app, by: "ana".into(), at: 1 };
     let first = {
         let registry = open(folder.path());
+        put(&registry, &keys::policy(&removal.app), "{}").await;
         put(&registry, "/x", "1").await
     };
     let copy = folder.path().join("copy.redb");
@@ -158,6 +163,9 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     assert!(registry.restored());
     put(&registry, "/x", "2").await;
     let error = bootstrap_group(&registry, &group, &server).await.expect_err("refused");
+    assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
+    // A group would ignore the number of this removal, and keep the app for ever.
+    let error = remove_app(&registry, &removal).await.expect_err("refused");
     assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
     drop(registry);
 

@@ -385,7 +385,9 @@ pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, Remo
 }
 
 /// Removes an app: deletes its policy and records the removal. Returns the revision of the removal,
-/// also of an earlier one, and whether this call made it; `None` if there is no such app.
+/// also of an earlier one, and whether this call made it; `None` if there is no such app. While a
+/// group still has the app, a repeat gives the removal a new revision: a group ignores one that is
+/// older than its policy.
 ///
 /// # Errors
 /// Also with `Contended`.
@@ -395,19 +397,37 @@ pub async fn remove_app(
 ) -> Answer<Option<(Revision, bool)>> {
     let (policy, removed) = (keys::policy(&record.app), keys::removed(&record.app));
     for _ in 0..ATTEMPTS_MAX {
-        let Some(known) = get(registry, &policy).await? else {
-            let earlier = get(registry, &removed).await?;
-            return Ok(earlier.map(|pair| (Revision(pair.mod_revision), false)));
+        let known = get(registry, &policy).await?;
+        let (compare, then) = match &known {
+            Some(known) => {
+                let delete = Op::Delete { key: policy.clone() };
+                let compare = Compare::unchanged_since(&policy, known.mod_revision);
+                (compare, vec![delete, Op::put(&removed, encode(record))])
+            }
+            None => {
+                let Some(earlier) = get(registry, &removed).await? else { return Ok(None) };
+                if !is_anywhere(registry, &record.app).await? {
+                    return Ok(Some((Revision(earlier.mod_revision), false)));
+                }
+                let compare = Compare::unchanged_since(&removed, earlier.mod_revision);
+                (compare, vec![Op::put(&removed, earlier.value)])
+            }
         };
-        let compare = vec![Compare::unchanged_since(&policy, known.mod_revision)];
-        let put = Op::put(&removed, encode(record));
-        let then = vec![Op::Delete { key: policy.clone() }, put];
-        let answer = registry.txn(Txn { compare, then }).await?;
+        let answer = registry.txn(Txn { compare: vec![compare], then }).await?;
         if answer.succeeded {
-            return Ok(Some((Revision(answer.revision), true)));
+            return Ok(Some((Revision(answer.revision), known.is_some())));
         }
     }
     Err(RegistryError::Contended { key: policy, attempts: ATTEMPTS_MAX })
+}
+
+/// Whether any group has a record of the app.
+async fn is_anywhere(registry: &dyn Registry, app: &AppId) -> Answer<bool> {
+    let (items, _) = list(registry, keys::GROUPS).await?;
+    let of_it = |pair: &KeyValue| {
+        matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app)
+    };
+    Ok(items.iter().any(of_it))
 }
 
 /// Removes the verdicts about all but the last versions of each app, at most

@@ -227,8 +227,16 @@ async fn a_removed_app_has_no_policy_until_it_is_added_again() {
     assert_eq!(remove_app(&registry, &removal).await.expect("write"), Some((removed, false)));
     assert_eq!(policies(&registry).await.expect("read"), vec![]);
     assert_eq!(removed_apps(&registry).await.expect("read"), vec![(removed, removal)]);
+    // A group that has not heeded it may know a later policy: said again, it is newer.
+    let known = record(stamp(1, 1, 1), PhaseName::Running);
+    let _ = write_group_record(&registry, &known).await.expect("write");
+    let repeat = RemovedRecord { by: "ben".into(), ..removal.clone() };
+    let (repeated, new) = remove_app(&registry, &repeat).await.expect("write").expect("an app");
+    assert!(!new && repeated > removed);
+    let listed = removed_apps(&registry).await.expect("read");
+    assert_eq!(listed, vec![(repeated, removal)], "whoever removed it first did");
     let again = write_policy(&registry, &policy, Some(Revision(0))).await.expect("write");
-    assert!(again.expect("there is none") > removed);
+    assert!(again.expect("there is none") > repeated);
     assert_eq!(removed_apps(&registry).await.expect("read"), vec![]);
 }
 
