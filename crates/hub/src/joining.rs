@@ -110,7 +110,7 @@ pub(crate) async fn join(
     let placed = match (peer.role, server) {
         (Role::Agent, Some(server)) => {
             let placed = place(&app.config.grouping, &ServerId::new(peer.name.as_str())?, server)?;
-            placed.check_platform(&app.registry)?;
+            placed.check(&app.registry).await?;
             Some(placed)
         }
         (Role::Agent, None) => {
@@ -134,9 +134,10 @@ pub(crate) async fn join(
     .await??;
     let group = match placed {
         Some(placed) => {
+            let joined = placed.enrol(&app.registry).await?;
             let (removed, server) = (Arc::clone(&app.removed), server_of(&peer));
             blocking(move || removed.forget(&server)).await??;
-            Some(placed.enrol(&app.registry).await?)
+            Some(joined)
         }
         None => None,
     };
