@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
 use cohort_identity::{IdentityRequest, JoinGrant, Role};
+use cohort_registry::keys;
 use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
@@ -125,9 +126,11 @@ pub(crate) async fn join(
     let tokens = Arc::clone(&app.tokens);
     let issuer = Arc::clone(&authority);
     let group = placed.as_ref().map(|placed| placed.group().to_string());
+    // Tokens from a backup do not say who has joined since.
+    let is_known = placed.is_some() && app.registry.get(&keys::server(&server_of(&peer))).is_some();
     let certificate = blocking(move || {
         let now = now();
-        tokens.redeem(&token_id, &token_secret, &identity, now, |peer| {
+        tokens.redeem(&token_id, &token_secret, &identity, is_known, now, |peer| {
             issuer.issue(&identity, peer, group.as_deref(), now)
         })
     })

@@ -138,8 +138,9 @@ impl JoinTokens {
     }
 
     /// Redeems a token for a certificate, which `issue` makes: also when the same key redeems it
-    /// again, because the server may have another group by then. The key is on disk when this
-    /// returns. Blocks on a sync.
+    /// again, because the server may have another group by then. `is_known`: the fleet has a server
+    /// of this name, whatever became of its token. The key is on disk when this returns. Blocks on
+    /// a sync.
     ///
     /// # Errors
     /// When the token is unknown, expired, revoked, used with another key, or for another peer;
@@ -149,6 +150,7 @@ impl JoinTokens {
         id: &str,
         secret: &str,
         request: &IdentityRequest,
+        is_known: bool,
         now: UnixTime,
         issue: impl FnOnce(&Peer) -> Result<String, E>,
     ) -> Result<String, RedeemError> {
@@ -166,11 +168,7 @@ impl JoinTokens {
         let certify = || issue(peer).map_err(|error| RedeemError::Issue(error.into()));
         match &record.state {
             TokenState::Revoked => return Err(RedeemError::Revoked),
-            TokenState::Used {
-                peer: holder,
-                key_fingerprint: holders_key,
-                used_at,
-            } => {
+            TokenState::Used { peer: holder, key_fingerprint: holders_key, used_at } => {
                 let again = *holders_key == key_fingerprint
                     && holder == peer
                     && now.as_secs().saturating_sub(*used_at) <= REDEEM_AGAIN_WINDOW_S;
@@ -190,16 +188,13 @@ impl JoinTokens {
             TokenState::Used { peer: holder, .. } => holder == peer,
             TokenState::Unused | TokenState::Revoked => false,
         };
-        if named.is_none() && records.values().any(taken) {
+        if named.is_none() && (is_known || records.values().any(taken)) {
             return Err(RedeemError::NameTaken(Box::new(peer.clone())));
         }
         let certificate = certify()?;
         let mut used = record.clone();
-        used.state = TokenState::Used {
-            peer: peer.clone(),
-            key_fingerprint,
-            used_at: now.as_secs(),
-        };
+        used.state =
+            TokenState::Used { peer: peer.clone(), key_fingerprint, used_at: now.as_secs() };
         self.write(&used)?;
         records.insert(used.id.clone(), used);
         Ok(certificate)
