@@ -13,6 +13,8 @@ use crate::records::{RemovedRecord, SCHEMA};
 use crate::state::HISTORY_EVENTS_MAX;
 use crate::typed::{bootstrap_group, get, list, read_bootstrap, remove_app};
 
+const NOW_S: u64 = 1_800_000_000;
+
 fn open(folder: &Path) -> EmbeddedRegistry {
     EmbeddedRegistry::open(&folder.join("registry.redb"), "store-1").expect("opens")
 }
@@ -171,7 +173,7 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
 
     let registry = open(folder.path());
     assert!(registry.restored(), "it is not forgotten by a restart");
-    registry.confirm_restored().await.expect("confirmed");
+    registry.confirm_restored(NOW_S).await.expect("confirmed");
     let bootstrap = bootstrap_group(&registry, &group, &server).await.expect("bootstraps");
     assert!(bootstrap.incarnation.0 > RESTORE_LEAP, "beyond all that was given out");
     let error = registry.watch(watch("/", first + 1, 0)).await.expect_err("another life");
@@ -189,10 +191,36 @@ async fn an_asker_who_knows_more_makes_it_suspicious() {
     let registry = open(folder.path());
     let error = registry.watch(watch("/", 500, 0)).await.expect_err("future");
     assert!(matches!(error, RegistryError::WentBack { .. }), "{error}");
-    registry.suspect_restore().await.expect("noted");
+    assert!(registry.suspect_restore(499).await.expect("noted"));
     drop(registry);
     let registry = open(folder.path());
     assert!(registry.restored());
+    assert!(!registry.suspect_restore(3).await.expect("noted"), "no news");
+}
+
+#[tokio::test]
+async fn a_registry_lost_twice_issues_no_number_twice() {
+    let lost = || {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let path = folder.path().join("registry.redb");
+        (EmbeddedRegistry::open_again(&path, "store").expect("opens"), folder)
+    };
+    let (first, _folder) = lost();
+    first.confirm_restored(NOW_S).await.expect("confirmed");
+    // A minute of writes, as many as a disk can sync.
+    let issued = first.revision() + 60 * 999;
+    let (second, _folder) = lost();
+    assert!(second.may_have_issued(issued, NOW_S + 60));
+    assert!(!second.may_have_issued(u64::MAX, NOW_S + 60));
+    second.confirm_restored(NOW_S + 60).await.expect("confirmed");
+    assert!(second.revision() > issued, "{} after {issued}", second.revision());
+    // Where the clock is of no use, what clients have seen is, also across a restart.
+    let (third, folder) = lost();
+    third.suspect_restore(issued).await.expect("noted");
+    drop(third);
+    let third = open(folder.path());
+    third.confirm_restored(0).await.expect("confirmed");
+    assert!(third.revision() > issued + RESTORE_LEAP - 1, "{}", third.revision());
 }
 
 #[tokio::test]
