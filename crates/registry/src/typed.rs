@@ -12,8 +12,8 @@ use crate::api::{
 use crate::keys::{self, Place};
 use crate::records::{
     Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
-    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded,
-    decode, encode,
+    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord, VersionedPolicy,
+    bounded, decode, encode,
 };
 
 /// All reads and writes fail with the registry's error.
@@ -378,6 +378,32 @@ pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -
     delete_all(registry, &doomed).await
 }
 
+/// Removes a group's records of apps that it does not have, and for which there is no policy: of one
+/// that was removed before the registry was lost, or in an earlier incarnation. Nothing else would,
+/// and the app could never be added again. `stamp`: how far the group's state is that decides; a
+/// record that is newer stays.
+pub async fn forget_ghosts(
+    registry: &dyn Registry,
+    group: &GroupId,
+    stamp: Stamp,
+    has: impl Fn(&AppId) -> bool,
+) -> Answer<()> {
+    let (items, _) = list(registry, &keys::group_apps(group)).await?;
+    for pair in items {
+        let Some(Place::GroupRecord { app, .. }) = keys::parse(&pair.key) else { continue };
+        // One that is unreadable is an operator's to inspect.
+        let Ok(record) = decode::<GroupRecord>(&pair) else { continue };
+        let known = (record.stamp.incarnation, record.stamp.index);
+        if !has(&app)
+            && known <= (stamp.incarnation, stamp.index)
+            && get(registry, &keys::policy(&app)).await?.is_none()
+        {
+            forget_app(registry, group, &app).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads which apps were removed, and the revision of each removal.
 pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, RemovedRecord)>> {
     let (items, _) = list(registry, keys::REMOVED).await?;
@@ -424,9 +450,7 @@ pub async fn remove_app(
 /// Whether any group has a record of the app.
 async fn is_anywhere(registry: &dyn Registry, app: &AppId) -> Answer<bool> {
     let (items, _) = list(registry, keys::GROUPS).await?;
-    let of_it = |pair: &KeyValue| {
-        matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app)
-    };
+    let of_it = |pair: &KeyValue| matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app);
     Ok(items.iter().any(of_it))
 }
 
