@@ -190,7 +190,7 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         rack: config.rack.clone(),
         members,
     };
-    // The identity last: until then, the waiting key gets the same certificate again.
+    // The identity last: until then, the waiting key gets a certificate again.
     file.save(&joined).map_err(AgentError::kept("record of joining"))?;
     let identity = Identity::accept(&dir, &answer.certificate, &answer.authority)
         .map_err(AgentError::not_joined)?;

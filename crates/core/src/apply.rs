@@ -189,6 +189,8 @@ impl State {
                 app.set_checks(revision, &policy.checks);
                 capacity::room_again(self);
             }
+        } else if self.outlived(&policy.app, revision) {
+            // From a registry that is older than the removal.
         } else if self.apps.len() >= APPS_MAX {
             return Err(Rejection::Limit { what: Limited::Apps, max: APPS_MAX as u64 });
         } else if !State::fits(self.servers.len(), self.apps.len() + 1) {
@@ -199,6 +201,7 @@ impl State {
             app.generation = self.first_generation;
             let servers = self.servers.keys().map(|id| (id.clone(), ServerApp::default()));
             app.servers = servers.collect::<BTreeMap<_, _>>().into();
+            self.removed.remove(&policy.app);
             self.apps.insert(policy.app.clone(), app);
         }
         Ok(())

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use crate::ids::AppId;
 use crate::phase::Phase;
 use crate::state::{
-    APPS_MAX, App, FAILURES_KEPT_MAX, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REQUESTS_MAX,
-    SERVER_APPS_MAX, SERVERS_MAX, STATE_SCHEMA, State, VERDICTS_DUE_MAX,
+    APPS_MAX, App, FAILURES_KEPT_MAX, GOOD_MAX, HISTORY_MAX, HOLDS_MAX, REJECTED_MAX, REMOVED_MAX,
+    REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, STATE_SCHEMA, State, VERDICTS_DUE_MAX,
 };
 use crate::trial::CHECK_SETS_MAX;
 
@@ -72,6 +72,7 @@ impl State {
             ("servers", self.servers.len(), SERVERS_MAX),
             ("apps", self.apps.len(), APPS_MAX),
             ("servers times apps", self.servers.len() * self.apps.len(), SERVER_APPS_MAX),
+            ("removed apps", self.removed.len(), REMOVED_MAX),
             ("requests", self.requests.len(), REQUESTS_MAX),
         ];
         let per_app = self.apps.values().flat_map(|app| {

@@ -149,7 +149,7 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     for (id, (revision, policy)) in seen.registry.iter().flat_map(|view| &view.policies) {
         let takes =
             |app: &App| *revision > app.revision && !matches!(app.phase, Phase::Removing { .. });
-        if state.apps.get(id).is_none_or(takes) {
+        if state.apps.get(id).map_or(!state.outlived(id, *revision), takes) {
             let (policy, revision) = (policy.clone(), *revision);
             plan.commands.push(Body::SetPolicy { policy, revision });
         }

@@ -31,6 +31,9 @@ pub const APPS_MAX: usize = 32;
 /// 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and 1,300
 /// mid-rollout.
 pub const SERVER_APPS_MAX: usize = 12_000;
+/// Removed apps that are remembered. 256: eight times the apps of a group; of more, the one that was
+/// removed first is forgotten.
+pub const REMOVED_MAX: usize = 256;
 /// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;
 /// Ended rollouts kept per app.
@@ -77,6 +80,9 @@ pub struct State {
     /// The generation that a new app starts with: above those of all that were removed, so that no
     /// server takes its orders for older ones.
     pub first_generation: Generation,
+    /// The apps that were removed, each with the revision of that: a registry from a backup may
+    /// still have their policies.
+    pub removed: BTreeMap<AppId, Revision>,
     /// The group's apps. Each lists every server.
     pub apps: BTreeMap<AppId, App>,
     /// The last [`REQUESTS_MAX`] requests, oldest first.
@@ -274,6 +280,7 @@ impl State {
             next_joined: 0,
             servers: Shared::default(),
             first_generation: Generation(0),
+            removed: BTreeMap::new(),
             apps: BTreeMap::new(),
             requests: Shared::default(),
         }
@@ -282,6 +289,11 @@ impl State {
     /// Whether this many servers fit with this many apps.
     pub(crate) fn fits(servers: usize, apps: usize) -> bool {
         servers * apps <= SERVER_APPS_MAX
+    }
+
+    /// Whether a policy of an app that is not here is older than the app's removal.
+    pub(crate) fn outlived(&self, app: &AppId, revision: Revision) -> bool {
+        self.removed.get(app).is_some_and(|removed| revision <= *removed)
     }
 
     /// Number of servers in the group.

@@ -7,7 +7,7 @@ use crate::phase::{Milestone, Phase, PhaseName, arrow};
 use crate::reason::Reason;
 use crate::release::Release;
 use crate::state::{
-    App, Ending, HISTORY_MAX, HistoryEntry, REJECTED_MAX, Rejected, Rollout, State,
+    App, Ending, HISTORY_MAX, HistoryEntry, REJECTED_MAX, REMOVED_MAX, Rejected, Rollout, State,
     VERDICTS_DUE_MAX, Verdict, push_bounded,
 };
 
@@ -70,7 +70,13 @@ impl State {
         }
         for (id, gone) in self.apps.extract_if(.., |_, app| app.is_gone()) {
             self.first_generation = self.first_generation.max(gone.generation.next());
+            self.removed.insert(id.clone(), gone.revision);
             events.push(Event::AppRemoved { app: id });
+        }
+        while self.removed.len() > REMOVED_MAX {
+            let oldest = self.removed.iter().min_by_key(|(_, revision)| **revision);
+            let Some(app) = oldest.map(|(app, _)| app.clone()) else { break };
+            self.removed.remove(&app);
         }
     }
 }

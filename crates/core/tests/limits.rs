@@ -5,9 +5,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
+use cohort_core::Observations;
 use cohort_core::command::{Body, Command, Limited, Rejection};
+use cohort_core::gate::RegistryView;
 use cohort_core::ids::{
-    AppId, BootEpoch, ClockMs, Digest, Generation, Incarnation, RequestId, Revision, ServerId,
+    AppId, BootEpoch, ClockMs, Digest, Generation, GroupId, Incarnation, RequestId, Revision,
+    ServerId,
 };
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::policy::{Check, CheckPhase, Duration, Policy, Probe};
@@ -15,7 +20,7 @@ use cohort_core::reason::{DebtReason, Reason};
 use cohort_core::report::{Outcome, Report};
 use cohort_core::state::{
     APPS_MAX, Activation, ActivationStage, Debt, HISTORY_MAX, HOLDS_MAX, Process, REJECTED_MAX,
-    REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, ServerApp, State,
+    REMOVED_MAX, REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, ServerApp, State,
 };
 use cohort_core::trial::CHECK_SETS_MAX;
 use common::{app, command, group, policy, release, server};
@@ -37,6 +42,45 @@ fn add(state: &mut State, n: usize) -> Result<(), Rejection> {
 fn apply_policy(state: &mut State, n: usize) -> Result<(), Rejection> {
     let policy = Policy { app: AppId::new(format!("app-{n}")).unwrap(), ..policy(1, 0) };
     state.apply(&command(None, Body::SetPolicy { policy, revision: Revision(1) })).map(|_| ())
+}
+
+/// Adds an app to a group without servers and removes it.
+fn add_and_remove(state: &mut State, n: usize, revision: u64) {
+    let app = AppId::new(format!("app-{n}")).unwrap();
+    let policy = Policy { app: app.clone(), ..policy(1, 0) };
+    let set = Body::SetPolicy { policy, revision: Revision(revision) };
+    state.apply(&command(None, set)).unwrap();
+    let remove = Body::RemoveApp { app: app.clone(), revision: Revision(revision + 1) };
+    state.apply(&command(None, remove)).unwrap();
+    let record = state.apps[&app].record;
+    state.apply(&command(None, Body::RecordWritten { app, record })).unwrap();
+}
+
+#[test]
+fn a_removed_app_comes_back_only_with_a_newer_policy_and_the_oldest_removal_is_forgotten() {
+    let mut state = State::new(GroupId::new("web.zone-a").unwrap(), Incarnation(1));
+    add_and_remove(&mut state, 0, 1);
+    // A registry from a backup has the policy, and not the removal.
+    let policy = Policy { app: AppId::new("app-0").unwrap(), ..policy(1, 0) };
+    let offered = |revision| RegistryView {
+        policies: BTreeMap::from([(policy.app.clone(), (Revision(revision), policy.clone()))]),
+        ..RegistryView::default()
+    };
+    for (revision, taken) in [(1, false), (2, false), (3, true)] {
+        let (leader, registry) = (Some(server(0)), Some(offered(revision)));
+        let seen = Observations { leader, registry, ..Observations::default() };
+        let planned = cohort_core::plan(&state, &seen).commands;
+        assert_eq!(planned.iter().any(|body| matches!(body, Body::SetPolicy { .. })), taken);
+        let set = Body::SetPolicy { policy: policy.clone(), revision: Revision(revision) };
+        state.apply(&command(None, set)).unwrap();
+        assert_eq!((state.apps.len(), state.removed.len()), if taken { (1, 0) } else { (0, 1) });
+    }
+    for n in 1..=REMOVED_MAX + 1 {
+        add_and_remove(&mut state, n, 10 * n as u64);
+        state.check().unwrap();
+    }
+    let oldest = AppId::new("app-1").unwrap();
+    assert!(state.removed.len() == REMOVED_MAX && !state.removed.contains_key(&oldest));
 }
 
 #[test]

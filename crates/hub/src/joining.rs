@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
 use cohort_identity::{IdentityRequest, JoinGrant, Role};
+use cohort_registry::keys;
 use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
@@ -110,7 +111,7 @@ pub(crate) async fn join(
     let placed = match (peer.role, server) {
         (Role::Agent, Some(server)) => {
             let placed = place(&app.config.grouping, &ServerId::new(peer.name.as_str())?, server)?;
-            placed.check_platform(&app.registry)?;
+            placed.check(&app.registry).await?;
             Some(placed)
         }
         (Role::Agent, None) => {
@@ -125,18 +126,21 @@ pub(crate) async fn join(
     let tokens = Arc::clone(&app.tokens);
     let issuer = Arc::clone(&authority);
     let group = placed.as_ref().map(|placed| placed.group().to_string());
+    // Tokens from a backup do not say who has joined since.
+    let is_known = placed.is_some() && app.registry.get(&keys::server(&server_of(&peer))).is_some();
     let certificate = blocking(move || {
         let now = now();
-        tokens.redeem(&token_id, &token_secret, &identity, now, |peer| {
+        tokens.redeem(&token_id, &token_secret, &identity, is_known, now, |peer| {
             issuer.issue(&identity, peer, group.as_deref(), now)
         })
     })
     .await??;
     let group = match placed {
         Some(placed) => {
+            let joined = placed.enrol(&app.registry).await?;
             let (removed, server) = (Arc::clone(&app.removed), server_of(&peer));
             blocking(move || removed.forget(&server)).await??;
-            Some(placed.enrol(&app.registry).await?)
+            Some(joined)
         }
         None => None,
     };

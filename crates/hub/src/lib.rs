@@ -136,12 +136,15 @@ impl Hub {
         if config.confirm_restored && registry.just_detected() {
             return Err(HubError::ConfirmedTooEarly);
         }
-        if config.confirm_restored && registry.restored() {
-            // The tokens may be from the same backup.
+        if registry.restored() {
+            // The tokens may be from the same backup: one that was used since is unused there.
             let tokens_revoked = tokens.revoke_unused()?;
-            registry.confirm_restored().await?;
+            tracing::warn!(tokens_revoked, "registry is restored: unused join tokens revoked");
+        }
+        if config.confirm_restored && registry.restored() {
+            registry.confirm_restored(now().as_secs()).await?;
             let revision = registry.revision();
-            tracing::warn!(revision, tokens_revoked, "restored registry confirmed");
+            tracing::warn!(revision, "restored registry confirmed");
         }
         let metrics = Metrics::default();
         let bucket = config.repository_bucket.as_deref().map(|url| {

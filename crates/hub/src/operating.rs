@@ -215,7 +215,8 @@ fn is_lost(app: &App, group: &GroupId) -> Result<(), ApiError> {
     if age < enough { Err(living) } else { Ok(()) }
 }
 
-/// Removes a server's record. If it is a member of its group, the group has to remove it first.
+/// Removes a server: its certificate counts no more, whether or not the registry has a record of
+/// it. If it is a member of its group, the group has to remove it first. Idempotent.
 pub(crate) async fn remove_server(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -224,33 +225,27 @@ pub(crate) async fn remove_server(
     let by = caller.require(OPERATORS)?.clone();
     let server = ServerId::new(name)?;
     let key = keys::server(&server);
-    let Some(pair) = app.registry.get(&key) else {
-        if app.registry.restored() {
-            // It may have been there. Its certificate counts no more, whatever was lost.
-            let removed = Arc::clone(&app.removed);
-            blocking(move || removed.add(&server, now())).await??;
-            return Ok(Json(()));
-        }
-        return Err(ApiError::not_found(format!("no server {server}"))
-            .hint("list all servers: cohort group list")
-            .into());
-    };
-    let record: ServerRecord = decode(&pair)?;
-    let members = read_members(&app.registry, &record.group).await?;
-    if members.is_some_and(|known| known.members.iter().any(|member| member.server == server)) {
-        let group = record.group;
-        return Err(ApiError::conflict(format!("server {server} is a member of group {group}"))
+    let pair = app.registry.get(&key);
+    if let Some(pair) = &pair {
+        let ServerRecord { group, .. } = decode(pair)?;
+        let members = read_members(&app.registry, &group).await?;
+        if members.is_some_and(|known| known.members.iter().any(|member| member.server == server)) {
+            return Err(ApiError::conflict(format!(
+                "server {server} is a member of group {group}"
+            ))
             .hint(format!("first: cohort group remove-server {group} {server}"))
             .into());
+        }
     }
     let (removed, gone) = (Arc::clone(&app.removed), server.clone());
     blocking(move || removed.add(&gone, now())).await??;
-    let txn = Txn {
-        compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
-        then: vec![Op::Delete { key }],
-    };
-    if !app.registry.txn(txn).await?.succeeded {
-        return Err(ApiError::conflict(format!("server {server} has just changed: retry")).into());
+    if let Some(pair) = pair {
+        let compare = vec![Compare::unchanged_since(&key, pair.mod_revision)];
+        let txn = Txn { compare, then: vec![Op::Delete { key }] };
+        if !app.registry.txn(txn).await?.succeeded {
+            let changed = format!("server {server} has just changed: retry");
+            return Err(ApiError::conflict(changed).into());
+        }
     }
     tracing::warn!(%by, %server, "server removed");
     Ok(Json(()))

@@ -79,12 +79,13 @@ impl Placed {
         &self.record.group
     }
 
-    /// Checks that the server has its group's platform: all servers of a group run the same
-    /// artifacts.
-    pub(crate) fn check_platform(&self, registry: &EmbeddedRegistry) -> Result<(), Refusal> {
+    /// Checks that the group has room for the server, and the server its group's platform: all
+    /// servers of a group run the same artifacts.
+    pub(crate) async fn check(&self, registry: &EmbeddedRegistry) -> Result<(), Refusal> {
         let pair = registry.get(&keys::group_info(&self.info.group));
         let info = pair.map(|pair| decode(&pair)).transpose()?;
-        Ok(same_platform(info.as_ref(), &self.info.platform)?)
+        same_platform(info.as_ref(), &self.info.platform)?;
+        check_room(registry, &self.record).await
     }
 
     /// Writes the server's record, and its group's if it is the first, in one transaction.

@@ -82,7 +82,7 @@ fn registry(error: &RegistryError) -> ApiError {
         | RegistryError::Contended { .. } => ApiError::conflict(reason),
         RegistryError::RestoredUnconfirmed => {
             ApiError::new(StatusCode::CONFLICT, "restored", reason)
-                .hint("on the hub's machine: cohort hub --confirm-restored")
+                .hint("on the hub's machine: cohort hub --config hub.toml --confirm-restored")
         }
         RegistryError::Forbidden { .. } => ApiError::forbidden(reason),
         RegistryError::Unavailable { .. } => ApiError::unavailable("unavailable", reason),

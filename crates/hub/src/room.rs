@@ -1,7 +1,7 @@
 //! Whether a group has room for another app or another server: what a group would refuse later, out
 //! of sight, the hub refuses to the person who asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::state::{APPS_MAX, SERVER_APPS_MAX, SERVERS_MAX};
@@ -13,9 +13,10 @@ pub(crate) fn for_app(fleet: &Fleet, app: &AppId) -> Result<(), ApiError> {
     if fleet.policies.iter().any(|known| known.record.app == *app) {
         return Ok(());
     }
-    let apps = fleet.policies.len() + 1;
+    let policies = fleet.policies.iter().map(|known| &known.record.app);
+    let apps: BTreeSet<&AppId> = policies.chain([app]).collect();
     let remove = "remove one: cohort app remove APP";
-    if apps > APPS_MAX {
+    if apps.len() > APPS_MAX {
         let full = format!("app {app} would be one more than the {APPS_MAX} that a fleet may have");
         return Err(ApiError::conflict(full).hint(remove));
     }
@@ -23,16 +24,25 @@ pub(crate) fn for_app(fleet: &Fleet, app: &AppId) -> Result<(), ApiError> {
     for server in &fleet.servers {
         *sizes.entry(&server.group).or_default() += 1;
     }
-    let largest = sizes.into_iter().max_by_key(|(_, servers)| *servers);
-    match largest.filter(|(_, servers)| servers * apps > SERVER_APPS_MAX) {
-        Some((group, servers)) => Err(ApiError::conflict(format!(
-            "group {group} has {servers} servers, and would have {apps} apps: servers times apps \
-             may be at most {SERVER_APPS_MAX}"
-        ))
-        .hint(remove)
-        .hint("or split the group: give some of its servers another label")),
-        None => Ok(()),
+    for (group, servers) in sizes {
+        // An app that the group is still removing takes its place until it is gone.
+        let leaving = fleet.groups.get(group).into_iter().flat_map(|known| &known.apps);
+        let leaving = leaving.map(|record| &record.app).filter(|app| !apps.contains(app)).count();
+        let apps = apps.len() + leaving;
+        if apps <= APPS_MAX && servers * apps <= SERVER_APPS_MAX {
+            continue;
+        }
+        let full = ApiError::conflict(format!(
+            "group {group} has {servers} servers, and would have {apps} apps ({leaving} being \
+             removed): at most {APPS_MAX}, and servers times apps at most {SERVER_APPS_MAX}"
+        ));
+        return Err(match leaving {
+            0 => full.hint(remove),
+            _ => full.hint(format!("wait until they are gone: cohort why {group}")),
+        }
+        .hint("or split the group: give some of its servers another label"));
     }
+    Ok(())
 }
 
 /// Refuses a server for which its group has no room; `others` are the group's other servers.
@@ -53,10 +63,13 @@ pub(crate) fn for_server(group: &GroupId, others: usize, apps: usize) -> Result<
 mod room_test {
     use std::collections::BTreeMap;
 
-    use cohort_core::ids::{AppId, GroupId, Revision};
+    use cohort_core::ids::{AppId, GroupId, Incarnation, Revision};
+    use cohort_core::phase::PhaseName;
     use cohort_core::state::{APPS_MAX, SERVER_APPS_MAX, SERVERS_MAX};
-    use cohort_registry::fleet::Fleet;
-    use cohort_registry::records::{PolicyRecord, SCHEMA, ServerRecord, VersionedPolicy};
+    use cohort_registry::fleet::{Fleet, FleetGroup};
+    use cohort_registry::records::{
+        GroupRecord, PolicyRecord, SCHEMA, ServerRecord, Stamp, VersionedPolicy,
+    };
 
     use super::{for_app, for_server};
 
@@ -97,6 +110,32 @@ mod room_test {
         let fit = SERVER_APPS_MAX / SERVERS_MAX;
         assert!(for_app(&fleet(SERVERS_MAX, fit - 1), &new).is_ok());
         assert!(for_app(&fleet(SERVERS_MAX, fit), &new).is_err());
+    }
+
+    #[test]
+    fn an_app_that_a_group_still_removes_takes_its_room() {
+        let new: AppId = "new".parse().unwrap();
+        let group: GroupId = "intel.zone-a".parse().unwrap();
+        let leaves = |name: &str| GroupRecord {
+            schema: SCHEMA,
+            group: "intel.zone-a".parse().unwrap(),
+            app: name.parse().unwrap(),
+            stamp: Stamp { incarnation: Incarnation(1), term: 1, index: 1 },
+            sequence: 1,
+            state: PhaseName::Removing,
+            running: None,
+            target: None,
+            held_reason: None,
+            since: 0,
+        };
+        let mut fleet = fleet(3, APPS_MAX - 1);
+        let known = FleetGroup { apps: vec![leaves("app-0")], ..FleetGroup::default() };
+        fleet.groups.insert(group.clone(), known);
+        assert!(for_app(&fleet, &new).is_ok(), "counted once");
+        fleet.groups.get_mut(&group).unwrap().apps.push(leaves("old"));
+        assert!(for_app(&fleet, &new).is_err());
+        fleet.policies.pop();
+        assert!(for_app(&fleet, &new).is_ok());
     }
 
     #[test]

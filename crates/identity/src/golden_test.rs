@@ -97,7 +97,6 @@ fn what_the_hub_stores_about_tokens() {
         peer: peer(Role::Agent, "web-1"),
         key_fingerprint: "89".repeat(32),
         used_at: NOW + 1,
-        certificate: "-----BEGIN CERTIFICATE-----".to_owned(),
     };
     let mut anybody = record(TokenState::Revoked);
     anybody.grant.name = None;

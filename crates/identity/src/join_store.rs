@@ -1,7 +1,7 @@
 //! The hub's join tokens: one file per token, with only a hash of its secret.
 //!
-//! A redeemed token stores the certificate that was issued for it, on disk before it is sent, so
-//! that a server that lost the answer gets the same certificate again.
+//! A redeemed token stores the key that it was redeemed for, on disk before the certificate is
+//! sent, so that a server that lost the answer, and only that one, can redeem it again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,11 +19,11 @@ use crate::peer::{Peer, PeerName, Role, sha256_hex};
 use crate::request::IdentityRequest;
 
 /// Used tokens are kept: they record who has which name. This fits ten thousand servers that
-/// re-joined a few times each; at about 1.5 KB per token the folder stays under 150 MB.
+/// re-joined a few times each; at half a kilobyte per token the folder stays under 50 MB.
 pub const TOKENS_MAX: usize = 100_000;
 
-/// For how many seconds the same key gets the same certificate again: long enough for a server to
-/// restart and retry, short enough that a token left in a shell history is worthless.
+/// For how many seconds the same key gets a certificate again: long enough for a server to restart
+/// and retry, short enough that a token left in a shell history is worthless.
 pub const REDEEM_AGAIN_WINDOW_S: u64 = 15 * 60;
 
 /// What a token allows.
@@ -47,7 +47,6 @@ pub enum TokenState {
         key_fingerprint: String,
         /// Unix seconds.
         used_at: u64,
-        certificate: String,
     },
     Revoked,
 }
@@ -138,8 +137,10 @@ impl JoinTokens {
         Ok(token)
     }
 
-    /// Redeems a token for a certificate, which `issue` makes. The certificate is on disk when this
-    /// returns. Blocks on a sync.
+    /// Redeems a token for a certificate, which `issue` makes: also when the same key redeems it
+    /// again, because the server may have another group by then. `is_known`: the fleet has a server
+    /// of this name, whatever became of its token. The key is on disk when this returns. Blocks on
+    /// a sync.
     ///
     /// # Errors
     /// When the token is unknown, expired, revoked, used with another key, or for another peer;
@@ -149,6 +150,7 @@ impl JoinTokens {
         id: &str,
         secret: &str,
         request: &IdentityRequest,
+        is_known: bool,
         now: UnixTime,
         issue: impl FnOnce(&Peer) -> Result<String, E>,
     ) -> Result<String, RedeemError> {
@@ -163,18 +165,14 @@ impl JoinTokens {
         )
         // Same answer as for an unknown id, so that ids cannot be probed.
         .map_err(|_| RedeemError::Unknown)?;
+        let certify = || issue(peer).map_err(|error| RedeemError::Issue(error.into()));
         match &record.state {
             TokenState::Revoked => return Err(RedeemError::Revoked),
-            TokenState::Used {
-                peer: holder,
-                key_fingerprint: holders_key,
-                used_at,
-                certificate,
-            } => {
+            TokenState::Used { peer: holder, key_fingerprint: holders_key, used_at } => {
                 let again = *holders_key == key_fingerprint
                     && holder == peer
                     && now.as_secs().saturating_sub(*used_at) <= REDEEM_AGAIN_WINDOW_S;
-                return if again { Ok(certificate.clone()) } else { Err(RedeemError::Used) };
+                return if again { certify() } else { Err(RedeemError::Used) };
             }
             TokenState::Unused => {}
         }
@@ -190,17 +188,13 @@ impl JoinTokens {
             TokenState::Used { peer: holder, .. } => holder == peer,
             TokenState::Unused | TokenState::Revoked => false,
         };
-        if named.is_none() && records.values().any(taken) {
+        if named.is_none() && (is_known || records.values().any(taken)) {
             return Err(RedeemError::NameTaken(Box::new(peer.clone())));
         }
-        let certificate = issue(peer).map_err(|error| RedeemError::Issue(error.into()))?;
+        let certificate = certify()?;
         let mut used = record.clone();
-        used.state = TokenState::Used {
-            peer: peer.clone(),
-            key_fingerprint,
-            used_at: now.as_secs(),
-            certificate: certificate.clone(),
-        };
+        used.state =
+            TokenState::Used { peer: peer.clone(), key_fingerprint, used_at: now.as_secs() };
         self.write(&used)?;
         records.insert(used.id.clone(), used);
         Ok(certificate)

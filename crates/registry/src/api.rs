@@ -246,8 +246,8 @@ pub enum RegistryError {
     /// The registry may come from a backup: until an operator confirms that, it issues no number
     /// that it may have issued before.
     #[error(
-        "registry was lost, or restored from a backup: until that is confirmed, it starts no group \
-         and accepts no policy"
+        "registry was lost, or restored from a backup: until that is confirmed, it starts no \
+         group, accepts no policy and removes no app"
     )]
     RestoredUnconfirmed,
     #[error("registry is full: {bytes} bytes of {bytes_max}; remove what is no longer needed")]

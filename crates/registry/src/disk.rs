@@ -1,7 +1,8 @@
 //! The embedded registry on disk: one redb file with three tables.
 //!
 //! ```text
-//! meta    name            -> text          schema, store, file, revision, compacted, restored
+//! meta    name            -> text          schema, store, file, revision, compacted, restored,
+//!                                          asked
 //! pairs   key             -> modification revision u64 | value…       (little endian)
 //! events  (revision, nth) -> 1 u8 | key length u16 | key | value…     put
 //!                            0 u8 | key…                              deleted
@@ -54,6 +55,8 @@ pub(crate) struct Loaded {
     pub(crate) store: String,
     /// Whether the file may come from a backup, unconfirmed.
     pub(crate) restored: bool,
+    /// The highest revision that a client had seen by then.
+    pub(crate) asked: u64,
     /// Whether that was not known before it was opened.
     pub(crate) detected: bool,
 }
@@ -105,7 +108,7 @@ impl Disk {
             let NewStore { name, replaces_lost } = new_store;
             let (store, state) = (name.to_owned(), State::new());
             let (restored, detected) = (replaces_lost, replaces_lost);
-            return Ok(Loaded { disk, state, store, restored, detected });
+            return Ok(Loaded { disk, state, store, restored, asked: 0, detected });
         };
         if schema > SCHEMA {
             return Err(OpenError::NewerSchema { path: path.to_owned(), found: schema });
@@ -113,16 +116,17 @@ impl Disk {
         let missing = |name: &str| damaged(format!("`{name}` is missing"));
         let revision = number("revision")?.ok_or_else(|| missing("revision"))?;
         let compacted = number("compacted")?.ok_or_else(|| missing("compacted"))?;
+        let asked = number("asked")?.ok_or_else(|| missing("asked"))?;
         let store = meta_text(&meta, "store").ok_or_else(|| missing("store"))?.to_owned();
         let known = meta_text(&meta, "restored") == Some("yes");
         let detected = !known && meta_text(&meta, "file") != Some(identity);
         if detected {
-            disk.mark_restored().map_err(open_error)?;
+            disk.mark_restored(0).map_err(open_error)?;
         }
         let restored = known || detected;
         let (pairs, events) = disk.read_all().map_err(open_error)?.map_err(damaged)?;
         let state = State::from_parts(revision, compacted, pairs, events).map_err(damaged)?;
-        Ok(Loaded { disk, state, store, restored, detected })
+        Ok(Loaded { disk, state, store, restored, asked, detected })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -165,16 +169,21 @@ impl Disk {
             meta.insert("compacted", revision.to_string().as_str())?;
             meta.insert("file", identity)?;
             meta.insert("restored", "no")?;
+            meta.insert("asked", "0")?;
             txn.open_table(EVENTS)?.retain(|_, _| false)?;
         }
         txn.commit()?;
         Ok(())
     }
 
-    /// Marks the file as possibly restored from a backup.
-    pub(crate) fn mark_restored(&self) -> Result<(), Cause> {
+    /// Marks the file as possibly restored from a backup; a client had seen revision `asked`.
+    pub(crate) fn mark_restored(&self, asked: u64) -> Result<(), Cause> {
         let txn = self.db.begin_write()?;
-        txn.open_table(META)?.insert("restored", "yes")?;
+        {
+            let mut meta = txn.open_table(META)?;
+            meta.insert("restored", "yes")?;
+            meta.insert("asked", asked.to_string().as_str())?;
+        }
         txn.commit()?;
         Ok(())
     }
@@ -190,6 +199,7 @@ impl Disk {
             meta.insert("revision", state.revision().to_string().as_str())?;
             meta.insert("compacted", state.compacted().to_string().as_str())?;
             meta.insert("restored", if store.replaces_lost { "yes" } else { "no" })?;
+            meta.insert("asked", "0")?;
             txn.open_table(PAIRS)?;
             txn.open_table(EVENTS)?;
         }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
@@ -22,9 +22,13 @@ use crate::records::{BootstrapRecord, decode};
 use crate::shared::SharedState;
 use crate::state::State;
 
-/// How far a confirmed restore skips ahead: beyond any revision that the lost registry can have
-/// issued since the backup (a hundred writes a second for half a year).
+/// How far a confirmed restore skips ahead at least: beyond any revision that the lost registry can
+/// have issued since the backup (a hundred writes a second for half a year).
 pub const RESTORE_LEAP: u64 = 1_600_000_000;
+/// A confirmed restore also skips to as many revisions per second of Unix time. A registry that is
+/// lost a second time is as empty as at the first, but time has passed: the second skip ends beyond
+/// all that was issued since the first, because a disk syncs fewer than a thousand writes a second.
+const REVISIONS_PER_S: u64 = 1_000;
 
 /// A durable registry in one file. Clones share it; only one process may have it open.
 ///
@@ -44,6 +48,8 @@ struct Inner {
     shared: SharedState,
     store: String,
     restored: AtomicBool,
+    /// The highest revision that a client had seen, while it may come from a backup.
+    asked: AtomicU64,
     /// Whether that was found out when it was opened.
     detected: bool,
     /// After a failed commit the file's content is unknown: no more changes until a restart.
@@ -82,7 +88,8 @@ impl EmbeddedRegistry {
             tracing::warn!(
                 file = %loaded.disk.path().display(),
                 "registry file is not the one last used here, or was lost: no group is \
-                 bootstrapped and no policy is accepted until `cohort hub --confirm-restored`"
+                 bootstrapped and no policy is accepted until \
+                 `cohort hub --config hub.toml --confirm-restored`"
             );
         }
         let inner = Inner {
@@ -91,6 +98,7 @@ impl EmbeddedRegistry {
             shared: SharedState::new(loaded.state),
             store: loaded.store,
             restored: AtomicBool::new(loaded.restored),
+            asked: AtomicU64::new(loaded.asked),
             detected: loaded.detected,
             failed: AtomicBool::new(false),
         };
@@ -166,29 +174,41 @@ impl EmbeddedRegistry {
         self.inner.failed.load(Ordering::SeqCst)
     }
 
-    /// Records durably that a client has seen a revision this registry never reached: it went
-    /// backwards.
+    /// Whether an earlier file of this registry can have issued a revision; `now_s` is Unix time.
+    /// Twice as far as it would skip now: the clock may have been ahead when it skipped last.
+    #[must_use]
+    pub fn may_have_issued(&self, asked: u64, now_s: u64) -> bool {
+        asked <= beyond(self.revision(), now_s).saturating_mul(2)
+    }
+
+    /// Records durably that a client has seen a revision this registry never reached, or a record
+    /// that it has not (`asked` is 0 then): it went backwards. Returns whether that is news.
     ///
     /// # Errors
     /// `Storage`.
-    pub async fn suspect_restore(&self) -> Result<(), RegistryError> {
+    pub async fn suspect_restore(&self, asked: u64) -> Result<bool, RegistryError> {
+        if self.restored() && asked <= self.inner.asked.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let _writer = inner.writer.lock();
-            if !inner.restored.swap(true, Ordering::SeqCst) {
-                inner.disk.mark_restored().map_err(storage("mark itself as restored"))?;
-            }
-            Ok(())
+            let known = inner.restored.swap(true, Ordering::SeqCst);
+            let asked = asked.max(inner.asked.load(Ordering::SeqCst));
+            inner.disk.mark_restored(asked).map_err(storage("mark itself as restored"))?;
+            inner.asked.store(asked, Ordering::SeqCst);
+            Ok(!known)
         })
         .await
     }
 
     /// An operator confirms that no other hub of this fleet is running. Skips to a revision beyond
-    /// any that may have been issued, so that no incarnation is ever issued twice.
+    /// any that may have been issued, so that no incarnation is ever issued twice. `now_s` is Unix
+    /// time.
     ///
     /// # Errors
     /// `Storage`.
-    pub async fn confirm_restored(&self) -> Result<(), RegistryError> {
+    pub async fn confirm_restored(&self, now_s: u64) -> Result<(), RegistryError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let _writer = inner.writer.lock();
@@ -198,9 +218,11 @@ impl EmbeddedRegistry {
             let action = "confirm that it was restored";
             let identity = file_identity(inner.disk.path());
             let identity = identity.map_err(|error| storage(action)(error.into()))?;
-            let revision = inner.shared.read(State::revision) + RESTORE_LEAP;
+            let asked = inner.asked.load(Ordering::SeqCst);
+            let revision = beyond(inner.shared.read(State::revision).max(asked), now_s);
             inner.disk.confirm(&identity, revision).map_err(storage(action))?;
             inner.shared.write(|state| state.leap(revision));
+            inner.asked.store(0, Ordering::SeqCst);
             inner.restored.store(false, Ordering::SeqCst);
             Ok(())
         })
@@ -256,9 +278,22 @@ fn needs_history(event: &Event) -> bool {
         Some(Place::Bootstrap { .. }) => {
             decode::<BootstrapRecord>(pair).is_ok_and(|record| record.incarnation.is_none())
         }
-        Some(Place::Policy { .. }) => true,
-        _ => false,
+        Some(Place::Policy { .. } | Place::Removed { .. }) => true,
+        Some(
+            Place::Server { .. }
+            | Place::GroupInfo { .. }
+            | Place::Members { .. }
+            | Place::GroupRecord { .. }
+            | Place::Verdict { .. }
+            | Place::Kill { .. },
+        )
+        | None => false,
     }
+}
+
+/// A revision beyond all that a registry issued that was seen at this one.
+fn beyond(revision: u64, now_s: u64) -> u64 {
+    revision.saturating_add(RESTORE_LEAP).max(now_s.saturating_mul(REVISIONS_PER_S))
 }
 
 #[cfg(test)]

@@ -2,14 +2,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{AppId, GroupId, ServerId};
 
 use crate::api::{
     Compare, Event, Op, RangeRequest, Registry, RegistryError, Selector, Txn, WatchRequest,
 };
 use crate::embedded::{EmbeddedRegistry, RESTORE_LEAP};
+use crate::keys;
+use crate::records::{RemovedRecord, SCHEMA};
 use crate::state::HISTORY_EVENTS_MAX;
-use crate::typed::{bootstrap_group, get, list, read_bootstrap};
+use crate::typed::{bootstrap_group, get, list, read_bootstrap, remove_app};
+
+const NOW_S: u64 = 1_800_000_000;
 
 fn open(folder: &Path) -> EmbeddedRegistry {
     EmbeddedRegistry::open(&folder.join("registry.redb"), "store-1").expect("opens")
@@ -146,8 +150,11 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     let file = folder.path().join("registry.redb");
     let group = GroupId::new("web").expect("valid");
     let server = ServerId::new("a").expect("valid");
+    let app = AppId::new("web").expect("valid");
+    let removal = RemovedRecord { schema: SCHEMA, app, by: "ana".into(), at: 1 };
     let first = {
         let registry = open(folder.path());
+        put(&registry, &keys::policy(&removal.app), "{}").await;
         put(&registry, "/x", "1").await
     };
     let copy = folder.path().join("copy.redb");
@@ -159,11 +166,14 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     put(&registry, "/x", "2").await;
     let error = bootstrap_group(&registry, &group, &server).await.expect_err("refused");
     assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
+    // A group would ignore the number of this removal, and keep the app for ever.
+    let error = remove_app(&registry, &removal).await.expect_err("refused");
+    assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
     drop(registry);
 
     let registry = open(folder.path());
     assert!(registry.restored(), "it is not forgotten by a restart");
-    registry.confirm_restored().await.expect("confirmed");
+    registry.confirm_restored(NOW_S).await.expect("confirmed");
     let bootstrap = bootstrap_group(&registry, &group, &server).await.expect("bootstraps");
     assert!(bootstrap.incarnation.0 > RESTORE_LEAP, "beyond all that was given out");
     let error = registry.watch(watch("/", first + 1, 0)).await.expect_err("another life");
@@ -181,10 +191,36 @@ async fn an_asker_who_knows_more_makes_it_suspicious() {
     let registry = open(folder.path());
     let error = registry.watch(watch("/", 500, 0)).await.expect_err("future");
     assert!(matches!(error, RegistryError::WentBack { .. }), "{error}");
-    registry.suspect_restore().await.expect("noted");
+    assert!(registry.suspect_restore(499).await.expect("noted"));
     drop(registry);
     let registry = open(folder.path());
     assert!(registry.restored());
+    assert!(!registry.suspect_restore(3).await.expect("noted"), "no news");
+}
+
+#[tokio::test]
+async fn a_registry_lost_twice_issues_no_number_twice() {
+    let lost = || {
+        let folder = tempfile::tempdir().expect("temp dir");
+        let path = folder.path().join("registry.redb");
+        (EmbeddedRegistry::open_again(&path, "store").expect("opens"), folder)
+    };
+    let (first, _folder) = lost();
+    first.confirm_restored(NOW_S).await.expect("confirmed");
+    // A minute of writes, as many as a disk can sync.
+    let issued = first.revision() + 60 * 999;
+    let (second, _folder) = lost();
+    assert!(second.may_have_issued(issued, NOW_S + 60));
+    assert!(!second.may_have_issued(u64::MAX, NOW_S + 60));
+    second.confirm_restored(NOW_S + 60).await.expect("confirmed");
+    assert!(second.revision() > issued, "{} after {issued}", second.revision());
+    // Where the clock is of no use, what clients have seen is, also across a restart.
+    let (third, folder) = lost();
+    third.suspect_restore(issued).await.expect("noted");
+    drop(third);
+    let third = open(folder.path());
+    third.confirm_restored(0).await.expect("confirmed");
+    assert!(third.revision() > issued + RESTORE_LEAP - 1, "{}", third.revision());
 }
 
 #[tokio::test]

@@ -62,7 +62,13 @@ pub fn members(group: &GroupId) -> String {
 /// `groups/<group>/apps/<app>/record`.
 #[must_use]
 pub fn group_record(group: &GroupId, app: &AppId) -> String {
-    format!("{GROUPS}{group}/apps/{app}/record")
+    format!("{}{app}/record", group_apps(group))
+}
+
+/// The prefix of a group's records of all apps.
+#[must_use]
+pub fn group_apps(group: &GroupId) -> String {
+    format!("{GROUPS}{group}/apps/")
 }
 
 /// `verdicts/<app>/<version>/<platform>/<group>`.

@@ -50,26 +50,30 @@ impl RemoteRegistry {
     async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, RegistryError> {
         let first = self.current.load(Ordering::Relaxed);
         let answer = self.client.call_any(&self.targets, first, call).await;
-        let (current, answer) = answer.map_err(|error| explain(&error))?;
+        let (current, answer) = answer?;
         self.current.store(current, Ordering::Relaxed);
         Ok(answer)
     }
 }
 
-fn explain(error: &CallError) -> RegistryError {
-    let mut reason = chain(error);
-    if let CallError::Answered { answer, .. } = error {
-        // An operator reads this in the end, and what the hub advises.
-        answer.hints.iter().for_each(|hint| reason.push_str(&format!("; {hint}")));
-    }
-    match error.kind() {
-        "bad_request" | "too_large" => RegistryError::Invalid { reason },
-        "conflict" => RegistryError::Conflict { reason },
-        "restored" => RegistryError::RestoredUnconfirmed,
-        "forbidden" | "unauthenticated" => RegistryError::Forbidden { reason },
-        // Its disk failed, or is full: waiting does not help.
-        "storage" | "full" | "internal" => RegistryError::Broken { reason },
-        _ => RegistryError::Unavailable { reason },
+/// What a failed call to the hub means: the only place that tells a hub that refuses from one that
+/// is away, also for what is not in its registry.
+impl From<CallError> for RegistryError {
+    fn from(error: CallError) -> Self {
+        let mut reason = chain(&error);
+        if let CallError::Answered { answer, .. } = &error {
+            // An operator reads this in the end, and what the hub advises.
+            answer.hints.iter().for_each(|hint| reason.push_str(&format!("; {hint}")));
+        }
+        match error.kind() {
+            "bad_request" | "too_large" => RegistryError::Invalid { reason },
+            "conflict" => RegistryError::Conflict { reason },
+            "restored" => RegistryError::RestoredUnconfirmed,
+            "forbidden" | "unauthenticated" => RegistryError::Forbidden { reason },
+            // Its disk failed, or is full: waiting does not help.
+            "storage" | "full" | "internal" => RegistryError::Broken { reason },
+            _ => RegistryError::Unavailable { reason },
+        }
     }
 }
 
@@ -101,6 +105,28 @@ impl Registry for RemoteRegistry {
             WatchReply::WentBack { asked, revision } => {
                 Err(RegistryError::WentBack { asked, revision })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod remote_test {
+    use cohort_wire::http::ApiError;
+
+    use super::*;
+
+    #[test]
+    fn a_hub_that_refuses_is_not_one_that_is_away() {
+        let of = |answer: ApiError| {
+            let answer = Box::new(answer);
+            RegistryError::from(CallError::Answered { address: "hub:7418".to_owned(), answer })
+        };
+        for broken in [ApiError::internal("no space"), ApiError::unavailable("full", "full")] {
+            assert!(matches!(of(broken), RegistryError::Broken { .. }));
+        }
+        assert!(matches!(of(ApiError::forbidden("no")), RegistryError::Forbidden { .. }));
+        for busy in [ApiError::overloaded("busy"), ApiError::unavailable("stopping", "stops")] {
+            assert!(matches!(of(busy), RegistryError::Unavailable { .. }));
         }
     }
 }

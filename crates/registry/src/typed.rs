@@ -12,8 +12,8 @@ use crate::api::{
 use crate::keys::{self, Place};
 use crate::records::{
     Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
-    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, VerdictRecord, VersionedPolicy, bounded,
-    decode, encode,
+    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord, VersionedPolicy,
+    bounded, decode, encode,
 };
 
 /// All reads and writes fail with the registry's error.
@@ -378,6 +378,32 @@ pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -
     delete_all(registry, &doomed).await
 }
 
+/// Removes a group's records of apps that it does not have, and for which there is no policy: of one
+/// that was removed before the registry was lost, or in an earlier incarnation. Nothing else would,
+/// and the app could never be added again. `stamp`: how far the group's state is that decides; a
+/// record that is newer stays.
+pub async fn forget_ghosts(
+    registry: &dyn Registry,
+    group: &GroupId,
+    stamp: Stamp,
+    has: impl Fn(&AppId) -> bool,
+) -> Answer<()> {
+    let (items, _) = list(registry, &keys::group_apps(group)).await?;
+    for pair in items {
+        let Some(Place::GroupRecord { app, .. }) = keys::parse(&pair.key) else { continue };
+        // One that is unreadable is an operator's to inspect.
+        let Ok(record) = decode::<GroupRecord>(&pair) else { continue };
+        let known = (record.stamp.incarnation, record.stamp.index);
+        if !has(&app)
+            && known <= (stamp.incarnation, stamp.index)
+            && get(registry, &keys::policy(&app)).await?.is_none()
+        {
+            forget_app(registry, group, &app).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads which apps were removed, and the revision of each removal.
 pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, RemovedRecord)>> {
     let (items, _) = list(registry, keys::REMOVED).await?;
@@ -385,7 +411,9 @@ pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, Remo
 }
 
 /// Removes an app: deletes its policy and records the removal. Returns the revision of the removal,
-/// also of an earlier one, and whether this call made it; `None` if there is no such app.
+/// also of an earlier one, and whether this call made it; `None` if there is no such app. While a
+/// group still has the app, a repeat gives the removal a new revision: a group ignores one that is
+/// older than its policy.
 ///
 /// # Errors
 /// Also with `Contended`.
@@ -395,19 +423,35 @@ pub async fn remove_app(
 ) -> Answer<Option<(Revision, bool)>> {
     let (policy, removed) = (keys::policy(&record.app), keys::removed(&record.app));
     for _ in 0..ATTEMPTS_MAX {
-        let Some(known) = get(registry, &policy).await? else {
-            let earlier = get(registry, &removed).await?;
-            return Ok(earlier.map(|pair| (Revision(pair.mod_revision), false)));
+        let known = get(registry, &policy).await?;
+        let (compare, then) = match &known {
+            Some(known) => {
+                let delete = Op::Delete { key: policy.clone() };
+                let compare = Compare::unchanged_since(&policy, known.mod_revision);
+                (compare, vec![delete, Op::put(&removed, encode(record))])
+            }
+            None => {
+                let Some(earlier) = get(registry, &removed).await? else { return Ok(None) };
+                if !is_anywhere(registry, &record.app).await? {
+                    return Ok(Some((Revision(earlier.mod_revision), false)));
+                }
+                let compare = Compare::unchanged_since(&removed, earlier.mod_revision);
+                (compare, vec![Op::put(&removed, earlier.value)])
+            }
         };
-        let compare = vec![Compare::unchanged_since(&policy, known.mod_revision)];
-        let put = Op::put(&removed, encode(record));
-        let then = vec![Op::Delete { key: policy.clone() }, put];
-        let answer = registry.txn(Txn { compare, then }).await?;
+        let answer = registry.txn(Txn { compare: vec![compare], then }).await?;
         if answer.succeeded {
-            return Ok(Some((Revision(answer.revision), true)));
+            return Ok(Some((Revision(answer.revision), known.is_some())));
         }
     }
     Err(RegistryError::Contended { key: policy, attempts: ATTEMPTS_MAX })
+}
+
+/// Whether any group has a record of the app.
+async fn is_anywhere(registry: &dyn Registry, app: &AppId) -> Answer<bool> {
+    let (items, _) = list(registry, keys::GROUPS).await?;
+    let of_it = |pair: &KeyValue| matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app);
+    Ok(items.iter().any(of_it))
 }
 
 /// Removes the verdicts about all but the last versions of each app, at most

@@ -14,10 +14,10 @@ use crate::records::{
     VerdictRecord, VersionedPolicy, encode,
 };
 use crate::typed::{
-    FencedPut, Told, VERDICT_VERSIONS_MAX, bootstrap_group, forget_old_verdicts, group_infos,
-    policies, read_bootstrap, read_server, recover_group, remove_app, remove_group, removed_apps,
-    restore_bootstrap, tell_server, write_group_info, write_group_record, write_policy,
-    write_verdict,
+    FencedPut, Told, VERDICT_VERSIONS_MAX, bootstrap_group, forget_ghosts, forget_old_verdicts,
+    group_infos, policies, read_bootstrap, read_group_record, read_server, recover_group,
+    remove_app, remove_group, removed_apps, restore_bootstrap, tell_server, write_group_info,
+    write_group_record, write_policy, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -226,10 +226,45 @@ async fn a_removed_app_has_no_policy_until_it_is_added_again() {
     assert!(new && removed > first);
     assert_eq!(remove_app(&registry, &removal).await.expect("write"), Some((removed, false)));
     assert_eq!(policies(&registry).await.expect("read"), vec![]);
-    assert_eq!(removed_apps(&registry).await.expect("read"), vec![(removed, removal)]);
+    assert_eq!(removed_apps(&registry).await.expect("read"), vec![(removed, removal.clone())]);
+    // A group that has not heeded it may know a later policy: said again, it is newer.
+    let known = record(stamp(1, 1, 1), PhaseName::Running);
+    let _ = write_group_record(&registry, &known).await.expect("write");
+    let repeat = RemovedRecord { by: "ben".into(), ..removal.clone() };
+    let (repeated, new) = remove_app(&registry, &repeat).await.expect("write").expect("an app");
+    assert!(!new && repeated > removed);
+    let listed = removed_apps(&registry).await.expect("read");
+    assert_eq!(listed, vec![(repeated, removal)], "whoever removed it first did");
     let again = write_policy(&registry, &policy, Some(Revision(0))).await.expect("write");
-    assert!(again.expect("there is none") > removed);
+    assert!(again.expect("there is none") > repeated);
     assert_eq!(removed_apps(&registry).await.expect("read"), vec![]);
+}
+
+#[tokio::test]
+async fn a_record_of_an_app_that_its_group_does_not_have_goes_unless_it_may_be_newer() {
+    let registry = in_memory();
+    let at = |index| record(stamp(1, 1, index), PhaseName::Removing);
+    let _ = write_group_record(&registry, &at(5)).await.expect("write");
+    let here = group("intel.zone-a");
+    let left = async || read_group_record(&registry, &here, &app()).await.expect("read").is_some();
+    forget_ghosts(&registry, &here, stamp(1, 2, 4), |_| false).await.expect("write");
+    assert!(left().await, "the group's state is older than the record");
+    forget_ghosts(&registry, &here, stamp(1, 2, 5), |_| true).await.expect("write");
+    assert!(left().await, "the group has the app");
+    let policy = PolicyRecord {
+        schema: SCHEMA,
+        app: app(),
+        policy: serde_json::json!({"app": "web"}),
+        by: "ana".into(),
+        at: 1,
+    };
+    write_policy(&registry, &policy, None).await.expect("write").expect("written");
+    forget_ghosts(&registry, &here, stamp(2, 1, 1), |_| false).await.expect("write");
+    assert!(left().await, "the group is about to have it");
+    let removal = RemovedRecord { schema: SCHEMA, app: app(), by: "ana".into(), at: 1 };
+    remove_app(&registry, &removal).await.expect("write").expect("an app");
+    forget_ghosts(&registry, &here, stamp(2, 1, 1), |_| false).await.expect("write");
+    assert!(!left().await);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use cohort_wire::hub::KILL as HUB_KILL;
 use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
-use super::{bounded, still_leads, tell, until_deposed, until_leading};
+use super::{bounded, fault, still_leads, tell, until_deposed, until_leading};
 use crate::shared::{MemberHandle, Shared};
 
 /// How long one watch of the registry is held, in milliseconds; a hub that hangs is noticed then.
@@ -148,11 +148,7 @@ async fn carry_kill(shared: &Shared) -> Result<(), HubFault> {
         let answer: Result<(usize, KillAnswer), _> =
             shared.client.call_any(&shared.hub, 0, call).await;
         if let Err(error) = answer {
-            let text = bounded(chain(&error));
-            carried = Err(match error.status() {
-                Some(status) if status < 500 => HubFault::Refused { text },
-                Some(_) | None => HubFault::Unreachable { text },
-            });
+            carried = Err(fault(&error.into()));
         }
     }
     carried

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_core::Body;
 use cohort_core::errand::Errand;
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_registry::records::{
     GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
 };
@@ -77,6 +77,8 @@ async fn write_all(
     if *written == Written::default() {
         // Not only where it is: the hub may have lost what its own server is.
         typed::tell_server(&*shared.registry, &shared.record).await?;
+        let has = |app: &AppId| state.apps.contains_key(app);
+        typed::forget_ghosts(&*shared.registry, &state.group, stamp, has).await?;
     }
     let mut refused = None;
     for record in due(state, &view.raft.configuration, written) {

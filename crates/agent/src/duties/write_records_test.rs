@@ -5,6 +5,8 @@ use cohort_consensus::{Role, Term};
 use cohort_core::Body;
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::Incarnation;
+use cohort_core::phase::PhaseName;
+use cohort_registry::records::{GroupRecord, SCHEMA, Stamp, encode};
 use cohort_registry::typed::{read_bootstrap, read_group_info, read_members};
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
 use cohort_server::member::{Input, Proposed, View};
@@ -81,6 +83,35 @@ async fn a_leadership_writes_a_record_once_and_the_next_one_writes_it_again() {
     away.send_modify(|times| *times += 1);
     next_proposal(&queue);
     assert!(has_members(&registry).await, "the hub may have come back without it");
+    drop((views, queue));
+    task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leadership_first_removes_what_is_left_of_an_app_that_the_group_does_not_have() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let ghost = GroupRecord {
+        schema: SCHEMA,
+        group: GROUP.parse().unwrap(),
+        app: "old".parse().unwrap(),
+        stamp: Stamp { incarnation: Incarnation(1), term: 1, index: 1 },
+        sequence: 1,
+        state: PhaseName::Removing,
+        running: None,
+        target: None,
+        held_reason: None,
+        since: 0,
+    };
+    let key = keys::group_record(&ghost.group, &ghost.app);
+    let put = Op::put(&key, encode(&ghost));
+    registry.txn(Txn { then: vec![put], ..Txn::default() }).await.unwrap();
+    let (handle, views, queue) = handle(with_web(lab.leading()));
+    let (_away, times_away) = watch::channel(0);
+    let task = tokio::spawn(run(shared, handle, times_away));
+    next_proposal(&queue);
+    assert!(registry.get(&key).is_none());
     drop((views, queue));
     task.await.unwrap();
 }

@@ -95,7 +95,7 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
         request: request.to_text(),
         server: None,
     };
-    // Idempotent: for the same key, a token yields the same certificate.
+    // Idempotent: for the same key, a token yields a certificate again.
     let call = Call::post(JOIN, &body).idempotent();
     let answer: JoinAnswer = Hub::joining(&token)?.call(call).await?;
     Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;

@@ -185,11 +185,11 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         None => None,
     };
     let forgotten = forget(&hub, server).await;
-    if index.is_none() && forgotten.as_ref().is_err_and(|error| error.status() == Some(404)) {
-        return Err(no_such_server(group, server));
-    }
     let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
-    global.output.answer(&answer, || format!("{server} removed from {group}\n"));
+    global.output.answer(&answer, || match index {
+        Some(_) => format!("{server} removed from {group}\n"),
+        None => format!("{server} is not in {group}\n"),
+    });
     if let Err(error) = forgotten {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));

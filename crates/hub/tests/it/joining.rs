@@ -1,10 +1,18 @@
+use std::path::Path;
+
+use cohort_core::ids::GroupId;
+use cohort_core::state::SERVERS_MAX;
 use cohort_hub::Hub;
 use cohort_identity::{Identity, JoinToken, Peer, Role};
+use cohort_registry::records::{SCHEMA, ServerRecord, encode};
+use cohort_registry::typed::bootstrap_group;
+use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
 use cohort_wire::http::{Call, CallError, Client};
 use cohort_wire::hub::{
     JOIN, JoinAnswer, JoinRequest, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
     RevokeTokenRequest, TOKEN, TokenRequest,
 };
+use cohort_wire::tls::IdentitySlot;
 
 use crate::support::{Caller, Running, server};
 
@@ -65,25 +73,32 @@ async fn a_token_is_good_once_and_for_its_role_and_name() {
 }
 
 #[tokio::test]
-async fn the_same_key_gets_the_same_certificate_again() {
+async fn a_caller_that_lost_the_answer_may_ask_again_also_from_another_group() {
     let hub = Running::start().await;
     let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let peer = Peer::new(Role::Agent, "web-1").unwrap();
-    let mut certificates = Vec::new();
-    for _ in 0..2 {
+    for zone in ["zone-a", "zone-a", "zone-b"] {
         let request = JoinRequest {
             token_id: token.id.clone(),
             token_secret: token.secret().to_owned(),
             request: Identity::prepare_request(dir.path(), peer.clone()).unwrap().to_text(),
-            server: Some(server("zone-a")),
+            server: Some(server(zone)),
         };
         let client = Client::joining(&token.fingerprint);
         let caller = Caller { client, target: hub.target() };
         let answer: JoinAnswer = caller.post(JOIN, &request).await.unwrap();
-        certificates.push(answer.certificate);
+        let last = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key.pem.next");
+        std::fs::copy(key, last.path().join("key.pem.next")).unwrap();
+        let identity = Identity::accept(last.path(), &answer.certificate, &answer.authority);
+        // Its certificate and its record name the same group.
+        let group = answer.group.unwrap().group;
+        assert_eq!(group.as_str(), format!("intel.{zone}"));
+        let client = Client::new(IdentitySlot::new(identity.unwrap()));
+        let agent = Caller { client, target: hub.target() };
+        bootstrap_group(&agent.registry(), &group, &"web-1".parse().unwrap()).await.unwrap();
     }
-    assert_eq!(certificates[0], certificates[1], "a caller that lost the answer may ask again");
     hub.stop().await;
 }
 
@@ -135,6 +150,49 @@ async fn what_a_server_says_of_itself_is_checked_before_the_token_is_used() {
     let error = answer.unwrap_err();
     assert_eq!(error.status, 409, "{error}");
     hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_not_used_up_by_a_group_without_room() {
+    let hub = Running::start().await;
+    let (joined, _) = hub.join_agent("web-0", "zone-a").await;
+    let group = joined.group.unwrap().group;
+    let hub = hub
+        .restart_with(|data, _| {
+            let path = data.join("registry.redb");
+            std::thread::spawn(move || fill(&path, &group)).join().unwrap();
+        })
+        .await;
+    let token = hub.token(Role::Agent, None).await;
+    let (full, _) = hub.join(&token, Role::Agent, "web-9999", Some(server("zone-a"))).await;
+    assert_eq!(full.unwrap_err().status, 409);
+    let path = cohort_wire::hub::server_path(&"web-0".parse().unwrap());
+    hub.operator().send(Call::new(http::Method::DELETE, path)).await.unwrap();
+    let (joined, _) = hub.join(&token, Role::Agent, "web-9999", Some(server("zone-a"))).await;
+    joined.expect("the token is still good");
+    hub.stop().await;
+}
+
+/// Gives a group, which has one server, all that it may have.
+#[tokio::main(flavor = "current_thread")]
+async fn fill(registry: &Path, group: &GroupId) {
+    let registry = EmbeddedRegistry::open(registry, "").unwrap();
+    let put = |n| {
+        let record = ServerRecord {
+            schema: SCHEMA,
+            server: format!("web-{n}").parse().unwrap(),
+            address: "127.0.0.1:7417".into(),
+            labels: Default::default(),
+            rack: None,
+            group: group.clone(),
+        };
+        Op::put(keys::server(&record.server), encode(&record))
+    };
+    let puts: Vec<Op> = (1..SERVERS_MAX).map(put).collect();
+    for then in puts.chunks(100) {
+        let txn = Txn { then: then.to_vec(), ..Txn::default() };
+        registry.txn(txn).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -82,8 +82,23 @@ async fn an_agent_that_has_seen_more_stops_bootstraps() {
     let registry = agent.registry();
     let select = Selector::Prefix("/".into());
     let request = WatchRequest { select, from_revision: 1000, wait_ms: 0 };
+    // A person proves nothing by asking, and no one by a number that nobody can have seen.
+    let viewer = hub.client(Role::Viewer, "vera").registry();
+    let error = viewer.watch(request.clone()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::WentBack { asked: 999, .. }), "{error}");
+    let impossible = WatchRequest { from_revision: u64::MAX, ..request.clone() };
+    for registry in [&viewer, &registry] {
+        let error = registry.watch(impossible.clone()).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Invalid { .. }), "{error}");
+    }
+    assert!(!hub.operator().get::<Fleet>("/v1/fleet").await.unwrap().restored);
+    let unused = hub.token(Role::Agent, None).await;
     let error = registry.watch(request).await.unwrap_err();
     assert!(matches!(error, RegistryError::WentBack { asked: 999, .. }), "{error}");
+    let (answer, _) = hub.join(&unused, Role::Agent, "a-2", Some(server("zone-a"))).await;
+    assert_eq!(answer.unwrap_err().status, 403, "it may be from the same backup");
+    let fresh = hub.token(Role::Agent, None).await;
+    hub.join(&fresh, Role::Agent, "a-2", Some(server("zone-a"))).await.0.unwrap();
     let group = GroupId::new("intel.zone-a").unwrap();
     let error = bootstrap_group(&registry, &group, &ServerId::new("a-1").unwrap()).await;
     assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
@@ -173,6 +188,21 @@ async fn a_loss_is_not_confirmed_by_the_start_that_finds_it() {
         assert!(matches!(refused, Some(HubError::ConfirmedTooEarly)), "{refused:?}");
         std::fs::remove_file(config.data_dir.join("registry.redb")).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_name_that_the_registry_has_is_taken_whatever_became_of_its_token() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    let tokens_lost = |_: &std::path::Path, config: &mut cohort_hub::HubConfig| {
+        std::fs::remove_dir_all(config.data_dir.join("tokens")).unwrap();
+    };
+    let hub = hub.restart_with(tokens_lost).await;
+    let token = hub.token(Role::Agent, None).await;
+    let (answer, _) = hub.join(&token, Role::Agent, "a-1", Some(server("zone-a"))).await;
+    assert_eq!(answer.unwrap_err().status, 409);
+    hub.join(&token, Role::Agent, "a-2", Some(server("zone-a"))).await.0.unwrap();
+    hub.stop().await;
 }
 
 #[tokio::test]
