@@ -31,8 +31,8 @@ pub const APPS_MAX: usize = 32;
 /// 1,200 servers with 10 apps, or 375 with 32; an app on a server takes some 800 bytes, and 1,300
 /// mid-rollout.
 pub const SERVER_APPS_MAX: usize = 12_000;
-/// Removed apps that are remembered. 256: eight times the apps of a group; of more, the one that was
-/// removed first is forgotten.
+/// Removed apps that are remembered. 256: eight times the apps of a group; of more, the one removed
+/// first is forgotten.
 pub const REMOVED_MAX: usize = 256;
 /// Requests whose outcome is remembered, so that a repeat is applied once.
 pub const REQUESTS_MAX: usize = 256;

@@ -1,11 +1,11 @@
 //! State shared by all handlers.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cohort_identity::{Authority, JoinTokens, Role, UnixTime};
+use cohort_identity::{Authority, BACKDATED, JoinTokens, Peer, Role, UnixTime};
 use cohort_registry::{EmbeddedRegistry, keys};
-use cohort_wire::http::{ApiError, Caller, CertifiedGroup};
+use cohort_wire::http::{ApiError, Caller, Certificate};
 use cohort_wire::kill::DurableKill;
 use cohort_wire::tls::IdentitySlot;
 use tokio::sync::{Mutex, Semaphore};
@@ -46,15 +46,31 @@ pub(crate) struct App {
 
 impl App {
     /// The author of a request.
-    pub(crate) fn author(&self, caller: Caller, certified: CertifiedGroup) -> Author {
+    pub(crate) fn author(&self, caller: Caller, certificate: Certificate) -> Author {
         let Caller(peer) = caller;
-        let removed = peer.role == Role::Agent && self.removed.contains(&server_of(&peer));
-        Author { peer, certified, removed }
+        let Certificate { group, not_before } = certificate;
+        // The hub's own authority backdates.
+        let backdated_s = self.authority.as_ref().map_or(0, |_| BACKDATED.as_secs());
+        let issued_at = not_before.as_secs() + backdated_s;
+        let removed_at = || self.removed.removed_at(&server_of(&peer));
+        let removed = peer.role == Role::Agent && removed_at().is_some_and(|at| issued_at <= at);
+        Author { peer, group, removed }
+    }
+
+    /// When a certificate issued now counts as issued: after the last removal of its holder, also if
+    /// that was just now, or the clock has gone back since.
+    pub(crate) fn issue_time(&self, peer: &Peer) -> UnixTime {
+        let removed_at = match peer.role {
+            Role::Agent => self.removed.removed_at(&server_of(peer)),
+            Role::Viewer | Role::Operator | Role::Publisher | Role::Hub => None,
+        };
+        let after_s = removed_at.map_or(0, |at| at + 1);
+        UnixTime::since_unix_epoch(Duration::from_secs(after_s.max(now().as_secs())))
     }
 
     /// Notes that a group lives, if the caller is a server of one.
-    pub(crate) fn note_heard(&self, caller: Caller, certified: CertifiedGroup) {
-        let author = self.author(caller, certified);
+    pub(crate) fn note_heard(&self, caller: Caller, certificate: Certificate) {
+        let author = self.author(caller, certificate);
         if author.peer.role == Role::Agent
             && let Ok(group) = self.registry.read(|state| group_of(&author, state))
         {
@@ -68,7 +84,7 @@ impl App {
     pub(crate) fn has_forgotten(&self, author: &Author) -> bool {
         !self.registry.has_leapt()
             && author.peer.role == Role::Agent
-            && author.certified.0.is_some()
+            && author.group.is_some()
             && !author.removed
             && self.registry.get(&keys::server(&server_of(&author.peer))).is_none()
     }

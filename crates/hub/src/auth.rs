@@ -20,7 +20,7 @@ use cohort_registry::records::{
 };
 use cohort_registry::state::State;
 use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
-use cohort_wire::http::{ApiError, CertifiedGroup};
+use cohort_wire::http::ApiError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -36,8 +36,8 @@ pub(crate) const PUBLISHERS: &[Role] = &[Role::Publisher, Role::Operator];
 pub(crate) struct Author {
     pub(crate) peer: Peer,
     /// The group that its certificate names.
-    pub(crate) certified: CertifiedGroup,
-    /// An operator removed it, and it has not joined again.
+    pub(crate) group: Option<String>,
+    /// An operator removed it after its certificate was issued.
     pub(crate) removed: bool,
 }
 
@@ -220,13 +220,13 @@ pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiErro
 /// # Errors
 /// 403 if an operator removed the server, or the hub never knew it.
 pub(crate) fn group_of(author: &Author, now: &State) -> Result<GroupId, ApiError> {
-    let Author { peer, certified: CertifiedGroup(certified), removed } = author;
+    let Author { peer, group, removed } = author;
     let again = "to let it join again, empty its data_dir, and: cohort token create --name NAME";
     if *removed {
         let wrong = format!("{peer} was removed by an operator");
         return Err(ApiError::forbidden(wrong).hint(again));
     }
-    if let Some(group) = certified {
+    if let Some(group) = group {
         return GroupId::new(group.as_str()).map_err(|error| ApiError::forbidden(chain(&error)));
     }
     let record = now.get(&keys::server(&server_of(peer)));

@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
-use cohort_identity::{IdentityRequest, JoinGrant, Role};
+use cohort_identity::{IdentityRequest, JoinGrant, KnownName, Role};
 use cohort_registry::keys;
-use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
     TokenRequest,
@@ -127,21 +127,21 @@ pub(crate) async fn join(
     let issuer = Arc::clone(&authority);
     let group = placed.as_ref().map(|placed| placed.group().to_string());
     // Tokens from a backup do not say who has joined since.
-    let is_known = placed.is_some() && app.registry.get(&keys::server(&server_of(&peer))).is_some();
+    let known = placed.as_ref().map(|_| {
+        let server = server_of(&peer);
+        let is_taken = app.registry.get(&keys::server(&server)).is_some();
+        KnownName { is_taken, removed_at: app.removed.removed_at(&server) }
+    });
+    let (known, issued_at) = (known.unwrap_or_default(), app.issue_time(&peer));
     let certificate = blocking(move || {
         let now = now();
-        tokens.redeem(&token_id, &token_secret, &identity, is_known, now, |peer| {
-            issuer.issue(&identity, peer, group.as_deref(), now)
+        tokens.redeem(&token_id, &token_secret, &identity, known, now, |peer| {
+            issuer.issue(&identity, peer, group.as_deref(), issued_at)
         })
     })
     .await??;
     let group = match placed {
-        Some(placed) => {
-            let joined = placed.enrol(&app.registry).await?;
-            let (removed, server) = (Arc::clone(&app.removed), server_of(&peer));
-            blocking(move || removed.forget(&server)).await??;
-            Some(joined)
-        }
+        Some(placed) => Some(placed.enrol(&app.registry).await?),
         None => None,
     };
     app.metrics.joined.inc();
@@ -160,11 +160,11 @@ pub(crate) async fn join(
 pub(crate) async fn renew(
     State(app): State<Arc<App>>,
     caller: Caller,
-    certified: CertifiedGroup,
+    certificate: Certificate,
     ApiJson(request): ApiJson<RenewRequest>,
 ) -> Answer<RenewAnswer> {
     let authority = app.authority()?;
-    let author = app.author(caller, certified);
+    let author = app.author(caller, certificate);
     let group = match author.peer.role {
         Role::Agent => Some(app.registry.read(|state| group_of(&author, state))?.to_string()),
         Role::Viewer | Role::Operator | Role::Publisher | Role::Hub => None,
@@ -172,7 +172,8 @@ pub(crate) async fn renew(
     let peer = author.peer;
     let identity = IdentityRequest::from_text(&request.request)?;
     let allowed = peer.clone();
-    let issue = move || authority.issue(&identity, &allowed, group.as_deref(), now());
+    let issued_at = app.issue_time(&peer);
+    let issue = move || authority.issue(&identity, &allowed, group.as_deref(), issued_at);
     let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");
     Ok(Json(RenewAnswer { certificate }))

@@ -10,7 +10,7 @@ use cohort_registry::{
     RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
     WatchRequest,
 };
-use cohort_wire::http::{ApiError, ApiJson, Caller, CertifiedGroup};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 
 use crate::app::{App, blocking, now};
 use crate::auth::{READERS, check_txn, highest_incarnation};
@@ -29,10 +29,10 @@ pub(crate) async fn range(
 pub(crate) async fn txn(
     State(app): State<Arc<App>>,
     caller: Caller,
-    certified: CertifiedGroup,
+    certificate: Certificate,
     ApiJson(txn): ApiJson<Txn>,
 ) -> Answer<TxnAnswer> {
-    let author = app.author(caller, certified);
+    let author = app.author(caller, certificate);
     // First without the writer's lock, so that a caller without permission blocks no one.
     app.registry.read(|state| check_txn(&author, &txn, state))?;
     // What the fleet knows and the registry does not is written again, and shows that it is lost.

@@ -4,7 +4,7 @@
 //! has lost its registry. Therefore removals are not in the registry: a registry that is lost, or
 //! restored from a backup, would forget them, and the server would return.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,29 +29,29 @@ struct Record {
     removed_at: u64,
 }
 
-/// The servers that were removed, and have not joined again.
+/// The servers that were removed, and when: certificates issued by then do not count, also after
+/// the name has joined again.
 #[derive(Debug)]
 pub(crate) struct Removed {
     dir: PathBuf,
-    servers: Mutex<BTreeSet<ServerId>>,
+    servers: Mutex<BTreeMap<ServerId, u64>>,
 }
 
 impl Removed {
     /// Opens the directory; creates it if missing. Forgets removals older than any certificate. The
-    /// name of a file counts: a damaged one still means that the server was removed.
+    /// name of a file counts: a damaged one means that the server was removed just now.
     pub(crate) fn open(dir: &Path, now: UnixTime) -> Result<Self, FileError> {
         durable::private_folder(dir).on_path("create directory", dir)?;
         durable::sweep(dir).on_path("clean up", dir)?;
-        let mut servers = BTreeSet::new();
+        let mut servers = BTreeMap::new();
         for entry in fs::read_dir(dir).on_path("read directory", dir)? {
             let path = entry.on_path("read directory", dir)?.path();
             let name = path.file_name().and_then(|name| name.to_str());
             let name = name.and_then(|name| name.strip_suffix(".json"));
             let Some(server) = name.and_then(|name| ServerId::new(name).ok()) else { continue };
-            let removed_at = read(&path).map(|record| record.removed_at);
-            let alive = |at: u64| now.as_secs().saturating_sub(at) < LIFETIME.as_secs();
-            if removed_at.is_none_or(alive) {
-                servers.insert(server);
+            let removed_at = read(&path).map_or(now.as_secs(), |record| record.removed_at);
+            if now.as_secs().saturating_sub(removed_at) < LIFETIME.as_secs() {
+                servers.insert(server, removed_at);
             } else {
                 fs::remove_file(&path).on_path("remove", &path)?;
             }
@@ -59,34 +59,24 @@ impl Removed {
         Ok(Removed { dir: dir.to_owned(), servers: Mutex::new(servers) })
     }
 
-    /// Whether this server was removed.
-    pub(crate) fn contains(&self, server: &ServerId) -> bool {
-        self.servers.lock().contains(server)
+    /// When this server was last removed, in Unix seconds.
+    pub(crate) fn removed_at(&self, server: &ServerId) -> Option<u64> {
+        self.servers.lock().get(server).copied()
     }
 
     /// Records that a server was removed. Durable on return.
     pub(crate) fn add(&self, server: &ServerId, now: UnixTime) -> Result<(), RemovedError> {
         let mut servers = self.servers.lock();
-        if servers.len() >= REMOVED_MAX && !servers.contains(server) {
+        if servers.len() >= REMOVED_MAX && !servers.contains_key(server) {
             return Err(RemovedError::TooMany { dir: self.dir.clone() });
         }
         let path = self.path(server);
-        let record = Record { version: VERSION, removed_at: now.as_secs() };
+        // After an earlier one, as what was issued since is.
+        let removed_at = servers.get(server).map_or(0, |at| at + 1).max(now.as_secs());
+        let record = Record { version: VERSION, removed_at };
         let text = serde_json::to_vec(&record).expect("numbers always become JSON");
         durable::write(&path, &text, durable::SECRET).on_path("write", &path)?;
-        servers.insert(server.clone());
-        Ok(())
-    }
-
-    /// Records that a server has joined again. Durable on return.
-    pub(crate) fn forget(&self, server: &ServerId) -> Result<(), RemovedError> {
-        let mut servers = self.servers.lock();
-        if servers.contains(server) {
-            let path = self.path(server);
-            fs::remove_file(&path).on_path("remove", &path)?;
-            durable::sync_folder(&self.dir).on_path("sync", &self.dir)?;
-            servers.remove(server);
-        }
+        servers.insert(server.clone(), removed_at);
         Ok(())
     }
 

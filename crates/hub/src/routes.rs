@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use cohort_base::metrics::Gauge;
 use cohort_identity::{Peer, Role, TokenState};
-use cohort_wire::http::{ApiError, Caller, CertifiedGroup};
+use cohort_wire::http::{ApiError, Caller, Certificate};
 use cohort_wire::hub::{
     FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
 };
@@ -107,9 +107,10 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 /// Measures every request; counts and logs those rejected because of the role.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
-    if let Some(peer) = &peer {
-        let certified = request.extensions().get::<CertifiedGroup>().cloned();
-        app.note_heard(Caller(peer.clone()), certified.unwrap_or(CertifiedGroup(None)));
+    if let Some(peer) = peer.clone()
+        && let Some(certificate) = request.extensions().get::<Certificate>().cloned()
+    {
+        app.note_heard(Caller(peer), certificate);
     }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let matched = request.extensions().get::<MatchedPath>();

@@ -27,7 +27,7 @@ const AUTHORITY_LIFETIME_DAYS: u64 = 3653;
 
 /// Certificates are valid from a day before they are issued: the clock of a new server may be
 /// behind until it has found a time server.
-const BACKDATED_DAYS: u64 = 1;
+pub const BACKDATED: Duration = Duration::from_secs(DAY_S);
 
 const DAY_S: u64 = 24 * 60 * 60;
 const CERT_FILE: &str = "ca.pem";
@@ -195,7 +195,7 @@ fn named(common_name: &str) -> DistinguishedName {
 
 fn set_validity(params: &mut CertificateParams, now: UnixTime, lifetime: Duration) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    let from = now.as_secs().saturating_sub(BACKDATED_DAYS * DAY_S);
+    let from = now.as_secs().saturating_sub(BACKDATED.as_secs());
     params.not_before = epoch + Duration::from_secs(from);
     params.not_after = epoch + Duration::from_secs(now.as_secs()) + lifetime;
 }

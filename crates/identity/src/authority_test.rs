@@ -108,16 +108,18 @@ fn a_certificate_names_the_group_that_its_holder_was_assigned() {
     let (_dir, authority) = authority();
     let web = peer(Role::Agent, "web-1");
     let (pair, asked) = request(web.clone());
+    let now = at(UnixTime::now().as_secs());
+    let not_before = at(now.as_secs() - BACKDATED.as_secs());
     let certified = |group| {
-        let chain = authority.issue(&asked, &web, group, UnixTime::now()).unwrap();
+        let chain = authority.issue(&asked, &web, group, now).unwrap();
         let root = authority.certificate_pem();
         let identity = Identity::from_pem(&chain, &pair.serialize_pem(), root).unwrap();
         certified_by(identity.chain()).unwrap()
     };
     let group = "intel.zone-a";
-    let named = Certified { peer: web.clone(), group: Some(group.to_owned()) };
+    let named = Certified { peer: web.clone(), group: Some(group.to_owned()), not_before };
     assert_eq!(certified(Some(group)), named);
-    assert_eq!(certified(None), Certified { peer: web.clone(), group: None });
+    assert_eq!(certified(None), Certified { peer: web.clone(), group: None, not_before });
 }
 
 #[test]

@@ -325,6 +325,16 @@ fn certified(
     })
 }
 
+/// The first second in which the first certificate of a chain is valid, by what webpki says of the
+/// first representable one. Does *not* verify the chain.
+pub(crate) fn not_before(chain: &[CertificateDer<'_>]) -> UnixTime {
+    let first = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+    match verify_chain(chain, &[], first, webpki::KeyUsage::client_auth()) {
+        Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,
+        Ok(()) | Err(_) => first,
+    }
+}
+
 /// webpki parses dates but exposes them only in its errors: verifying at the first and the last
 /// representable second returns both, and verifies the chain on the way.
 fn validity_of(

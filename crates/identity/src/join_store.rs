@@ -35,6 +35,15 @@ pub struct JoinGrant {
     pub name: Option<PeerName>,
 }
 
+/// What the hub knows of a name, whatever became of the tokens that it was joined with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KnownName {
+    /// A server has it.
+    pub is_taken: bool,
+    /// When its holder was last removed, in Unix seconds: an earlier token does not bring it back.
+    pub removed_at: Option<u64>,
+}
+
 /// Whether a token can still be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -138,9 +147,8 @@ impl JoinTokens {
     }
 
     /// Redeems a token for a certificate, which `issue` makes: also when the same key redeems it
-    /// again, because the server may have another group by then. `is_known`: the fleet has a server
-    /// of this name, whatever became of its token. The key is on disk when this returns. Blocks on
-    /// a sync.
+    /// again, because the server may have another group by then. The key is on disk when this
+    /// returns. Blocks on a sync.
     ///
     /// # Errors
     /// When the token is unknown, expired, revoked, used with another key, or for another peer;
@@ -150,7 +158,7 @@ impl JoinTokens {
         id: &str,
         secret: &str,
         request: &IdentityRequest,
-        is_known: bool,
+        known: KnownName,
         now: UnixTime,
         issue: impl FnOnce(&Peer) -> Result<String, E>,
     ) -> Result<String, RedeemError> {
@@ -171,6 +179,7 @@ impl JoinTokens {
             TokenState::Used { peer: holder, key_fingerprint: holders_key, used_at } => {
                 let again = *holders_key == key_fingerprint
                     && holder == peer
+                    && known.removed_at.is_none_or(|removed_at| removed_at < *used_at)
                     && now.as_secs().saturating_sub(*used_at) <= REDEEM_AGAIN_WINDOW_S;
                 return if again { certify() } else { Err(RedeemError::Used) };
             }
@@ -188,7 +197,7 @@ impl JoinTokens {
             TokenState::Used { peer: holder, .. } => holder == peer,
             TokenState::Unused | TokenState::Revoked => false,
         };
-        if named.is_none() && (is_known || records.values().any(taken)) {
+        if named.is_none() && (known.is_taken || records.values().any(taken)) {
             return Err(RedeemError::NameTaken(Box::new(peer.clone())));
         }
         let certificate = certify()?;

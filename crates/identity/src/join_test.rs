@@ -32,7 +32,7 @@ fn redeem(
     request: &IdentityRequest,
     now: u64,
 ) -> Result<String, RedeemError> {
-    tokens.redeem(&token.id, token.secret(), request, false, at(now), |peer| {
+    tokens.redeem(&token.id, token.secret(), request, KnownName::default(), at(now), |peer| {
         Ok::<_, Infallible>(format!("certificate of {peer} at {now}"))
     })
 }
@@ -85,6 +85,11 @@ fn a_token_is_used_once_and_a_lost_answer_is_given_again() {
     redeem(&tokens, &token, &web, NOW + REDEEM_AGAIN_WINDOW_S).unwrap();
     let late = redeem(&tokens, &token, &web, NOW + REDEEM_AGAIN_WINDOW_S + 1);
     assert!(matches!(late, Err(RedeemError::Used)), "{late:?}");
+    // Nor for a server that was removed since.
+    let removed = KnownName { removed_at: Some(NOW + 3), ..KnownName::default() };
+    let issue = |_: &Peer| Ok::<_, Infallible>(String::new());
+    let back = tokens.redeem(&token.id, token.secret(), &web, removed, at(NOW + 5), issue);
+    assert!(matches!(back, Err(RedeemError::Used)), "{back:?}");
     // Another key never.
     let thief = redeem(&tokens, &token, &request("web-1"), NOW + 5);
     assert!(matches!(thief, Err(RedeemError::Used)), "{thief:?}");
@@ -97,9 +102,10 @@ fn wrong_secret_unknown_expired_and_revoked_tokens_are_refused() {
     let web = request("web-1");
     let token = create(&tokens, any_agent(), Some(NOW + 60));
     let other = create(&tokens, any_agent(), None);
-    let guess = tokens.redeem(&token.id, other.secret(), &web, false, at(NOW), |_| {
-        Ok::<_, Infallible>(String::new())
-    });
+    let guess =
+        tokens.redeem(&token.id, other.secret(), &web, KnownName::default(), at(NOW), |_| {
+            Ok::<_, Infallible>(String::new())
+        });
     assert!(matches!(guess, Err(RedeemError::Unknown)), "{guess:?}");
     let expired = redeem(&tokens, &token, &web, NOW + 61);
     assert!(matches!(expired, Err(RedeemError::Expired)), "{expired:?}");
@@ -130,6 +136,10 @@ fn a_token_grants_one_role_and_perhaps_one_name() {
     let anybody = create(&tokens, any_agent(), None);
     let taken = redeem(&tokens, &anybody, &request("web-1"), NOW);
     assert!(matches!(taken, Err(RedeemError::NameTaken(_))), "{taken:?}");
+    let known = KnownName { is_taken: true, ..KnownName::default() };
+    let (other, issue) = (request("web-4"), |_: &Peer| Ok::<_, Infallible>(String::new()));
+    let taken = tokens.redeem(&anybody.id, anybody.secret(), &other, known, at(NOW), issue);
+    assert!(matches!(taken, Err(RedeemError::NameTaken(_))), "{taken:?}");
     let replacing = create(&tokens, named, None);
     redeem(&tokens, &replacing, &request("web-1"), NOW).unwrap();
     redeem(&tokens, &anybody, &request("web-3"), NOW).unwrap();
@@ -142,7 +152,9 @@ fn a_failed_issue_leaves_the_token_unused() {
     let token = create(&tokens, any_agent(), None);
     let web = request("web-1");
     let failed =
-        tokens.redeem(&token.id, token.secret(), &web, false, at(NOW), |_| Err("disk full"));
+        tokens.redeem(&token.id, token.secret(), &web, KnownName::default(), at(NOW), |_| {
+            Err("disk full")
+        });
     assert!(matches!(failed, Err(RedeemError::Issue(_))), "{failed:?}");
     redeem(&tokens, &token, &web, NOW).unwrap();
 }
@@ -209,7 +221,7 @@ fn the_whole_way_of_a_server_that_joins() {
         tokens.create(any_agent(), &authority.fingerprint(), &addresses(), None, now).unwrap();
     let request = Identity::prepare_request(server.path(), peer(Role::Agent, "web-1")).unwrap();
     let chain = tokens
-        .redeem(&token.id, token.secret(), &request, false, now, |peer| {
+        .redeem(&token.id, token.secret(), &request, KnownName::default(), now, |peer| {
             authority.issue(&request, peer, None, now)
         })
         .unwrap();

@@ -35,11 +35,12 @@ mod statement_test;
 #[cfg(test)]
 mod tls_test;
 
-pub use authority::{Authority, AuthorityError, LIFETIME};
+pub use authority::{Authority, AuthorityError, BACKDATED, LIFETIME};
 pub use identity::{Identity, IdentityError, NotARenewal, Validity};
 pub use join::{JoinToken, JoinTokenError};
 pub use join_store::{
-    JoinGrant, JoinTokens, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord, TokenState,
+    JoinGrant, JoinTokens, KnownName, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord,
+    TokenState,
 };
 pub use peer::{Certified, InvalidPeer, Peer, PeerName, Role, certified_by, peer_of, sha256_hex};
 pub use request::{IdentityRequest, PublicKey, REQUEST_BYTES_MAX, RequestError};

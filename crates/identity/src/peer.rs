@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
+
+use crate::identity::not_before;
 
 /// The zone of all names. `.internal` is reserved for private use: no public authority can issue
 /// a certificate for it.
@@ -159,6 +161,8 @@ pub struct Certified {
     /// The group that the hub assigned to an agent when it joined. Another authority than the
     /// hub's may leave it out.
     pub group: Option<String>,
+    /// The first second in which it is valid.
+    pub not_before: UnixTime,
 }
 
 /// The URI in the certificate of an agent of `group`.
@@ -177,7 +181,10 @@ pub fn certified_by(chain: &[CertificateDer<'_>]) -> Result<Certified, InvalidPe
     let mut groups = leaf.valid_uri_names().filter_map(|uri| uri.strip_prefix(GROUP_URI));
     match (groups.next(), groups.next()) {
         (Some(_), Some(_)) => Err(InvalidPeer::Ambiguous),
-        (group, _) => Ok(Certified { peer, group: group.map(str::to_owned) }),
+        (group, _) => {
+            let group = group.map(str::to_owned);
+            Ok(Certified { peer, group, not_before: not_before(chain) })
+        }
     }
 }
 

@@ -378,9 +378,9 @@ pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -
     delete_all(registry, &doomed).await
 }
 
-/// Removes a group's records of apps that it does not have, and for which there is no policy: of one
-/// that was removed before the registry was lost, or in an earlier incarnation. Nothing else would,
-/// and the app could never be added again. `stamp`: how far the group's state is that decides; a
+/// Removes a group's records of apps that it does not have, and for which there is no policy: they
+/// were removed before the registry was lost, or in an earlier incarnation. Nothing else would, and
+/// the app could never be added again. `stamp`: how far the group's state is that decides; a
 /// record that is newer stays.
 pub async fn forget_ghosts(
     registry: &dyn Registry,
@@ -450,7 +450,10 @@ pub async fn remove_app(
 /// Whether any group has a record of the app.
 async fn is_anywhere(registry: &dyn Registry, app: &AppId) -> Answer<bool> {
     let (items, _) = list(registry, keys::GROUPS).await?;
-    let of_it = |pair: &KeyValue| matches!(keys::parse(&pair.key), Some(Place::GroupRecord { app: of, .. }) if of == *app);
+    let of_it = |pair: &KeyValue| {
+        let place = keys::parse(&pair.key);
+        matches!(place, Some(Place::GroupRecord { app: of, .. }) if of == *app)
+    };
     Ok(items.iter().any(of_it))
 }
 

@@ -10,10 +10,11 @@ use cohort_registry::typed::{bootstrap_group, policies, read_bootstrap, read_ser
 use cohort_registry::{
     EmbeddedRegistry, Op, Registry as _, RegistryError, Selector, Txn, WatchRequest, keys,
 };
-use cohort_wire::http::Call;
+use cohort_wire::http::{Call, Client};
 use cohort_wire::hub::{
     PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveGroupRequest,
 };
+use cohort_wire::tls::IdentitySlot;
 
 use crate::support::Running;
 
@@ -187,7 +188,10 @@ async fn a_removed_server_is_forgotten_and_comes_back_only_with_a_token_for_its_
     assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
     let token = hub.token(Role::Agent, Some("a-1")).await;
     let server = crate::support::server("zone-a");
-    hub.join(&token, Role::Agent, "a-1", Some(server)).await.0.unwrap();
-    bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    let (answer, again) = hub.join(&token, Role::Agent, "a-1", Some(server)).await;
+    answer.unwrap();
+    let client = Client::new(IdentitySlot::new(again.unwrap()));
+    let again = crate::support::Caller { client, target: hub.target() };
+    bootstrap_group(&again.registry(), &group, &me).await.unwrap();
     hub.stop().await;
 }

@@ -10,8 +10,9 @@ use cohort_registry::typed::{
     write_members,
 };
 use cohort_registry::{FencedPut, Registry as _, RegistryError, Selector, WatchRequest, keys};
-use cohort_wire::http::Call;
+use cohort_wire::http::{Call, Client};
 use cohort_wire::hub::PolicyAnswer;
+use cohort_wire::tls::IdentitySlot;
 
 use crate::support::{Caller, Running, server};
 
@@ -233,8 +234,17 @@ async fn a_removed_server_does_not_come_back_with_an_older_registry() {
     assert_eq!(tell_server(&stays.registry(), &other).await.unwrap(), Told::Restored);
     // Joining again with a token that an operator made is what brings it back.
     let token = hub.token(Role::Agent, Some("a-1")).await;
-    hub.join(&token, Role::Agent, "a-1", Some(server("zone-a"))).await.0.unwrap();
-    assert_eq!(tell_server(&agent.registry(), &own).await.unwrap(), Told::Known);
+    let (answer, again) = hub.join(&token, Role::Agent, "a-1", Some(server("zone-a"))).await;
+    answer.unwrap();
+    let client = Client::new(IdentitySlot::new(again.unwrap()));
+    let again = Caller { client, target: hub.target() };
+    assert_eq!(tell_server(&again.registry(), &own).await.unwrap(), Told::Known);
+    // The certificate of before its removal counts no more than it did, also after a restart.
+    let hub = hub.restart().await;
+    let agent = Caller { client: agent.client, target: hub.target() };
+    let moved = ServerRecord { address: "127.0.0.1:1".into(), ..own };
+    let error = tell_server(&agent.registry(), &moved).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
     hub.stop().await;
 }
 

@@ -1,13 +1,11 @@
 //! The caller's identity and role, for handlers.
 
-use std::convert::Infallible;
-
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
-use cohort_identity::{Peer, Role};
+use cohort_identity::{Peer, Role, UnixTime};
 use http::StatusCode;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -30,16 +28,21 @@ impl Caller {
     }
 }
 
-/// The group that the caller's certificate names, as the hub assigned it; `None` for people, and
-/// for certificates of another authority.
+/// What the caller's certificate says, besides the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertifiedGroup(pub Option<String>);
+pub struct Certificate {
+    /// The group, as the hub assigned it; `None` for people, and for certificates of another
+    /// authority.
+    pub group: Option<String>,
+    /// The first second in which it is valid.
+    pub not_before: UnixTime,
+}
 
-impl<S: Sync> FromRequestParts<S> for CertifiedGroup {
-    type Rejection = Infallible;
+impl<S: Sync> FromRequestParts<S> for Certificate {
+    type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get::<CertifiedGroup>().cloned().unwrap_or(CertifiedGroup(None)))
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Certificate>().cloned().ok_or_else(ApiError::unauthenticated)
     }
 }
 

@@ -17,7 +17,7 @@ mod server_test;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use caller::{ApiJson, Caller, CertifiedGroup, require_role};
+pub use caller::{ApiJson, Caller, Certificate, require_role};
 pub use client::{BodyStream, Call, Client, Target};
 pub use error::{ApiError, CallError};
 pub use server::{Handler, RawHandler, serve, serve_plain};

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::timeout::TimeoutBody;
 
-use super::caller::CertifiedGroup;
+use super::caller::Certificate;
 use super::error::ApiError;
 use super::tally::{Present, Tally};
 use crate::limits::{ACCEPT_PAUSE, ServerLimits};
@@ -300,9 +300,9 @@ async fn serve_http<S>(
     let service = service_fn(|mut request: Request<Incoming>| {
         let router = router.clone();
         request.extensions_mut().insert(ConnectInfo(from));
-        if let Some(Certified { peer, group }) = &certified {
-            request.extensions_mut().insert(peer.clone());
-            request.extensions_mut().insert(CertifiedGroup(group.clone()));
+        if let Some(Certified { peer, group, not_before }) = certified.clone() {
+            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(Certificate { group, not_before });
         }
         async move { Ok::<_, Infallible>(answer(request, router, shared).await) }
     });
