@@ -103,8 +103,9 @@ pub async fn run(
     }
 }
 
-/// A disk goes back once, which its agent and its member find. An agent that finds so again and again runs next to another one with the
-/// same identity; without a pause, the two would take the server from each other all the time.
+/// A disk goes back once, which its agent and its member find. An agent that finds so again and
+/// again runs next to another one with the same identity; without a pause, the two would take the
+/// server from each other all the time.
 async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &CancellationToken) {
     *went_back += 1;
     let Some(doublings) = went_back.checked_sub(3) else { return };

@@ -63,8 +63,8 @@ pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> b
 }
 
 /// The servers that are out of service, or may be: one that says so, is being changed, was lost in
-/// a change, has yet to get the good release, or took changed checks so recently that they may still
-/// take it out.
+/// a change, has yet to get the good release, or took changed checks so recently that they may
+/// still take it out.
 ///
 /// A server in debt that takes traffic with another release is in service.
 #[must_use]

@@ -380,8 +380,8 @@ pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -
 
 /// Removes a group's records of apps that it does not have, and for which there is no policy: they
 /// were removed before the registry was lost, or in an earlier incarnation. Nothing else would, and
-/// the app could never be added again. `stamp`: how far the group's state is that decides; a
-/// record that is newer stays.
+/// the app could never be added again. `stamp`: how far the group's state is that decides; a record
+/// that is newer stays.
 pub async fn forget_ghosts(
     registry: &dyn Registry,
     group: &GroupId,

@@ -171,9 +171,9 @@ pub enum Joining {
     New,
 }
 
-/// What is needed to have `server` in the group with this address and this agent. Its rack is the one it joined
-/// with: voters are spread over racks, so a server that could change its own could get itself a
-/// vote.
+/// What is needed to have `server` in the group with this address and this agent. Its rack is the
+/// one it joined with: voters are spread over racks, so a server that could change its own could
+/// get itself a vote.
 #[must_use]
 pub fn joining(view: &View, server: &ServerId, address: &str, process: &Process) -> Joining {
     match view.state.servers.get(server) {

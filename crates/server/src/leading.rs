@@ -396,8 +396,8 @@ impl Leading {
         self.disk != DiskSpace::Exhausted
     }
 
-    /// Judges an agent that introduces itself as `server`. A copy is remembered, for people; returns
-    /// also whether that is news.
+    /// Judges an agent that introduces itself as `server`. A copy is remembered, for people;
+    /// returns also whether that is news.
     pub fn introduced(
         &mut self,
         now_ms: u64,

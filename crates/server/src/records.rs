@@ -80,7 +80,7 @@ impl Written {
                 return due.then_some(Body::RecordWritten { app, record: sequence });
             }
             Record::Gone { app, sequence } => {
-                // It may be added anew.
+                // It may be added again.
                 self.progress.remove(&app);
                 self.good.remove(&app);
                 return Some(Body::RecordWritten { app, record: sequence });

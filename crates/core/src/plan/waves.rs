@@ -11,7 +11,7 @@ use crate::phase::WaveStep;
 use crate::policy::Prestage;
 use crate::reason::Reason;
 use crate::report::Step;
-use crate::state::{Activation, ActivationStage, App, Rollout, ServerApp};
+use crate::state::{Activation, ActivationStage, App, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
@@ -224,10 +224,8 @@ impl Planner<'_> {
                 continue;
             }
             if purpose == Purpose::Wave && self.seen.voters.contains(*server) {
-                let others = || at_risk.iter().filter(|other| other != server);
-                // A voter that is out may be what the others wait for: it goes first.
-                let waited_for = self.is_broken(server) && others().all(|id| self.is_held(id));
-                if others().count() >= margin && !waited_for {
+                let others = at_risk.iter().filter(|other| other != server).count();
+                if others >= margin {
                     short_of_voters = true;
                     continue;
                 }
@@ -252,8 +250,9 @@ impl Planner<'_> {
         short
     }
 
-    /// The voters whose hosts a new release may be taking down: a group that loses its majority to a
-    /// release cannot roll it back. One that was lost counts against the failures allowed instead.
+    /// The voters whose hosts a new release may be taking down: a group that loses its majority to
+    /// a release cannot roll it back. One that was lost counts against the failures allowed
+    /// instead.
     fn voters_at_risk(&self) -> BTreeSet<ServerId> {
         let waves = |server: &ServerId| {
             let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
@@ -270,19 +269,6 @@ impl Planner<'_> {
         };
         let is_at_risk = |server: &&ServerId| waves(server) || granted(server);
         self.seen.voters.iter().filter(is_at_risk).cloned().collect()
-    }
-
-    /// Whether an app that a server runs is out of service there.
-    fn is_broken(&self, server: &ServerId) -> bool {
-        let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
-        here.any(|here| here.running.is_some() && !here.in_service)
-    }
-
-    /// Whether every change on a server is held for lack of room.
-    fn is_held(&self, server: &ServerId) -> bool {
-        let flies = |app: &App| app.servers.get(server).and_then(ServerApp::in_flight).is_some();
-        let mut changing = self.state.apps.iter().filter(|(_, app)| flies(app));
-        changing.all(|(id, _)| !self.is_let_begin(id, server))
     }
 
     fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {

@@ -109,9 +109,9 @@ impl Reached {
         }
     }
 
-    /// How long the group does not count as out of reach, in milliseconds: `counts_ms` from the last
-    /// contact on. Without one, as long as the agent needs to ask after its start: one that was down
-    /// for a while must not go back before.
+    /// How long the group does not count as out of reach, in milliseconds: `counts_ms` from the
+    /// last contact on. Without one, as long as the agent needs to ask after its start: one that
+    /// was down for a while must not go back before.
     fn left_ms(self, now_ms: u64, counts_ms: u64) -> u64 {
         let (from_ms, for_ms) = match self.last_ms > self.since_ms {
             true => (self.last_ms, counts_ms),
