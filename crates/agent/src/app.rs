@@ -102,6 +102,7 @@ impl AppTask {
             now,
             orders,
             orders_fresh: seen.received.as_ref().is_some_and(|r| r.fresh(now.ms)),
+            refused: self.shared.is_refused(),
             killed: seen.killed,
             confirmed: seen.confirmed,
             record: self.host.record(),

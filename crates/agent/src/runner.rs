@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -180,6 +181,7 @@ impl Runner {
         match self.question(whom, ORDERS, 0, deadline).await {
             Ok(answer) => {
                 self.shared.latch(answer.kill).await;
+                self.shared.refused.store(answer.orders.is_none(), Ordering::Relaxed);
                 Input::Orders {
                     orders: answer.orders.map(Box::new),
                     elsewhere: answer.elsewhere,

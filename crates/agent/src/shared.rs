@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub life: u64,
     /// The host of the machine that runs as this server, for which the group refuses this one.
     pub elsewhere: Mutex<Option<String>>,
+    /// The group answered last that it has no orders for this agent.
+    pub refused: AtomicBool,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -153,6 +156,11 @@ impl Shared {
             Some(handle) => handle.view().raft.proven,
             None => !RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)),
         }
+    }
+
+    /// Whether the group answers, and does not take this agent for its server's.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The group refuses this agent because another machine runs as its server; `None`: it accepts

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
@@ -216,6 +217,7 @@ pub(crate) async fn open(
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
         elsewhere: Mutex::default(),
+        refused: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
         client,

@@ -32,6 +32,9 @@ pub struct Sight<'a> {
     pub orders: Option<&'a AppOrders>,
     /// The orders are still valid; see [`Received::fresh`].
     pub orders_fresh: bool,
+    /// The group answers, and does not take this agent for its server's: it was removed, or is a
+    /// copy.
+    pub refused: bool,
     /// The kill switch is latched on this server.
     pub killed: bool,
     /// The last fence whose passed checks the group has acknowledged.
@@ -323,7 +326,8 @@ impl App {
                 }
             },
             None => {
-                sight.now.ms.saturating_sub(self.started_ms) >= self.ready_without_orders_after_ms
+                let waited_ms = sight.now.ms.saturating_sub(self.started_ms);
+                !sight.refused && waited_ms >= self.ready_without_orders_after_ms
             }
         } && (self.fit() || sight.record.local.current.is_none());
         let busy = activation.filter(|activation| activation.progress != Progress::Complete);

@@ -83,6 +83,7 @@ struct World {
     orders: Option<AppOrders>,
     health: Option<Health>,
     trial: Option<Health>,
+    refused: bool,
     killed: bool,
     room: bool,
     confirmed: Option<Fence>,
@@ -101,6 +102,7 @@ impl World {
             orders: None,
             health: None,
             trial: None,
+            refused: false,
             killed: false,
             room: true,
             confirmed: None,
@@ -114,6 +116,7 @@ impl World {
             now: now(self.ms),
             orders: self.orders.as_ref(),
             orders_fresh: true,
+            refused: self.refused,
             killed: self.killed,
             confirmed: self.confirmed,
             record: &self.record,
@@ -229,6 +232,11 @@ fn traffic_comes_with_orders_that_leave_nothing_owed_or_after_patience() {
     assert!(!alone.look().contains(&Effect::TakeTraffic));
     alone.ms = PATIENCE_MS;
     assert!(alone.look().contains(&Effect::TakeTraffic));
+
+    // A removed server, or a copy: its group answers, and does not take it for one of its own.
+    let mut refused = World::new("1.0.0");
+    (refused.refused, refused.ms) = (true, 10 * PATIENCE_MS);
+    assert!(!refused.look().contains(&Effect::TakeTraffic));
 }
 
 #[test]

@@ -191,7 +191,9 @@ impl Asking {
                 self.answered(Received { orders, asked_ms, valid_ms, leader }, hash, whom)
             }
             (Open::Orders(whom), Input::Orders { orders: None, elsewhere, .. }) => {
-                self.heard(&whom);
+                // While the group refuses this agent, it asks less and less often.
+                self.preferred = Some(whom.server.clone());
+                self.turn = 0;
                 let displaced = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
                 self.displaced += u32::from(displaced.is_some());
                 // Once: a request of an earlier process that came late.

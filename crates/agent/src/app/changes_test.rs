@@ -33,6 +33,7 @@ fn step() -> Running {
         now,
         orders: Some(&orders),
         orders_fresh: true,
+        refused: false,
         killed: false,
         confirmed: None,
         record: &record,

@@ -62,6 +62,7 @@ async fn follow(
         kill.mark_unchanged();
         // Before everything else is read: a change meanwhile is seen again, but not missed.
         let (_, revision) = typed::list(registry, keys::POLICIES).await?;
+        show_loss(registry, handle, revision).await;
         take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
         let (view, unusable) = read_view(registry).await?;
@@ -89,6 +90,19 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// Shows the hub that its registry went back, if its revision is below that of a policy that the
+/// group has: it asks for what comes after that one. The answer, a refusal, is what `why` says of
+/// the policy.
+async fn show_loss(registry: &dyn Registry, handle: &MemberHandle, revision: u64) {
+    let view = handle.view();
+    let known = view.state.apps.values().map(|app| app.revision.0).max();
+    if let Some(known) = known.filter(|known| *known > revision) {
+        let select = Selector::Prefix(keys::POLICIES.to_owned());
+        let request = WatchRequest { select, from_revision: known + 1, wait_ms: 0 };
+        let _ = registry.watch(request).await;
+    }
 }
 
 /// Waits for a change that a leader reads everything again for.

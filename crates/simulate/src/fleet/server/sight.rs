@@ -42,6 +42,7 @@ impl Server {
             now,
             orders: debtless.as_ref().or(orders),
             orders_fresh: received.as_ref().is_some_and(fresh),
+            refused: false,
             killed: self.kill.stopping().is_some(),
             confirmed: outbox.confirmed().get(app).copied(),
             record: unfenced.as_ref().unwrap_or(&here.record),
