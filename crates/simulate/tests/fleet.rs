@@ -26,7 +26,7 @@ fn everything_comes_right_whatever_happens_1() {
 
 #[test]
 fn everything_comes_right_whatever_happens_2() {
-    everything_comes_right(622..807);
+    everything_comes_right(622..726);
 }
 
 #[test]
