@@ -20,7 +20,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<bool> {
     let mut command = cargo();
     command.args(["run", "--quiet", "--package", "cohort-simulate"]);
     if args.release {
-        command.arg("--release");
+        command.args(["--profile", "simulate"]);
     }
     let status = command.arg("--").args(&args.options).status();
     Ok(status.with_context(|| format!("{command:?}"))?.success())
