@@ -179,7 +179,7 @@ fn an_agent_that_the_group_took_in_notices_that_another_one_speaks_for_its_serve
     let other = || no_orders(Some("10.0.0.8"));
     assert_eq!(world.step(other()), [Effect::Ask(asked.clone(), Question::Join)]);
     let orders = Effect::Ask(asked.clone(), Question::Orders);
-    assert_eq!(world.step(Input::Joined(true)), [orders.clone()]);
+    assert_eq!(world.step(Input::Joined(true)), std::slice::from_ref(&orders));
     let late = world.step(other());
     assert_eq!(late, [Effect::Ask(asked, Question::Join)], "an earlier process's, perhaps");
     assert_eq!(world.step(Input::Joined(true)), [orders]);

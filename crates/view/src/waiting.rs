@@ -162,6 +162,11 @@ pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
 #[must_use]
 pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
+    let mend = || Hint::run_to("mend the checks of the policy", Command::AppApply);
+    let remove = |when: &str, server: &ServerId| {
+        let (group, server) = (group.clone(), server.clone());
+        Hint::run_to(when, Command::GroupRemoveServer { group, server })
+    };
     match on {
         WaitingOn::RegistryRecord
         | WaitingOn::NewerRelease { .. }
@@ -179,8 +184,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::KillSwitch { .. } => vec![Command::KillStatus.into()],
         WaitingOn::RegistryAway => vec!["start the hub; the group then continues".into()],
         WaitingOn::PolicyLost { .. } => {
-            let (group, app) = (group.clone(), app.clone());
-            let show = Command::AppShow { app, group };
+            let show = Command::AppShow { app: app.clone(), group: group.clone() };
             vec![
                 Hint::run_to("apply it again", Command::AppApply),
                 Hint::run_to("if the file is lost, the group has it", show),
@@ -231,37 +235,25 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             vec![Hint::run_to(raise, Command::AppApply)]
         }
         WaitingOn::ServerUnreachable { server, .. } => {
-            let (group, server) = (group.clone(), server.clone());
             let start = format!("start the agent on {server}");
-            let remove = Command::GroupRemoveServer { group, server };
-            vec![start.into(), Hint::run_to("if it is lost permanently", remove)]
+            vec![start.into(), remove("if it is lost permanently", server)]
         }
         WaitingOn::RollbackStuck { servers } => {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
-            let remove = servers.first().map(|server| {
-                let (group, server) = (group.clone(), server.clone());
-                let remove = Command::GroupRemoveServer { group, server };
-                Hint::run_to("or, if that server is lost permanently", remove)
-            });
+            let lost = "or, if that server is lost permanently";
             let fix = Hint::run_to("publish a fix: it takes over", publish);
-            [fix].into_iter().chain(remove).collect()
+            [fix].into_iter().chain(servers.first().map(|server| remove(lost, server))).collect()
         }
         WaitingOn::NotStopped { .. } => vec![Hint::run_to("try again", retry())],
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
         }
-        WaitingOn::ChecksFail { .. } => {
-            vec![Hint::run_to("mend the checks of the policy", Command::AppApply)]
-        }
-        WaitingOn::ChecksFlap { .. } => {
-            let mend = Hint::run_to("mend the checks of the policy", Command::AppApply);
-            vec![Hint::run_to("try again", retry()), mend]
-        }
+        WaitingOn::ChecksFail { .. } => vec![mend()],
+        WaitingOn::ChecksFlap { .. } => vec![Hint::run_to("try again", retry()), mend()],
         WaitingOn::NotDownloaded { servers, .. } => {
-            let (group, server) = (group.clone(), servers[0].clone());
+            let server = &servers[0];
             let inspect = format!("check the network, the disk and the agent's log on {server}");
-            let remove = Command::GroupRemoveServer { group, server };
-            vec![inspect.into(), Hint::run_to("if it is lost permanently", remove)]
+            vec![inspect.into(), remove("if it is lost permanently", server)]
         }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
