@@ -57,8 +57,8 @@ impl App {
         Author { peer, group, removed }
     }
 
-    /// When a certificate issued now counts as issued: after the last removal of its holder, also if
-    /// that was just now, or the clock has gone back since.
+    /// When a certificate issued now counts as issued: after the last removal of its holder, also
+    /// if that was just now, or the clock has gone back since.
     pub(crate) fn issue_time(&self, peer: &Peer) -> UnixTime {
         let removed_at = match peer.role {
             Role::Agent => self.removed.removed_at(&server_of(peer)),
