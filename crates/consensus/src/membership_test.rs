@@ -28,23 +28,28 @@ fn change_done(group: &mut Group, voters: &[u64], standbys: &[u64]) {
     panic!("{wanted} was never reached");
 }
 
-#[test]
-fn a_group_grows_from_one_to_five() {
+/// A group that members joined one after the other, each as a standby first.
+fn grown(size: u64) -> Group {
     let mut group = Group::of(&[1]);
     group.propose("a");
-    for id in 2..=5 {
+    for id in 2..=size {
         group.join(id);
         let voters: Vec<u64> = (1..id).collect();
         change_done(&mut group, &voters, &[id]);
         let leader = group.leader();
-        let effects = group.drain(RaftId(leader));
-        let applied = effects.applied;
+        let applied = group.drain(RaftId(leader)).applied;
         // The founding snapshot lacks the new member, so the leader requests a fresh one.
         let _ = group.node(leader).compact(applied, b"a".to_vec());
         group.ticks(10);
         let voters: Vec<u64> = (1..=id).collect();
         change_done(&mut group, &voters, &[]);
     }
+    group
+}
+
+#[test]
+fn a_group_grows_from_one_to_five() {
+    let mut group = grown(5);
     group.propose("b");
     group.ticks(3);
     for id in 2..=5 {
@@ -56,23 +61,14 @@ fn a_group_grows_from_one_to_five() {
 /// Members that joined one after the other have only ever talked to the leader.
 #[test]
 fn members_that_never_met_elect_the_one_that_leadership_is_handed_to() {
-    let mut group = Group::of(&[1]);
-    group.propose("a");
-    for id in 2..=5 {
-        group.join(id);
-        let voters: Vec<u64> = (1..id).collect();
-        change_done(&mut group, &voters, &[id]);
-        let applied = group.drain(RaftId(1)).applied;
-        let _ = group.node(1).compact(applied, b"a".to_vec());
-        group.ticks(10);
-        let voters: Vec<u64> = (1..=id).collect();
-        change_done(&mut group, &voters, &[]);
-    }
-    let term = group.node(1).status().term;
-    group.node(1).transfer_leadership(RaftId(4)).unwrap();
+    let mut group = grown(5);
+    let leader = group.leader();
+    let term = group.node(leader).status().term;
+    let next = if leader == 4 { 3 } else { 4 };
+    group.node(leader).transfer_leadership(RaftId(next)).unwrap();
     // Without a tick: no request for a vote is repeated.
     group.settle();
-    let status = group.node(4).status();
+    let status = group.node(next).status();
     assert!(status.is_leader());
     assert_eq!(status.term.0, term.0 + 1);
 }
