@@ -181,15 +181,14 @@ async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), 
                 view.policies.insert(app, (policy.revision, parsed));
             }
             Ok(parsed) => {
-                view.unusable.insert(app.clone());
                 unusable.insert(app, format!("it is a policy of {}", parsed.app));
             }
             Err(error) => {
-                view.unusable.insert(app.clone());
                 unusable.insert(app, chain(&error));
             }
         }
     }
+    view.unusable = unusable.keys().cloned().collect();
     for (revision, removed) in typed::removed_apps(registry).await? {
         view.removed.insert(removed.app, revision);
     }
@@ -215,13 +214,53 @@ async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), 
 mod read_registry_test {
     use std::sync::Arc;
 
+    use async_trait::async_trait;
     use cohort_core::ids::{AppId, GroupId};
     use cohort_identity::{Peer, Role};
-    use cohort_registry::{Op, Registry as _, Txn, keys};
+    use cohort_registry::{
+        Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
+        WatchRequest, keys,
+    };
+    use cohort_server::member::View;
     use cohort_wire::kill::KillRegister;
+    use parking_lot::Mutex;
 
-    use super::{KillScope, SignedKill, matters, take_kill_registers};
-    use crate::testing::{GROUP, Lab};
+    use super::{KillScope, SignedKill, matters, show_loss, take_kill_registers};
+    use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
+
+    /// Notes which revisions are watched from.
+    #[derive(Default)]
+    struct Watched(Mutex<Vec<u64>>);
+
+    #[async_trait]
+    impl Registry for Watched {
+        async fn range(&self, _: RangeRequest) -> Result<RangeAnswer, RegistryError> {
+            unreachable!("nothing is read")
+        }
+
+        async fn txn(&self, _: Txn) -> Result<TxnAnswer, RegistryError> {
+            unreachable!("nothing is written")
+        }
+
+        async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
+            self.0.lock().push(request.from_revision);
+            Err(RegistryError::WentBack { asked: request.from_revision, revision: 0 })
+        }
+    }
+
+    /// A file that was restored in place looks like the one that was there.
+    #[tokio::test]
+    async fn a_registry_that_is_older_than_a_policy_of_the_group_is_shown_that() {
+        let (lab, registry) = (Lab::new().await, Watched::default());
+        let mut state = founded();
+        apply(&mut state, policy());
+        let view = View { state: Arc::new(state), ..lab.leading() };
+        let (handle, _views, _queue) = handle(view);
+        show_loss(&registry, &handle, 1).await;
+        assert!(registry.0.lock().is_empty(), "it has the policy's revision");
+        show_loss(&registry, &handle, 0).await;
+        assert_eq!(*registry.0.lock(), [2]);
+    }
 
     #[tokio::test]
     async fn a_damaged_register_in_the_registry_does_not_hide_a_healthy_one() {
