@@ -1,8 +1,8 @@
-use axum::extract::ConnectInfo;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::ConnectInfo;
 use axum::extract::State as Context;
 use cohort_consensus::Role as RaftRole;
 use cohort_core::Body;

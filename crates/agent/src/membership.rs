@@ -3,7 +3,6 @@
 //! The decisions are in [`cohort_server::membership`]; here are the disk, the registry and the
 //! calls to other members.
 
-use cohort_core::state::Process;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +13,7 @@ use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_consensus::{Config, Envelope, Node, NodeError, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::placement::Carriers;
+use cohort_core::state::Process;
 use cohort_host::boot_time_ms;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;

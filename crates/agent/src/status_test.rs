@@ -1,8 +1,8 @@
-use cohort_core::state::Process;
 use std::sync::Arc;
 
 use cohort_core::Body;
 use cohort_core::phase::PhaseName;
+use cohort_core::state::Process;
 use cohort_core::waiting::WaitingOn;
 use cohort_server::member::View;
 

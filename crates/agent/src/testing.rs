@@ -1,7 +1,6 @@
 //! Agents of one group without their tasks, and a repository to verify against: for the tests of
 //! this crate.
 
-use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use cohort_core::orders::{
     ActivationOrder, AppOrders, Fence, FetchOrder, MemberOrder, Orders, Purpose,
 };
 use cohort_core::release::{Release, Rollback};
+use cohort_core::state::Process;
 use cohort_core::{Body, State};
 use cohort_host::{
     Controls, ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus, boot_time_ms,

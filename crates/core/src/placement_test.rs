@@ -1,12 +1,12 @@
 //! Which servers carry the group's log.
 
-use crate::state::Process;
 use std::collections::BTreeSet;
 
 use crate::command::{Body, COMMAND_VERSION, Command};
 use crate::ids::{AppId, Channel, GroupId, Incarnation, MemberId, Revision, ServerId};
 use crate::placement::{Carriers, Next, Placed, Placement, Unheard, placement, voters_of};
 use crate::policy::{Policy, Update};
+use crate::state::Process;
 use crate::state::{App, ServerApp, State};
 use crate::waiting::Placing;
 

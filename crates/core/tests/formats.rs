@@ -3,7 +3,6 @@
 
 mod common;
 
-use cohort_core::state::Process;
 use std::path::Path;
 
 use cohort_base::golden::hold;
@@ -13,6 +12,7 @@ use cohort_core::orders::{ActivationOrder, Fence, Purpose};
 use cohort_core::policy::Duration;
 use cohort_core::reason::Reason;
 use cohort_core::report::{Blame, Outcome, Report, Step};
+use cohort_core::state::Process;
 use cohort_core::steps::{AppRecord, BootTime, Failure};
 use common::{app, command, platform, policy, release, server};
 

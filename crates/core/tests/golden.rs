@@ -6,7 +6,6 @@
 
 mod common;
 
-use cohort_core::state::Process;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +14,7 @@ use cohort_core::command::{Body, Command};
 use cohort_core::ids::{GroupId, Incarnation};
 use cohort_core::plan::{Observations, Offer, plan};
 use cohort_core::report::{Blame, Outcome, Report, Step};
+use cohort_core::state::Process;
 use common::{app, command, policy, release, server};
 
 fn folder() -> PathBuf {

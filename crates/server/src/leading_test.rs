@@ -1,4 +1,3 @@
-use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
@@ -6,6 +5,7 @@ use cohort_core::gate::RegistryView;
 use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
 use cohort_core::refused::{Role, WhyRefused};
+use cohort_core::state::Process;
 use cohort_core::waiting::Placing;
 use cohort_core::{Body, Command, Plan, State};
 

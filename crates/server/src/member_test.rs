@@ -1,4 +1,3 @@
-use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use cohort_core::command::COMMAND_VERSION;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::MemberId;
 use cohort_core::refused::WhyRefused;
+use cohort_core::state::Process;
 use cohort_store::WriteFault;
 
 use crate::contacts::Contacts;

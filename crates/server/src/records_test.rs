@@ -1,4 +1,3 @@
-use cohort_core::state::Process;
 use std::collections::BTreeMap;
 
 use cohort_consensus::{Configuration, RaftId};
@@ -10,6 +9,7 @@ use cohort_core::reason::Reason;
 use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::REPORT_TEXT_BYTES_MAX;
+use cohort_core::state::Process;
 use cohort_core::state::{Ending, HistoryEntry, Verdict};
 use cohort_core::{Body, Command, Offer, State};
 

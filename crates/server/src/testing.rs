@@ -1,12 +1,12 @@
 //! Three members in one thread, over simulated disks and a network that can be partitioned.
 
-use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_consensus::{Config, Envelope, Node, RaftId};
 use cohort_core::command::COMMAND_VERSION;
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::state::Process;
 use cohort_core::{Body, Command, State};
 use cohort_store::{Disk, FaultyStore};
 

@@ -4,7 +4,6 @@
 //!
 //! `cargo run --release -p cohort-simulate --example figures [NAME]`
 
-use cohort_core::state::Process;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use cohort_core::policy::{Policy, Update};
 use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Outcome, Report};
 use cohort_core::state::ActivationStage;
+use cohort_core::state::Process;
 use cohort_core::{Body, Command, Observations, Offer, State, plan};
 use cohort_simulate::fleet::chaos::Chaos;
 

@@ -1,6 +1,5 @@
 //! A group: its servers, some of which carry its log, and the network between them.
 
-use cohort_core::state::Process;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
 use cohort_core::placement::voters_of;
 use cohort_core::release::Release;
+use cohort_core::state::Process;
 use cohort_server::member::View;
 use cohort_server::membership::{FIRST_MEMBER, Founder, founding_state};
 use cohort_store::{Disk, Entry, EntryKind, FaultyStore};

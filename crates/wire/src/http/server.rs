@@ -1,6 +1,5 @@
 //! Serving peers: one port, protocols selected by ALPN, every limit enforced here.
 
-use axum::extract::ConnectInfo;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use cohort_base::chain;

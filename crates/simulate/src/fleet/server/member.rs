@@ -1,8 +1,6 @@
 //! The group's log on a virtual server: the production member, and what the agent around it does
 //! for those who ask it.
 
-use cohort_core::state::Process;
-use cohort_server::answers::ReportsRefused;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +10,8 @@ use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
 use cohort_core::orders::Orders;
+use cohort_core::state::Process;
+use cohort_server::answers::ReportsRefused;
 use cohort_server::answers::{self, Committing, Joining};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
