@@ -3,9 +3,11 @@
 mod common;
 
 use cohort_core::command::{Body, Planned, Rejection, WhyNot};
-use cohort_core::ids::Revision;
+use cohort_core::ids::{BootEpoch, Revision};
+use cohort_core::orders::{Fence, Purpose};
 use cohort_core::phase::{Phase, PhaseName, arrow};
 use cohort_core::reason::Reason;
+use cohort_core::report::{Blame, Outcome, Report, Step};
 use cohort_core::state::Ending;
 use cohort_core::waiting::WaitingOn;
 use cohort_core::{Observations, State, plan};
@@ -100,4 +102,42 @@ fn a_leader_whose_server_has_left_says_so() {
     let seen = Observations { leader: Some(leader.clone()), ..Observations::default() };
     let waiting = plan(&started(REVERT, true), &seen).waiting;
     assert!(waiting.iter().any(|one| one.on == WaitingOn::LeaderLeft { leader: leader.clone() }));
+}
+
+/// What a server could not stop may still run, and counts as out: the next one waits.
+#[test]
+fn a_server_that_cannot_stop_a_removed_app_holds_up_the_others() {
+    let mut state = group();
+    let policy = policy(1, 0);
+    let mut take = |body| state.apply(&command(None, body)).map(|_| ());
+    take(Body::SetPolicy { policy, revision: Revision(2) }).unwrap();
+    let report = |n, fence, outcome| {
+        let (server, app, boot_epoch) = (server(n), app(), BootEpoch(1));
+        let sequence = if fence == Fence::default() { 1 } else { 2 };
+        Body::Report {
+            report: Report { server, boot_epoch, sequence, app, fence, attempt: 1, outcome },
+        }
+    };
+    for n in 0..3 {
+        let found = Outcome::Found { release: Some(release(1)), in_service: true };
+        take(report(n, Fence::default(), found)).unwrap();
+    }
+    take(Body::Adopt { app: app(), release: release(1) }).unwrap();
+    take(Body::RemoveApp { app: app(), revision: Revision(3) }).unwrap();
+    let grant = |state: &State, n| {
+        let generation = state.apps[&app()].generation;
+        let step = Planned::Grant { server: server(n), purpose: Purpose::Debt };
+        Body::Plan { app: app(), generation, step }
+    };
+    let first = grant(&state, 0);
+    state.apply(&command(None, first)).unwrap();
+    let fence = state.apps[&app()].servers[&server(0)].activation.as_ref().unwrap().fence;
+    let (blame, step) = (Blame::Release, Step::Stop);
+    let (reason, output) = ("exit status 3".to_owned(), String::new());
+    let failed = report(0, fence, Outcome::Failed { blame, step, reason, output });
+    state.apply(&command(None, failed)).unwrap();
+    assert_eq!(state.apps[&app()].servers[&server(0)].running, Some(release(1)));
+    let next = grant(&state, 1);
+    let refused = state.apply(&command(None, next)).unwrap_err();
+    assert_eq!(refused, Rejection::Capacity { out: 1, max: 1 });
 }

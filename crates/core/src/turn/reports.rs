@@ -261,7 +261,8 @@ impl Turn<'_> {
             ActivationStage::Failed { at, step, blame, reason: failure.reason.clone() };
         let Activation { purpose, release, .. } = activation.clone();
         here.unsure = false;
-        if step >= Step::Stop {
+        // What could not be stopped may still run.
+        if step > Step::Stop {
             here.running.clone_from(&release);
         }
         if step >= Step::Drain {
