@@ -154,6 +154,7 @@ impl Runner {
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
                 Ok(CommandAnswer { rejection: None, .. }) => {
                     self.shared.runs_elsewhere(None);
+                    self.shared.not_taken.lock().ended();
                     Input::Joined(true)
                 }
                 Ok(CommandAnswer {
@@ -168,8 +169,7 @@ impl Runner {
                     Input::Joined(false)
                 }
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(error, member = %whom.server, "not taken into the group yet");
+                    self.shared.not_taken.lock().of("not taken into the group yet", &error);
                     Input::Joined(false)
                 }
             },

@@ -30,6 +30,7 @@ use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use crate::complaint::Complaint;
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
@@ -74,6 +75,8 @@ pub(crate) struct Shared {
     pub life: u64,
     /// The host of the machine that runs as this server, for which the group refuses this one.
     pub elsewhere: Mutex<Option<String>>,
+    /// Why no member takes this server into the group.
+    pub not_taken: Mutex<Complaint>,
     /// The group answered last that it has no orders for this agent.
     pub refused: AtomicBool,
     pub tasks: Tasks,

@@ -217,6 +217,7 @@ pub(crate) async fn open(
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
         elsewhere: Mutex::default(),
+        not_taken: Mutex::default(),
         refused: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),

@@ -54,9 +54,9 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
     }
 }
 
-/// Nothing is told while the group refuses this agent as a copy.
+/// Nothing is told while the group does not take this agent for its server's.
 async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
-    if shared.elsewhere.lock().is_some() {
+    if shared.is_refused() {
         return Ok(());
     }
     let (registry, own) = (&*shared.registry, &shared.record);
