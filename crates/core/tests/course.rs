@@ -1,4 +1,5 @@
 //! What happens to a rollout that fails, and which transitions are drawn.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -252,13 +252,17 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::ChecksFlap { .. } => vec![Hint::run_to("try again", retry()), mend()],
         WaitingOn::NotDownloaded { servers, .. } => {
             let server = &servers[0];
-            let inspect = format!("check the network, the disk and the agent's log on {server}");
-            vec![inspect.into(), remove("if it is lost permanently", server)]
+            vec![inspect_download(server), remove("if it is lost permanently", server)]
         }
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
         }
     }
+}
+
+/// What an operator can look at if a download fails on this server.
+pub(crate) fn inspect_download(server: &ServerId) -> Hint {
+    format!("check the network, the disk and the agent's log on {server}").into()
 }
 
 /// What an operator can do about a refusal.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::doing::Download;
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
@@ -21,7 +22,7 @@ use crate::report::{
 };
 use crate::status::step;
 use crate::transfer;
-use crate::waiting::{concerns, hints, is_idle, placing_hints, placing_sentence};
+use crate::waiting::{concerns, hints, inspect_download, is_idle, placing_hints, placing_sentence};
 use crate::words;
 
 /// A wait of an app, a server or a group.
@@ -84,6 +85,7 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         waits.extend(shown.map(|waiting| {
             let mut wait = Wait::of(group, id, app, waiting);
             wait.sentence.push_str(&fetch_details(&waiting.on, app));
+            wait.hints.get_or_insert_default().extend(fetch_hint(&waiting.on, app));
             wait
         }));
         waits.extend(broken);
@@ -160,6 +162,18 @@ fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
         matches!(doing, Doing::Download(_)).then(|| format!(" ({server}: {})", detail(doing)))
     };
     servers.iter().filter_map(says).take(DETAILS_MAX).collect()
+}
+
+/// What to do about a download that has failed more than once. It is tried again, but what it
+/// fails at (a full disk, a network) may need somebody.
+fn fetch_hint(on: &WaitingOn, app: &AppStatus) -> Option<Hint> {
+    let WaitingOn::Download { servers } = on else { return None };
+    let fails = |server: &&ServerId| {
+        let doing = app.servers.get(*server).and_then(|here| here.doing.as_ref());
+        matches!(doing, Some(Doing::Download(Download::Failed { tries: 2.., .. })))
+    };
+    let server = servers.iter().find(fails)?;
+    Some(inspect_download(server))
 }
 
 /// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min: long

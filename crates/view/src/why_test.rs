@@ -1,10 +1,10 @@
+use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::{PausedBy, Unfit};
 use cohort_core::waiting::{Placing, WaitingOn};
-use cohort_wire::agent::CopyStatus;
-use cohort_wire::agent::{GroupStatus, PlacingStatus};
+use cohort_wire::agent::{CopyStatus, GroupStatus, PlacingStatus};
 
 use crate::command::Command;
 use crate::hint::Hint;
@@ -61,6 +61,20 @@ fn what_is_silent_is_named_once_and_its_last_step_is_old() {
     lose(&mut status, "web-2", 50_000);
     let named = |wait: &&Wait| wait.sentence.contains("web-2") || wait.server.is_some();
     assert_eq!(waits(&report([status])).iter().filter(named).count(), 1);
+}
+
+#[test]
+fn a_download_that_keeps_failing_needs_somebody() {
+    let hints = |tries| {
+        let mut status = moving();
+        let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
+        let error = "not enough free space".to_owned();
+        here.doing = Some(Doing::Download(Download::Failed { tries, error }));
+        let waits = waits(&report([status]));
+        let wait = waits.iter().find(|wait| matches!(wait.on, Some(WaitingOn::Download { .. })));
+        wait.unwrap().hints.as_ref().unwrap().len()
+    };
+    assert_eq!((hints(1), hints(2)), (0, 1));
 }
 
 #[test]
