@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::capacity;
 use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection, WhyNot};
 use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
 use crate::phase::Phase;
@@ -152,7 +151,6 @@ impl State {
             app.servers.remove(server);
             app.phase.forget(server);
         }
-        capacity::room_again(self);
         events.push(Event::ServersChanged);
         Ok(())
     }
@@ -187,7 +185,6 @@ impl State {
                 app.revision = revision;
                 app.policy = policy.clone().into();
                 app.set_checks(revision, &policy.checks);
-                capacity::room_again(self);
             }
         } else if self.outlived(&policy.app, revision) {
             // From a registry that is older than the removal.

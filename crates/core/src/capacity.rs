@@ -144,21 +144,6 @@ pub fn bears(state: &State, app: &AppId, server: &ServerId) -> bool {
     others.len() < app.max_unavailable(state.size()) as usize
 }
 
-/// There is room again: changes that were granted and may not have begun for lack of it get the
-/// whole of `progress_deadline`.
-pub(crate) fn room_again(state: &mut State) {
-    let clock = state.clock;
-    for app in state.apps.values_mut() {
-        let may_be_held =
-            |change: &Activation| change.costs && change.stage == ActivationStage::Granted;
-        if app.in_flight().any(|(_, change)| may_be_held(change))
-            && let Some(rollout) = app.phase.rollout_mut()
-        {
-            rollout.progress = clock;
-        }
-    }
-}
-
 fn apps_on<'a>(state: &'a State, server: &'a ServerId) -> impl Iterator<Item = &'a ServerApp> {
     state.apps.values().filter_map(move |app| app.servers.get(server))
 }

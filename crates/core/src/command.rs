@@ -105,8 +105,11 @@ pub enum Planned {
     StartWave { number: u32, servers: BTreeSet<ServerId> },
     /// Takes a broken server into the wave that waits for it: the release may repair it.
     WidenWave { server: ServerId },
-    /// Allows one server to change what it runs, for this purpose.
-    Grant { server: ServerId, purpose: Purpose },
+    /// Allows one server to change what it runs, for this purpose. `voters` are the servers of the
+    /// group's voters if a release is to go to one of them: it may take its host down.
+    Grant { server: ServerId, purpose: Purpose, voters: BTreeSet<ServerId> },
+    /// Takes back a grant that has no room any more: others may need the server, or the room.
+    Withdraw { server: ServerId },
     /// Declares a silent server lost: the rollout continues without it, and it is in debt.
     LoseServer { server: ServerId, silent_ms: u64 },
     /// A server of the wave has not downloaded the release, as others have: the rollout continues
@@ -148,6 +151,7 @@ impl Body {
                 Planned::StartWave { .. } => "start-wave",
                 Planned::WidenWave { .. } => "widen-wave",
                 Planned::Grant { .. } => "grant",
+                Planned::Withdraw { .. } => "withdraw",
                 Planned::LoseServer { .. } => "lose-server",
                 Planned::LeaveOut { .. } => "leave-out",
                 Planned::FindServer { .. } => "find-server",
@@ -174,6 +178,8 @@ pub enum Event {
     PhaseChanged { app: AppId, from: PhaseName, to: PhaseName, by: String },
     /// A server may change what it runs.
     Granted { app: AppId, server: ServerId, generation: Generation, purpose: Purpose },
+    /// A change that the server has not begun is no longer granted.
+    Withdrawn { app: AppId, server: ServerId },
     /// A server reported that a step failed.
     ServerFailed { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.

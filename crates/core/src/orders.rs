@@ -144,6 +144,8 @@ pub enum Hold {
     KillSwitch,
     /// `max_unavailable` is used up: do not leave traffic.
     Capacity,
+    /// The leader took the grant back: a server that has not left traffic for it gives it up.
+    Withdrawn,
 }
 
 /// Why a change was granted.

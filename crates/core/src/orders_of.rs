@@ -173,6 +173,8 @@ impl Asked<'_> {
         let by_person = matches!(self.app.phase, Phase::RollingBack { by_person: true, .. });
         if self.killed && !(by_person && purpose == Purpose::RollBack) {
             Some(Hold::KillSwitch)
+        } else if self.here.in_flight().is_some_and(|it| it.stage == ActivationStage::Withdrawn) {
+            Some(Hold::Withdrawn)
         } else if !capacity::bears(self.state, self.id, self.server) {
             Some(Hold::Capacity)
         } else {

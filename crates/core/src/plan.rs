@@ -223,6 +223,7 @@ impl<'a> Planner<'a> {
         } else {
             self.phase();
         }
+        self.withdraw();
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
             self.left_out(rollout);

@@ -76,6 +76,12 @@ pub enum WhyNot {
     /// The server is not in the wave, or the wave is still downloading.
     NotItsTurn,
     NothingToGrant,
+    /// A release goes to no more voters at once than the group can lose.
+    TooManyVoters,
+    /// The server has begun its change, or has none.
+    NothingToWithdraw,
+    /// The change leads where the plan goes, and there is room for it.
+    StillWanted,
     /// An operator removed the app.
     BeingRemoved,
     AlreadyLost,

@@ -47,6 +47,8 @@ pub enum Outcome {
     /// A step failed; the server stays as it is and waits for orders. `output` is the end of the
     /// hook's or the service's output.
     Failed { blame: Blame, step: Step, reason: String, output: String },
+    /// The server has not begun a change that was withdrawn, and never will.
+    GivenBack,
     /// The host restored the old release on its own: it could not reach the group in time.
     Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
@@ -69,7 +71,8 @@ impl Outcome {
             | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
-            | Outcome::InService => 0,
+            | Outcome::InService
+            | Outcome::GivenBack => 0,
         };
         bytes > 2 * REPORT_TEXT_BYTES_MAX
     }

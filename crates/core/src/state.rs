@@ -224,6 +224,8 @@ pub struct Activation {
 pub enum ActivationStage {
     /// The server may start,
     Granted,
+    /// may no longer, unless it has already: the leader took the grant back,
+    Withdrawn,
     /// has started the release,
     Applied { at: ClockMs },
     /// has passed its checks,
@@ -241,11 +243,17 @@ impl Activation {
         !self.void && self.open()
     }
 
+    /// Whether the server has not begun, as far as it has said.
+    pub(crate) fn not_begun(&self) -> bool {
+        matches!(self.stage, ActivationStage::Granted | ActivationStage::Withdrawn)
+    }
+
     /// Whether the server may still be working on it, ordered or not.
     #[must_use]
     pub fn open(&self) -> bool {
         match self.stage {
             ActivationStage::Granted
+            | ActivationStage::Withdrawn
             | ActivationStage::Applied { .. }
             | ActivationStage::Checked { .. } => true,
             ActivationStage::Failed { .. } | ActivationStage::Undone { .. } => false,

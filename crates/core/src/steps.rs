@@ -57,6 +57,8 @@ pub enum Progress {
     Failed { step: Step, attempt: u32, blame: Blame, reason: String, output: String },
     /// or the host went back to the old release on its own,
     Undone { reason: String },
+    /// or the order was withdrawn before the server left traffic for it,
+    GivenBack,
     /// or the server takes traffic with the release: the activation is complete.
     Complete,
 }
@@ -69,7 +71,7 @@ impl LocalActivation {
             Progress::Begun { step, .. }
             | Progress::Done { step, .. }
             | Progress::Failed { step, .. } => *step >= Step::Stop,
-            Progress::Undone { .. } => false,
+            Progress::Undone { .. } | Progress::GivenBack => false,
             Progress::Complete => true,
         }
     }
@@ -81,7 +83,7 @@ impl LocalActivation {
             Progress::Begun { step, .. }
             | Progress::Done { step, .. }
             | Progress::Failed { step, .. } => *step >= Step::Drain,
-            Progress::Undone { .. } | Progress::Complete => false,
+            Progress::Undone { .. } | Progress::GivenBack | Progress::Complete => false,
         }
     }
 
@@ -119,6 +121,7 @@ impl LocalActivation {
                 1,
                 Outcome::Undone { release: self.previous.clone(), reason: reason.clone() },
             )),
+            Progress::GivenBack => Some((1, Outcome::GivenBack)),
             Progress::Complete => Some((1, Outcome::InService)),
         }
     }
@@ -158,6 +161,8 @@ pub enum StepAction {
     Accept { order: ActivationOrder, step: Step },
     /// Record the step as begun, then run it.
     Run { step: Step, attempt: u32 },
+    /// Record that this order was given back: its fence becomes the highest, and it never begins.
+    GiveBack { order: ActivationOrder },
     /// Record the activation as complete.
     Complete,
     /// Record the step as failed after [`ATTEMPTS_MAX`] attempts.
@@ -226,6 +231,9 @@ fn accept(
     held: &[Digest],
     moment: Moment,
 ) -> StepAction {
+    if order.hold == Some(Hold::Withdrawn) && order.fence > local.highest {
+        return StepAction::GiveBack { order: order.clone() };
+    }
     let step = match &order.release {
         Some(release) if !held.contains(&release.artifact) => {
             return StepAction::Wait(StepWait::Fetching);
@@ -269,7 +277,7 @@ fn proceed(
     moment: Moment,
 ) -> StepAction {
     let (step, attempt, done) = match &activation.progress {
-        Progress::Complete => return StepAction::Settled,
+        Progress::Complete | Progress::GivenBack => return StepAction::Settled,
         Progress::Failed { .. } if !must_undo(activation, moment) => {
             return StepAction::Wait(StepWait::Decision);
         }
@@ -283,6 +291,10 @@ fn proceed(
     };
     if must_undo(activation, moment) {
         return StepAction::Undo { reason: undo_reason(activation), attempt: 1 };
+    }
+    let withdrawn = same.filter(|order| order.hold == Some(Hold::Withdrawn));
+    if let Some(order) = withdrawn.filter(|_| !activation.drained()) {
+        return StepAction::GiveBack { order: order.clone() };
     }
     if !done && attempt >= ATTEMPTS_MAX {
         return StepAction::GiveUp { step, attempt };
@@ -355,6 +367,7 @@ fn undo_reason(activation: &LocalActivation) -> String {
         Progress::Begun { .. }
         | Progress::Done { .. }
         | Progress::Undone { .. }
+        | Progress::GivenBack
         | Progress::Complete => format!("the group was not reached within {seconds} s"),
     }
 }

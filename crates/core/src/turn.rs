@@ -3,6 +3,7 @@
 
 use crate::command::{Event, Planned, Rejection, WhyNot};
 use crate::ids::{AppId, ClockMs, Generation, Incarnation, Platform, ServerId};
+use crate::orders::Purpose;
 use crate::phase::{Milestone, Phase, PhaseName, arrow};
 use crate::reason::Reason;
 use crate::release::Release;
@@ -90,7 +91,8 @@ impl Turn<'_> {
             Planned::Verify { server } => self.verify(server),
             Planned::StartWave { number, servers } => self.start_wave(*number, servers),
             Planned::WidenWave { server } => self.widen_wave(server),
-            Planned::Grant { server, purpose } => self.grant(server, *purpose, costs),
+            Planned::Grant { server, purpose, .. } => self.grant(server, *purpose, costs),
+            Planned::Withdraw { server } => self.withdraw(server),
             Planned::LoseServer { server, silent_ms } => self.lose(server, *silent_ms),
             Planned::LeaveOut { server } => self.leave_out(server),
             Planned::FindServer { server } => self.find(server),
@@ -149,6 +151,14 @@ impl Turn<'_> {
     fn progress(&mut self) {
         if let Some(rollout) = self.app.phase.rollout_mut() {
             rollout.progress = self.clock;
+        }
+    }
+
+    /// A server that pays a debt is not the rollout's progress until it has paid: one that never
+    /// can would keep a stuck rollout from being found stuck.
+    fn progress_by(&mut self, purpose: Purpose) {
+        if purpose != Purpose::Debt {
+            self.progress();
         }
     }
 

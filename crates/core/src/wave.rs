@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::capacity;
 use crate::ids::ServerId;
+use crate::orders::Purpose;
 use crate::state::{Rollout, State};
 
 /// The servers of the next wave, chosen from those that are ready, which come in order of their
@@ -48,6 +49,26 @@ pub(crate) fn choose(
         }
     }
     chosen
+}
+
+/// The voters whose hosts a new release may be taking down: a group that loses its majority to a
+/// release cannot roll it back. One that was lost counts against the failures allowed instead.
+pub(crate) fn at_risk(state: &State, voters: &BTreeSet<ServerId>) -> BTreeSet<ServerId> {
+    let is_at_risk = |server: &&ServerId| {
+        let mut here = state.apps.values().filter_map(|app| app.servers.get(*server));
+        here.any(|here| here.in_flight().is_some_and(|it| it.purpose == Purpose::Wave))
+    };
+    voters.iter().filter(is_at_risk).cloned().collect()
+}
+
+/// Whether a release may go to this server next to those voters that already have one.
+pub(crate) fn spares_majority(
+    state: &State,
+    voters: &BTreeSet<ServerId>,
+    server: &ServerId,
+) -> bool {
+    let others = at_risk(state, voters).iter().filter(|other| *other != server).count();
+    !voters.contains(server) || others < margin(voters.len())
 }
 
 /// How many of so many voters may change at once: as many as the group can lose, and one.

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use cohort_core::command::{Body, Planned, Rejection, WhyNot};
 use cohort_core::ids::{BootEpoch, Revision};
 use cohort_core::orders::{Fence, Purpose};
@@ -127,7 +129,8 @@ fn a_server_that_cannot_stop_a_removed_app_holds_up_the_others() {
     take(Body::RemoveApp { app: app(), revision: Revision(3) }).unwrap();
     let grant = |state: &State, n| {
         let generation = state.apps[&app()].generation;
-        let step = Planned::Grant { server: server(n), purpose: Purpose::Debt };
+        let step =
+            Planned::Grant { server: server(n), purpose: Purpose::Debt, voters: BTreeSet::new() };
         Body::Plan { app: app(), generation, step }
     };
     let first = grant(&state, 0);

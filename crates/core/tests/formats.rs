@@ -51,7 +51,10 @@ fn records_of_apps_are_read_by_every_later_version() {
     undone.undone("not reached".to_owned());
     let mut complete = record(Step::WarmUp);
     complete.complete();
-    let records = [AppRecord::default(), begun, done, failed, undone, complete];
+    let mut given_back = record(Step::Prepare);
+    let order = given_back.local.activation.clone().expect("accepted").order;
+    given_back.give_back(order, |_| true);
+    let records = [AppRecord::default(), begun, done, failed, undone, given_back, complete];
     hold(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/app-record.jsonl"), &records);
 }
 
@@ -106,6 +109,7 @@ fn planned() -> Vec<Planned> {
         Planned::Verify { server: server(1) },
         Planned::StartWave { number: 2, servers: [server(1), server(2)].into() },
         Planned::WidenWave { server: server(3) },
+        Planned::Withdraw { server: server(1) },
         Planned::LoseServer { server: server(1), silent_ms: 60_000 },
         Planned::LeaveOut { server: server(1) },
         Planned::FindServer { server: server(1) },
@@ -116,7 +120,10 @@ fn planned() -> Vec<Planned> {
         },
     ];
     let purposes = [Purpose::Wave, Purpose::RollBack, Purpose::Debt];
-    steps.extend(purposes.map(|purpose| Planned::Grant { server: server(1), purpose }));
+    steps.extend(purposes.map(|purpose| {
+        let voters = [server(1), server(2)].into();
+        Planned::Grant { server: server(1), purpose, voters }
+    }));
     steps.extend(reasons().map(|reason| Planned::Fail { reason }));
     steps
 }
@@ -139,7 +146,7 @@ fn reasons() -> [Reason; 8] {
     ]
 }
 
-fn outcomes() -> [Outcome; 10] {
+fn outcomes() -> [Outcome; 11] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
@@ -154,6 +161,7 @@ fn outcomes() -> [Outcome; 10] {
             reason: reason(),
             output,
         },
+        Outcome::GivenBack,
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
         Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
@@ -190,6 +198,7 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::Verify { .. }
             | Planned::StartWave { .. }
             | Planned::WidenWave { .. }
+            | Planned::Withdraw { .. }
             | Planned::LoseServer { .. }
             | Planned::LeaveOut { .. }
             | Planned::FindServer { .. }
@@ -217,6 +226,7 @@ fn has_an_example(body: &Body) -> bool {
             | Outcome::Checked
             | Outcome::InService
             | Outcome::Failed { .. }
+            | Outcome::GivenBack
             | Outcome::Undone { .. }
             | Outcome::Health { .. }
             | Outcome::Tried { .. } => true,

@@ -241,6 +241,11 @@ impl AppHost {
                 self.begin(step, |record, now| record.begin(step, attempt, now))?;
                 self.run(step, attempt, cancel).await
             }
+            StepAction::GiveBack { order } => {
+                let releases = self.releases.clone();
+                self.change(|record| record.give_back(order, |release| releases.has(release)))?;
+                Ok(Acted::Done)
+            }
             StepAction::Complete => {
                 self.change(AppRecord::complete)?;
                 self.take_traffic();

@@ -234,7 +234,7 @@ impl AppHost {
             Progress::Begun { step, .. }
             | Progress::Done { step, .. }
             | Progress::Failed { step, .. } => step.name(),
-            Progress::Undone { .. } | Progress::Complete => "",
+            Progress::Undone { .. } | Progress::GivenBack | Progress::Complete => "",
         };
         set("COHORT_STEP", step.to_owned());
         set("COHORT_FENCE", work.fence());

@@ -135,7 +135,7 @@ fn switched(activation: &LocalActivation) -> bool {
         Progress::Begun { step, .. }
         | Progress::Done { step, .. }
         | Progress::Failed { step, .. } => *step >= Step::Switch,
-        Progress::Undone { .. } => false,
+        Progress::Undone { .. } | Progress::GivenBack => false,
         Progress::Complete => true,
     }
 }

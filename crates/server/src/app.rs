@@ -330,7 +330,9 @@ impl App {
                 !sight.refused && waited_ms >= self.ready_without_orders_after_ms
             }
         } && (self.fit() || sight.record.local.current.is_none());
-        let busy = activation.filter(|activation| activation.progress != Progress::Complete);
+        let busy = activation.filter(|activation| {
+            !matches!(activation.progress, Progress::Complete | Progress::GivenBack)
+        });
         if settled || (busy.is_some() && sight.orders.is_some()) {
             // An agent that restarted in an activation that has not drained yet still serves;
             // paying a debt comes before traffic.
@@ -461,7 +463,7 @@ fn is_removed(step: &StepAction, sight: &Sight<'_>) -> bool {
 /// Whether no change is in progress: the last one is complete, or was undone.
 fn at_rest(step: &StepAction, local: &LocalApp) -> bool {
     match local.activation.as_ref().map(|activation| &activation.progress) {
-        None | Some(Progress::Complete) => *step == StepAction::Settled,
+        None | Some(Progress::Complete | Progress::GivenBack) => *step == StepAction::Settled,
         Some(Progress::Undone { .. }) => *step == StepAction::Wait(StepWait::Decision),
         Some(Progress::Begun { .. } | Progress::Done { .. } | Progress::Failed { .. }) => false,
     }
@@ -495,7 +497,9 @@ impl Running {
     fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
         let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
         let (fence, undoing) = match action {
-            StepAction::Accept { order, .. } => (order.fence, false),
+            StepAction::Accept { order, .. } | StepAction::GiveBack { order } => {
+                (order.fence, false)
+            }
             StepAction::Undo { .. } => (known.unwrap_or_default(), true),
             StepAction::Run { .. }
             | StepAction::GiveUp { .. }
@@ -554,6 +558,8 @@ pub fn step_of(action: &StepAction) -> Option<Step> {
         | StepAction::Run { step, .. }
         | StepAction::GiveUp { step, .. } => Some(*step),
         StepAction::Undo { .. } => Some(Step::Undo),
+        // Nothing has begun.
+        StepAction::GiveBack { .. } => Some(Step::Prepare),
         StepAction::Complete | StepAction::Settled | StepAction::Wait(_) => None,
     }
 }

@@ -28,6 +28,7 @@ impl HealthPace {
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService
+            | Outcome::GivenBack
             | Outcome::Failed { .. }
             | Outcome::Undone { .. } => return true,
         }

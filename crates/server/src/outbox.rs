@@ -102,7 +102,8 @@ impl Outbox {
             | Outcome::Lacks { .. }
             | Outcome::Applied
             | Outcome::Checked
-            | Outcome::InService => {}
+            | Outcome::InService
+            | Outcome::GivenBack => {}
         }
         if self.queue.len() >= HELD_MAX {
             return;

@@ -319,6 +319,7 @@ pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
     }
     here.activation.as_ref().map(|stage| match stage {
         ActivationStage::Granted => "granted".to_owned(),
+        ActivationStage::Withdrawn => "withdrawn".to_owned(),
         ActivationStage::Applied { .. } => "applied".to_owned(),
         ActivationStage::Checked { .. } => "checked".to_owned(),
         ActivationStage::Failed { step, reason, .. } => {

@@ -246,6 +246,7 @@ fn group_status() {
     let activations = [
         None,
         Some(ActivationStage::Granted),
+        Some(ActivationStage::Withdrawn),
         Some(ActivationStage::Applied { at }),
         Some(ActivationStage::Checked { at }),
         Some(ActivationStage::Failed { at, step, blame: Blame::Release, reason: reason() }),

@@ -29,6 +29,9 @@ impl Notes {
                 let event = events::GRANTED;
                 tracing::info!(event, %app, %server, %generation, ?purpose, "change granted");
             }
+            Event::Withdrawn { app, server } => {
+                tracing::info!(%app, %server, "change withdrawn: there is no room for it");
+            }
             Event::ServerFailed { app, server, reason } => {
                 tracing::warn!(%app, %server, reason, "server failed");
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Planner;
 use crate::capacity::{self, Standing};
-use crate::command::{Body, Planned};
+use crate::command::Planned;
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::WaveStep;
@@ -94,8 +94,9 @@ impl Planner<'_> {
                         self.wait(since, WaitingOn::Download { servers });
                     }
                     let short = self.grants(&waiting, Purpose::Wave, since);
-                    if step == WaveStep::Downloaded && !open.iter().any(|id| self.acts(id)) {
-                        self.widen(rollout, servers, short);
+                    let flies = |id: &ServerId| self.app.servers[id].in_flight().is_some();
+                    if short && step == WaveStep::Downloaded && !open.iter().any(flies) {
+                        self.widen(rollout, servers);
                     }
                 }
                 self.steps(since, &open);
@@ -173,13 +174,8 @@ impl Planner<'_> {
         free && !here.serves(&rollout.release)
     }
 
-    /// Takes a broken server that nothing else repairs into the wave, if the wave waits for room
-    /// and nobody in it is acting.
-    fn widen(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>, short: bool) {
-        let flies = |server: &ServerId| self.app.servers[server].in_flight().is_some();
-        if !short && !wave.iter().any(flies) {
-            return;
-        }
+    /// Takes a broken server that nothing else repairs into the wave, which waits for room.
+    fn widen(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>) {
         let broken = self.app.remaining(rollout).into_iter().find(|server| {
             let here = &self.app.servers[server];
             !wave.contains(server)
@@ -211,24 +207,20 @@ impl Planner<'_> {
         let out = self.out_servers();
         let mut used = out.clone();
         let mut short = false;
-        let mut at_risk = self.voters_at_risk();
-        let margin = wave::margin(self.seen.voters.len());
+        let seen = self.seen;
+        let voters = &seen.voters;
         let mut short_of_voters = false;
         // Free ones first.
         let (free, costly): (Vec<&ServerId>, Vec<&ServerId>) =
             servers.iter().partition(|server| !self.costs(server, purpose));
         for (at, server) in free.iter().chain(&costly).enumerate() {
             if self.waits_for_another_app(server) {
-                // What the other app does there may wait for room itself.
-                short |= !self.others_act(server);
                 continue;
             }
-            if purpose == Purpose::Wave && self.seen.voters.contains(*server) {
-                let others = at_risk.iter().filter(|other| other != server).count();
-                if others >= margin {
-                    short_of_voters = true;
-                    continue;
-                }
+            let votes = purpose == Purpose::Wave && voters.contains(*server);
+            if votes && !wave::spares_majority(self.state, voters, server) {
+                short_of_voters = true;
+                continue;
             }
             if at >= free.len() {
                 if !capacity::has_room(&used, max, server) {
@@ -237,38 +229,18 @@ impl Planner<'_> {
                 }
                 used.insert((*server).clone());
             }
-            at_risk.extend(self.seen.voters.get(*server).cloned());
-            self.propose(Planned::Grant { server: (*server).clone(), purpose });
+            let voters = if votes { voters.clone() } else { BTreeSet::new() };
+            self.propose(Planned::Grant { server: (*server).clone(), purpose, voters });
         }
         if short {
             self.wait_for_room(since, out, max);
         }
         if short_of_voters {
-            let max = u32::try_from(margin).unwrap_or(u32::MAX);
-            self.wait(since, WaitingOn::QuorumMargin { voters: at_risk, max });
+            let max = u32::try_from(wave::margin(voters.len())).unwrap_or(u32::MAX);
+            let voters = wave::at_risk(self.state, voters);
+            self.wait(since, WaitingOn::QuorumMargin { voters, max });
         }
         short
-    }
-
-    /// The voters whose hosts a new release may be taking down: a group that loses its majority to
-    /// a release cannot roll it back. One that was lost counts against the failures allowed
-    /// instead.
-    fn voters_at_risk(&self) -> BTreeSet<ServerId> {
-        let waves = |server: &ServerId| {
-            let mut here = self.state.apps.values().filter_map(|app| app.servers.get(server));
-            here.any(|here| here.in_flight().is_some_and(|it| it.purpose == Purpose::Wave))
-        };
-        // Another app's grant of this round is not in the state yet.
-        let granted = |server: &ServerId| {
-            self.plan.commands.iter().any(|body| match body {
-                Body::Plan { step: Planned::Grant { server: to, purpose }, .. } => {
-                    to == server && *purpose == Purpose::Wave
-                }
-                _ => false,
-            })
-        };
-        let is_at_risk = |server: &&ServerId| waves(server) || granted(server);
-        self.seen.voters.iter().filter(is_at_risk).cloned().collect()
     }
 
     fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {
@@ -316,11 +288,6 @@ impl Planner<'_> {
         others.filter(move |(_, app)| flies(app)).map(|(other, _)| other)
     }
 
-    /// Whether none of the other apps' changes on the server is held for lack of room.
-    fn others_act(&self, server: &ServerId) -> bool {
-        self.changed_by_others(server).all(|app| self.is_let_begin(app, server))
-    }
-
     pub(super) fn costs(&self, server: &ServerId, purpose: Purpose) -> bool {
         capacity::costs(self.state, self.app, server, purpose)
     }
@@ -328,14 +295,29 @@ impl Planner<'_> {
     /// Whether a server is changing, and is not held for lack of room.
     fn acts(&self, server: &ServerId) -> bool {
         self.app.servers.get(server).is_some_and(|here| here.in_flight().is_some())
-            && self.is_let_begin(self.id, server)
+            && (self.has_begun(server) || capacity::bears(self.state, self.id, server))
     }
 
-    /// Whether an app's change on a server has begun, or is not held for lack of room.
-    fn is_let_begin(&self, app: &AppId, server: &ServerId) -> bool {
-        let doing = self.seen.doing.get(&(app.clone(), server.clone()));
-        let begun = doing.is_some_and(|step| *step >= Step::Drain);
-        begun || capacity::bears(self.state, app, server)
+    /// Whether a server says that it has begun its change.
+    fn has_begun(&self, server: &ServerId) -> bool {
+        let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
+        doing.is_some_and(|step| *step >= Step::Drain)
+    }
+
+    /// Takes back what was granted and either has no room any more or is no longer wanted. A grant
+    /// that may not begin would block other apps, newer releases and the way back, which may be
+    /// what makes room; one that leads where the plan no longer goes, a server that cannot begin.
+    pub(super) fn withdraw(&mut self) {
+        if self.seen.killed.is_some() {
+            return;
+        }
+        for (server, change) in self.app.in_flight() {
+            let may_begin = self.app.wants(change) && capacity::bears(self.state, self.id, server);
+            let granted = change.stage == ActivationStage::Granted;
+            if granted && !may_begin && !self.has_begun(server) {
+                self.propose(Planned::Withdraw { server: server.clone() });
+            }
+        }
     }
 
     /// Waits for the steps that these servers are taking, and for room if they may not begin.
@@ -358,7 +340,7 @@ impl Planner<'_> {
         let step = |server: &&ServerId| {
             let change = self.app.servers.get(*server)?.in_flight()?;
             let reported = match &change.stage {
-                ActivationStage::Granted => Step::Prepare,
+                ActivationStage::Granted | ActivationStage::Withdrawn => Step::Prepare,
                 ActivationStage::Applied { .. } => Step::Check,
                 ActivationStage::Checked { .. } => Step::WarmUp,
                 ActivationStage::Failed { .. } | ActivationStage::Undone { .. } => return None,

@@ -1,9 +1,9 @@
 use super::record::AppRecord;
 use super::{BootTime, Moment, StepAction, StepWait, next_action};
-use crate::ids::{Generation, Incarnation};
-use crate::orders::{ActivationOrder, Fence, Purpose};
+use crate::ids::{AppId, Generation, Incarnation};
+use crate::orders::{ActivationOrder, AppOrders, Fence, Hold, Purpose};
 use crate::release::{Release, Rollback};
-use crate::report::Step;
+use crate::report::{Outcome, Step};
 
 const NOW: BootTime<'_> = BootTime { boot: "this", ms: 0 };
 const KILLED: Moment = Moment {
@@ -33,9 +33,8 @@ fn release(version: &str) -> Release {
     }
 }
 
-/// What a server does that was at this step when it lost power, or that has ended it.
-fn after(purpose: Purpose, step: Step, done: bool, moment: Moment) -> StepAction {
-    let order = ActivationOrder {
+fn order(purpose: Purpose) -> ActivationOrder {
+    ActivationOrder {
         fence: Fence { incarnation: Incarnation(1), generation: Generation(2) },
         release: Some(release("2.0.0")),
         undo_to: None,
@@ -48,10 +47,14 @@ fn after(purpose: Purpose, step: Step, done: bool, moment: Moment) -> StepAction
         warm_up_ms: 0,
         checks: Vec::new(),
         hold: None,
-    };
+    }
+}
+
+/// What a server does that was at this step when it lost power, or that has ended it.
+fn after(purpose: Purpose, step: Step, done: bool, moment: Moment) -> StepAction {
     let mut record = AppRecord::default();
     record.local.current = Some(release("1.0.0"));
-    record.accept(order, Step::Prepare, |_| true, NOW);
+    record.accept(order(purpose), Step::Prepare, |_| true, NOW);
     record.begin(step, 1, NOW);
     if done {
         record.done(step, 1);
@@ -96,4 +99,49 @@ fn a_rollback_that_lost_its_group_finishes_alone_in_every_step() {
     assert_eq!(after(Purpose::RollBack, Step::Prepare, true, ABANDONED), waits);
     let undo = after(Purpose::Wave, Step::Check, true, ABANDONED);
     assert!(matches!(undo, StepAction::Undo { .. }), "{undo:?}");
+}
+
+/// What a server with this record does if its latest orders have this activation.
+fn ordered(record: &AppRecord, order: ActivationOrder) -> StepAction {
+    let orders = AppOrders {
+        app: AppId::new("web").unwrap(),
+        fetch: Vec::new(),
+        activation: Some(order),
+        run: None,
+        owes: false,
+        in_service: None,
+        checks: Vec::new(),
+        trial: None,
+        keep: Vec::new(),
+        holds: Vec::new(),
+    };
+    let moment = Moment { orders_fresh: true, ..Moment::default() };
+    next_action(Some(&orders), &record.local, &[release("2.0.0").artifact], moment).step
+}
+
+#[test]
+fn a_withdrawn_order_is_given_back_until_the_server_leaves_traffic_and_never_begins_later() {
+    let order = order(Purpose::Wave);
+    let withdrawn = ActivationOrder { hold: Some(Hold::Withdrawn), ..order.clone() };
+    let gives_back = StepAction::GiveBack { order: withdrawn.clone() };
+    let mut unaccepted = AppRecord::default();
+    unaccepted.local.current = Some(release("1.0.0"));
+    let mut prepared = unaccepted.clone();
+    prepared.accept(order.clone(), Step::Prepare, |_| true, NOW);
+    prepared.done(Step::Prepare, 1);
+    for mut record in [unaccepted, prepared.clone()] {
+        assert_eq!(ordered(&record, withdrawn.clone()), gives_back);
+        record.give_back(withdrawn.clone(), |_| true);
+        let outcome = record.local.activation.as_ref().unwrap().outcome();
+        assert_eq!(outcome, Some((1, Outcome::GivenBack)));
+        assert!(record.takes_traffic().is_ok() && !record.under_way());
+        assert_eq!(record.local.current, Some(release("1.0.0")));
+        // An earlier answer, without the hold, comes late.
+        for late in [&withdrawn, &order] {
+            assert_eq!(ordered(&record, late.clone()), StepAction::Settled);
+        }
+    }
+    prepared.begin(Step::Drain, 1, NOW);
+    let goes_on = StepAction::Run { step: Step::Drain, attempt: 2 };
+    assert_eq!(ordered(&prepared, withdrawn), goes_on);
 }

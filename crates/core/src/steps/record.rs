@@ -154,6 +154,16 @@ impl AppRecord {
         self.local.activation = Some(LocalActivation { order, previous, progress });
     }
 
+    /// Gives an order back that has not begun.
+    pub fn give_back(&mut self, order: ActivationOrder, keeps: impl Fn(&Release) -> bool) {
+        let previous = self.previous_for(keeps);
+        self.later = None;
+        self.confirm = None;
+        self.local.highest = order.fence;
+        let progress = Progress::GivenBack;
+        self.local.activation = Some(LocalActivation { order, previous, progress });
+    }
+
     /// What the host may go back to on its own: the last release that ran well here, never a
     /// half-installed one. The order's `undo_to` is only what ran when it was given, perhaps badly.
     fn previous_for(&self, keeps: impl Fn(&Release) -> bool) -> Option<Release> {
@@ -269,6 +279,7 @@ impl AppRecord {
         self.local.activation.as_ref().is_some_and(|activation| match activation.progress {
             Progress::Begun { step: Step::Check | Step::WarmUp, .. }
             | Progress::Done { step: Step::Start | Step::Check | Step::WarmUp, .. }
+            | Progress::GivenBack
             | Progress::Complete => false,
             Progress::Begun { .. }
             | Progress::Done { .. }

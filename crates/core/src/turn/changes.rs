@@ -10,8 +10,8 @@ use crate::orders::{Fence, Purpose};
 use crate::phase::{Phase, WaveStep};
 use crate::reason::DebtReason;
 use crate::release::Release;
-use crate::state::{Activation, ActivationStage, App, Rollout, State};
-use crate::trial;
+use crate::state::{Activation, ActivationStage, App, Rollout, ServerApp, State};
+use crate::{trial, wave};
 
 impl State {
     /// Checks a step against the whole group: a grant needs capacity, and a server on which no app
@@ -24,8 +24,20 @@ impl State {
         if let Planned::TakeChecks { revision, servers } = step {
             return self.clear_checks(app, *revision, servers);
         }
-        let Planned::Grant { server, purpose } = step else { return Ok(false) };
+        if let Planned::Withdraw { server } = step
+            && let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight)
+            && app.wants(change)
+            && capacity::bears(self, app_id, server)
+        {
+            let (state, why) = (app.phase.name(), WhyNot::StillWanted);
+            return Err(Rejection::NotNow { state, why });
+        }
+        let Planned::Grant { server, purpose, voters } = step else { return Ok(false) };
         let purpose = *purpose;
+        if !wave::spares_majority(self, voters, server) {
+            let (state, why) = (app.phase.name(), WhyNot::TooManyVoters);
+            return Err(Rejection::NotNow { state, why });
+        }
         let busy = self.apps.iter().any(|(id, other)| {
             let here = other.servers.get(server);
             here.and_then(|here| here.in_flight()).is_some_and(|activation| {
@@ -106,7 +118,21 @@ impl Turn<'_> {
         });
         let (app, server, generation) = (self.id.clone(), server.clone(), *generation);
         self.events.push(Event::Granted { app, server, generation, purpose });
-        self.progress();
+        self.progress_by(purpose);
+        Ok(())
+    }
+
+    /// Takes a grant back. The server may have begun: until it has said that it has not, the change
+    /// stays ordered and counts as before.
+    pub(crate) fn withdraw(&mut self, server: &ServerId) -> Applied {
+        let here = self.app.servers.get_mut(server);
+        let granted = here
+            .and_then(|here| here.activation.as_mut())
+            .filter(|change| change.in_flight() && change.stage == ActivationStage::Granted);
+        let Some(change) = granted else { return self.not_now(WhyNot::NothingToWithdraw) };
+        change.stage = ActivationStage::Withdrawn;
+        let (app, server) = (self.id.clone(), server.clone());
+        self.events.push(Event::Withdrawn { app, server });
         Ok(())
     }
 

@@ -1,7 +1,6 @@
 //! Servers' reports.
 
 use super::{Applied, Turn};
-use crate::capacity;
 use crate::command::{Event, Limited, Rejection};
 use crate::ids::{Digest, Generation, Revision, ServerId};
 use crate::orders::Purpose;
@@ -34,14 +33,10 @@ impl State {
         };
         let position = (report.boot_epoch, report.sequence);
         let news = position > (server.boot_epoch, server.sequence);
-        let was_out = capacity::is_out(self, &report.server);
         let turn = self.turn(&report.app, actor, events);
         let (applied, confirmed) = turn.map_or((false, false), |mut turn| {
             (news && turn.report(report), turn.confirms(report))
         });
-        if was_out && !capacity::is_out(self, &report.server) {
-            capacity::room_again(self);
-        }
         if report.outcome == Outcome::Checked && !confirmed {
             let generation = self.apps.get(&report.app).map_or(Generation(0), |a| a.generation);
             return Err(Rejection::OldPlan { generation });
@@ -70,6 +65,7 @@ impl Turn<'_> {
             Outcome::Applied => self.advanced(report, ActivationStage::Applied { at: self.clock }),
             Outcome::Checked => self.advanced(report, ActivationStage::Checked { at: self.clock }),
             Outcome::InService => self.done(report),
+            Outcome::GivenBack => self.given_back(report),
             Outcome::Failed { blame, step, reason, output } => {
                 let failure = self.failure(server, *blame, *step, reason, output);
                 self.failed(report, failure)
@@ -101,7 +97,7 @@ impl Turn<'_> {
         here.found = true;
         if let Some(change) = here.in_flight() {
             // It has not begun: what it says of its service holds.
-            if here.unsure && change.stage == ActivationStage::Granted {
+            if here.unsure && change.not_begun() {
                 here.unsure = false;
                 here.in_service = in_service;
             }
@@ -166,7 +162,7 @@ impl Turn<'_> {
         if here.in_flight().is_some() {
             if in_service {
                 serves_again(here);
-            } else if here.in_flight().is_some_and(|c| c.stage == ActivationStage::Granted) {
+            } else if here.in_flight().is_some_and(Activation::not_begun) {
                 here.in_service = false;
                 here.unfit = Some(Unfit::Unhealthy { text: reason.to_owned() });
             }
@@ -215,7 +211,7 @@ impl Turn<'_> {
         let Some((here, true)) = self.here(report) else { return false };
         let Some(activation) = here.activation.as_mut().filter(|a| a.open()) else { return false };
         let news = match activation.stage {
-            ActivationStage::Granted => true,
+            ActivationStage::Granted | ActivationStage::Withdrawn => true,
             ActivationStage::Applied { .. } => matches!(to, ActivationStage::Checked { .. }),
             ActivationStage::Checked { .. }
             | ActivationStage::Failed { .. }
@@ -223,11 +219,12 @@ impl Turn<'_> {
         };
         if news {
             activation.stage = to;
+            let purpose = activation.purpose;
             here.unsure = false;
             here.running.clone_from(&activation.release);
             here.in_service = false;
             here.unfit = Some(Unfit::Changing);
-            self.progress();
+            self.progress_by(purpose);
         }
         true
     }
@@ -250,6 +247,19 @@ impl Turn<'_> {
         let (app, server) = (self.id.clone(), report.server.clone());
         self.events.push(Event::ServerDone { app, server });
         self.progress();
+        true
+    }
+
+    /// The server keeps what it runs, and may be granted another change. Not one of its tries.
+    fn given_back(&mut self, report: &Report) -> bool {
+        let Some((here, true)) = self.here(report) else { return false };
+        let Some(change) = here.activation.take_if(|change| change.not_begun()) else {
+            return false;
+        };
+        if let Some(debt) = here.debt.as_mut().filter(|_| change.purpose == Purpose::Debt) {
+            debt.tries = debt.tries.saturating_sub(1);
+        }
+        self.progress_by(change.purpose);
         true
     }
 
@@ -313,7 +323,7 @@ impl Turn<'_> {
         }
         let (app, server, reason) = (self.id.clone(), server.clone(), reason.clone());
         self.events.push(Event::ServerFailed { app, server: server.clone(), reason });
-        self.progress();
+        self.progress_by(purpose);
         let Some(rollout) = self.app.phase.rollout_mut() else { return };
         let own = purpose == Purpose::Wave && of == Some(&rollout.release);
         if !own && purpose != Purpose::RollBack {
@@ -340,7 +350,7 @@ fn serves_again(here: &mut ServerApp) {
     let served = here.in_service;
     here.in_service = here.running.is_some();
     if let Some(activation) = &mut here.activation
-        && activation.stage == ActivationStage::Granted
+        && activation.not_begun()
         && !activation.costs
         && here.in_service
         && !served

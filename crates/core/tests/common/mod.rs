@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command, Planned};
 use cohort_core::ids::{
@@ -159,8 +159,12 @@ impl Wish {
             16..=18 => {
                 let purpose =
                     [Purpose::Wave, Purpose::RollBack, Purpose::Debt][usize::from(self.number) % 3];
-                plan(Planned::Grant { server, purpose })
+                let voters = there.map_or_else(BTreeSet::new, |app| {
+                    app.servers.keys().take(usize::from(self.number) % 4).cloned().collect()
+                });
+                plan(Planned::Grant { server, purpose, voters })
             }
+            19 if n % 3 == 0 => plan(Planned::Withdraw { server }),
             19 => plan(Planned::LoseServer { server, silent_ms: n * 1000 }),
             20 if n % 3 == 0 => plan(Planned::LeaveOut { server }),
             20 => plan(Planned::FindServer { server }),
@@ -199,6 +203,7 @@ impl Wish {
             30 => Outcome::Holds { artifact: release.artifact },
             31 => Outcome::Applied,
             32 => Outcome::Checked,
+            33 if self.number.is_multiple_of(3) => Outcome::GivenBack,
             33 => Outcome::InService,
             34 => Outcome::Failed {
                 blame: if self.number.is_multiple_of(2) {

@@ -91,7 +91,7 @@ fn only_those_who_may() -> Result<()> {
     agent.refused("an agent reports for another server", Call::post(REPORT, &reports))?;
     // Members forward what servers and people send, and nothing else.
     let server = ServerId::new(second.as_str())?;
-    let step = Planned::Grant { server, purpose: Purpose::Debt };
+    let step = Planned::Grant { server, purpose: Purpose::Debt, voters: [].into() };
     let grant = Body::Plan { app, generation: Generation(1), step };
     let forged = cohort_core::Command {
         version: cohort_core::command::COMMAND_VERSION,

@@ -222,6 +222,7 @@ fn app_of(event: &Event) -> Option<&AppId> {
     match event {
         Event::PhaseChanged { app, .. }
         | Event::Granted { app, .. }
+        | Event::Withdrawn { app, .. }
         | Event::ServerFailed { app, .. }
         | Event::ServerLost { app, .. }
         | Event::ServerLeftOut { app, .. }
@@ -244,6 +245,7 @@ pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String>
             let purpose = purpose.as_str().unwrap_or_default().to_owned();
             steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
         }
+        Event::Withdrawn { server, .. } => steps.then(|| format!("{server} may no longer change")),
         Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
         Event::ServerLost { server, silent_ms, .. } => {
             Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))

@@ -149,7 +149,9 @@ impl Server {
                 let owes = orders.is_some_and(|orders| orders.owes);
                 let takes = self.here(app).record.takes_traffic().is_ok();
                 let change = self.here(app).record.local.activation.as_ref();
-                let busy = change.is_some_and(|change| change.progress != Progress::Complete);
+                let busy = change.is_some_and(|change| {
+                    !matches!(change.progress, Progress::Complete | Progress::GivenBack)
+                });
                 assert!(!takes || !owes || busy, "{} ms: {app} on {} {OWES}", self.now_ms, self.id);
                 self.service(app).traffic = takes;
             }
@@ -191,6 +193,9 @@ impl Server {
             StepAction::Undo { attempt, .. } => {
                 self.begin(app, Step::Undo, attempt);
                 self.run(app, Step::Undo, attempt, running, around);
+            }
+            StepAction::GiveBack { order } => {
+                self.change(app, |record, _| record.give_back(order, |_| true));
             }
             StepAction::Complete => {
                 if self.dies_here() {
