@@ -4,7 +4,7 @@
 //! A server counts as out until it says otherwise. What only the leader sees (a server that is
 //! silent) is added by the planner; everything else is replicated.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
@@ -47,10 +47,11 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
     }
 }
 
-/// Whether a change for this purpose takes capacity away. A server already out costs nothing more,
-/// unless it was lost mid-change: then it may be serving after all. Nor does going back to nothing
-/// where nothing else runs: nothing would serve afterwards either. Only a removed app is stopped
-/// within `max_unavailable` even so: a mistake has to leave time for the kill switch.
+/// Whether a change for this purpose takes capacity away. A server that is already out costs nothing
+/// more, unless the app itself serves there, or the server was lost mid-change: then it may be
+/// serving after all. Nor does going back to nothing where nothing else runs: nothing would serve
+/// afterwards either. Only a removed app is stopped within `max_unavailable` even so: a mistake has
+/// to leave time for the kill switch.
 #[must_use]
 pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> bool {
     let to_nothing = purpose != Purpose::Wave
@@ -58,6 +59,7 @@ pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> b
         && !matches!(app.phase, Phase::Removing { .. })
         && apps_on(state, server).filter(|here| here.running.is_some()).count() <= 1;
     let may_serve = standing(state, server) == Standing::Serving
+        || app.servers.get(server).is_some_and(ServerApp::takes_traffic)
         || apps_on(state, server).any(|here| here.unsure);
     may_serve && !to_nothing
 }
@@ -117,31 +119,56 @@ pub fn has_room(out: &BTreeSet<ServerId>, max: u32, server: &ServerId) -> bool {
     others < max as usize
 }
 
-/// Whether the ledger still bears a granted change that has taken nothing out of service yet: since
-/// the grant, the limit may have been lowered, or other servers may have left service.
+/// The granted changes that the ledger no longer bears, none of which has taken anything out of
+/// service yet: since the grant, the limit may have been lowered, or other servers may have left
+/// service.
 ///
 /// Grants are honoured in their order, so that two of them never wait for each other.
-#[must_use]
-pub fn bears(state: &State, app: &AppId, server: &ServerId) -> bool {
-    let Some(app) = state.apps.get(app) else { return false };
-    let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight) else { return false };
-    let sure = !apps_on(state, server).any(|here| here.unsure);
-    let away = |here: &ServerApp| here.running.is_some() && !here.in_service;
-    let costs_nothing = !change.costs || (sure && apps_on(state, server).any(away));
-    if change.stage != ActivationStage::Granted || costs_nothing {
-        return true;
+#[derive(Debug, Default)]
+pub struct Held(BTreeMap<AppId, BTreeSet<ServerId>>);
+
+impl Held {
+    /// Those of this state, in one pass over every app's servers.
+    #[must_use]
+    pub fn of(state: &State) -> Held {
+        let mut granted = Vec::new();
+        let begun = servers_where(state, |app, _, here| {
+            let costs = taken_out(here) && here.in_flight().is_some_and(has_begun);
+            costs || is_down_here(app, here)
+        });
+        for (id, app) in &state.apps {
+            let open = app.in_flight().filter(|(_, change)| change.costs && !has_begun(change));
+            granted.extend(open.map(|(server, change)| (change.granted, server, id, app)));
+        }
+        granted.sort_unstable_by_key(|(at, server, ..)| (*at, *server));
+        let mut out = begun;
+        let mut held: BTreeMap<AppId, BTreeSet<ServerId>> = BTreeMap::new();
+        for (_, server, id, app) in granted {
+            let others = out.len() - usize::from(out.contains(server));
+            let sure = !apps_on(state, server).any(|here| here.unsure);
+            let costs_nothing = sure && app.servers.get(server).is_some_and(is_away);
+            if !costs_nothing && others >= app.max_unavailable(state.size()) as usize {
+                held.entry(id.clone()).or_default().insert(server.clone());
+            }
+            out.insert(server);
+        }
+        Held(held)
     }
-    let before = |other: &ServerId, theirs: &Activation| {
-        theirs.costs
-            && (theirs.stage != ActivationStage::Granted
-                || (theirs.granted, other) < (change.granted, server))
-    };
-    let others = servers_where(state, |app, other, here| {
-        other != server
-            && (is_down_here(app, here)
-                || here.in_flight().is_some_and(|theirs| before(other, theirs)))
-    });
-    others.len() < app.max_unavailable(state.size()) as usize
+
+    /// Whether an app's change on a server must not begin.
+    #[must_use]
+    pub fn holds(&self, app: &AppId, server: &ServerId) -> bool {
+        self.0.get(app).is_some_and(|servers| servers.contains(server))
+    }
+}
+
+fn has_begun(change: &Activation) -> bool {
+    change.stage != ActivationStage::Granted
+}
+
+/// Whether the app runs here, and takes no traffic.
+fn is_away(here: &ServerApp) -> bool {
+    here.running.is_some() && !here.in_service
 }
 
 fn apps_on<'a>(state: &'a State, server: &'a ServerId) -> impl Iterator<Item = &'a ServerApp> {

@@ -1,6 +1,6 @@
 //! From the committed state to the orders of one server.
 
-use crate::capacity;
+use crate::capacity::Held;
 use crate::ids::{AppId, ClockMs, Digest, ServerId};
 use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, Hold, MemberAddress, MemberOrder, Orders, Purpose,
@@ -10,7 +10,7 @@ use crate::phase::Phase;
 use crate::policy::CheckPhase;
 use crate::prestage;
 use crate::release::Release;
-use crate::state::{ActivationStage, App, ServerApp, State};
+use crate::state::{Activation, ActivationStage, App, ServerApp, State};
 use crate::trial::TrialResult;
 
 /// Sources named to one server. 4: enough to survive two that are gone, small in every response.
@@ -175,11 +175,18 @@ impl Asked<'_> {
             Some(Hold::KillSwitch)
         } else if self.here.in_flight().is_some_and(|it| it.stage == ActivationStage::Withdrawn) {
             Some(Hold::Withdrawn)
-        } else if !capacity::bears(self.state, self.id, self.server) {
+        } else if self.is_held() {
             Some(Hold::Capacity)
         } else {
             None
         }
+    }
+
+    /// Whether there is no room for the granted change any more.
+    fn is_held(&self) -> bool {
+        let granted = |change: &Activation| change.stage == ActivationStage::Granted;
+        self.here.in_flight().is_some_and(granted)
+            && Held::of(self.state).holds(self.id, self.server)
     }
 
     /// Servers that are changing, or will soon: do not move leadership there.

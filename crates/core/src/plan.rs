@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::capacity::{self, Held, Standing};
 use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command, Planned};
 use crate::gate::RegistryView;
 use crate::ids::{AppId, ClockMs, ServerId};
@@ -24,6 +25,9 @@ mod waves;
 /// Rounds that one plan looks ahead. 16: from the discovery of a release to the grants of its first
 /// wave.
 const LOOK_AHEAD_MAX: usize = 16;
+/// Commands in one plan; the next one goes on once these are applied. 32: less than 20 ms of
+/// planning in a group of a thousand servers with five apps.
+const COMMANDS_MAX: usize = 32;
 /// Interval of clock entries while a deadline is running but none has expired, in milliseconds: the
 /// most that a deadline is late after a change of leader. 15 s: far shorter than any deadline.
 const CLOCK_EVERY_MS: u64 = 15_000;
@@ -107,11 +111,11 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
         let before = plan.commands.len();
         for body in round.commands {
             let command = command(body);
-            if ahead.apply(&command).is_ok() {
+            if plan.commands.len() < COMMANDS_MAX && ahead.apply(&command).is_ok() {
                 plan.commands.push(command.body);
             }
         }
-        if plan.commands.len() == before {
+        if plan.commands.len() == before || plan.commands.len() >= COMMANDS_MAX {
             break;
         }
     }
@@ -154,12 +158,44 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
             plan.commands.push(Body::SetPolicy { policy, revision });
         }
     }
+    let mut round = Round::new(state, seen, leader);
     let (back, other): (Vec<_>, Vec<_>) =
         state.apps.iter().partition(|(_, app)| matches!(app.phase, Phase::RollingBack { .. }));
     for (id, app) in back.into_iter().chain(other) {
-        Planner { state, seen, leader, id, app, plan: &mut plan }.app();
+        Planner { state, seen, leader, id, app, round: &mut round, plan: &mut plan }.app();
     }
     plan
+}
+
+/// What a round knows of the group's capacity, for all its apps.
+struct Round {
+    /// The servers that are out of service, or may be: also those not heard recently, unless they
+    /// run nothing.
+    out: BTreeSet<ServerId>,
+    /// Those, and what this round has granted.
+    used: BTreeSet<ServerId>,
+    /// The changes that may not begin.
+    held: Held,
+}
+
+impl Round {
+    fn new(state: &State, seen: &Observations, leader: &ServerId) -> Round {
+        let mut out = capacity::out_servers(state);
+        let silent = state.servers.keys().filter(|server| {
+            !is_counted_on(state, seen, leader, server)
+                && capacity::standing(state, server) != Standing::Idle
+        });
+        out.extend(silent.cloned());
+        Round { used: out.clone(), out, held: Held::of(state) }
+    }
+}
+
+/// Whether a server was heard so recently that another one may be taken out of service. The same
+/// for all apps, and stricter than what makes it unknown: until then, it may be dead.
+fn is_counted_on(state: &State, seen: &Observations, leader: &ServerId, server: &ServerId) -> bool {
+    let bound_ms = capacity::unknown_after_ms(state).min(capacity::COUNTED_ON_MS);
+    let heard = seen.contact_age_ms.get(server).copied();
+    server == leader || heard.is_some_and(|age_ms| age_ms < bound_ms)
 }
 
 /// Plans one app, collecting commands and waits.
@@ -169,6 +205,7 @@ struct Planner<'a> {
     leader: &'a ServerId,
     id: &'a AppId,
     app: &'a App,
+    round: &'a mut Round,
     plan: &'a mut Plan,
 }
 

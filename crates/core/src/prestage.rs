@@ -55,5 +55,5 @@ fn expected_next(state: &State, app: &App, rollout: &Rollout) -> BTreeSet<Server
     if let Some(servers) = current(app) {
         ready.retain(|server| !servers.contains(server));
     }
-    wave::choose(state, rollout, &rollout.lead, &ready)
+    wave::choose(state, app, rollout, &rollout.lead, &ready)
 }

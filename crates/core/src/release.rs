@@ -7,7 +7,6 @@ use crate::ids::{Digest, Platform, Version};
 /// A version of an app for one platform, as recorded in the log.
 /// Signature and freshness are checked when the rollout is decided; from then on, every server
 /// verifies against the digests in the log.
-/// verifies against the digests in the log.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {

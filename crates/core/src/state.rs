@@ -446,6 +446,11 @@ impl ServerApp {
         self.found && !self.unsure && self.settled_on(None)
     }
 
+    /// Whether the server takes traffic with the app, as far as it has said.
+    pub(crate) fn takes_traffic(&self) -> bool {
+        self.running.is_some() && self.in_service
+    }
+
     /// Whether the server is settled on the release and takes traffic.
     #[must_use]
     pub fn serves(&self, release: &Release) -> bool {

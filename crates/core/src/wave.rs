@@ -5,16 +5,18 @@ use std::collections::BTreeSet;
 use crate::capacity;
 use crate::ids::ServerId;
 use crate::orders::Purpose;
-use crate::state::{Rollout, State};
+use crate::state::{App, Rollout, ServerApp, State};
 
 /// The servers of the next wave, chosen from those that are ready, which come in order of their
 /// ids.
 ///
-/// Servers that are out of service come first: they take no capacity, and would delay the others.
+/// Servers on which the app is out of service come first: they take no capacity, and would delay the
+/// others.
 /// Members spread over the waves, because a bad release may take its host down. The leader's server
 /// comes last.
 pub(crate) fn choose(
     state: &State,
+    app: &App,
     rollout: &Rollout,
     lead: &ServerId,
     ready: &[ServerId],
@@ -23,7 +25,9 @@ pub(crate) fn choose(
     let size = sizes.of_wave(rollout.waves + 1, state.size()) as usize;
     let is_member =
         |server: &&ServerId| state.servers.get(*server).is_some_and(|s| s.member.is_some());
-    let out = capacity::out_servers(state);
+    let serves = |server: &ServerId| app.servers.get(server).is_some_and(ServerApp::takes_traffic);
+    let mut out = capacity::out_servers(state);
+    out.retain(|server| !serves(server));
     let mut order: Vec<&ServerId> = ready.iter().collect();
     order.sort_by_cached_key(|server| (!out.contains(*server), *server == lead));
     let broken = order.iter().take_while(|server| out.contains(**server)).count().min(size);

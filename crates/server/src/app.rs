@@ -190,8 +190,10 @@ impl App {
                 effects.push(Effect::WriteDown);
             }
             action => {
-                // While it only prepares, what runs is still watched.
-                if !matches!(step_of(&action), Some(Step::Fetch | Step::Prepare)) {
+                if matches!(step_of(&action), Some(Step::Fetch | Step::Prepare)) {
+                    // While it only prepares, what runs serves, and is still watched.
+                    self.traffic(&action, sight, &mut effects);
+                } else {
                     self.watched = None;
                     self.health = None;
                     self.booted = true;
@@ -279,19 +281,20 @@ impl App {
     /// Tells a group that believes something else what is true here: it re-added this server,
     /// started a new incarnation, lost sight of it in a change, or never learned what changed.
     fn correct(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        let Some(orders) = sight.orders.filter(|orders| orders.activation.is_none()) else {
-            return;
-        };
+        let Some(orders) = sight.orders else { return };
         let local = &sight.record.local;
+        let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
+        if orders.activation.is_some() {
+            return self.correct_drained(drained, orders, sight, effects);
+        }
         let at_rest = at_rest(step, local);
         let lost = orders.in_service.is_none() && *step != StepAction::Wait(StepWait::Confirmation);
-        let ordered = orders.activation.is_some();
-        let other = at_rest && !ordered && orders.run != local.current;
+        let other = at_rest && orders.run != local.current;
         let in_service = self.took_traffic && self.fit() && sight.record.takes_traffic().is_ok();
         let told = orders.in_service.is_none_or(|told| told == in_service);
         // A change that is no longer ordered, and has not drained, leaves the service as it is.
-        let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
-        if !(lost || other || (!drained && !ordered && !told))
+        let calm = drained || told;
+        if (calm && !lost && !other)
             || !sight.room_for_health
             || !due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
             || !(lost || other || self.health_pace.is_due(sight.now.ms))
@@ -307,6 +310,26 @@ impl App {
         }));
     }
 
+    /// A server that left traffic for a change and may not go on does not serve, which the steps of
+    /// the change would tell.
+    fn correct_drained(
+        &mut self,
+        drained: bool,
+        orders: &AppOrders,
+        sight: &Sight<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let returns = sight.record.undrain_to().is_some();
+        let believed = drained && !returns && orders.in_service == Some(true);
+        if believed
+            && sight.room_for_health
+            && due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
+        {
+            let reason = "out of traffic for a change that may not go on".to_owned();
+            effects.push(report(Outcome::Health { in_service: false, reason }));
+        }
+    }
+
     /// After a start: traffic only if nothing is owed, or if the group was unreachable for the
     /// configured time.
     fn traffic(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
@@ -320,10 +343,9 @@ impl App {
             Some(orders) => match &orders.activation {
                 None => at_rest(step, &sight.record.local),
                 // Its turn has come but it may not start yet: until then it serves.
-                Some(order) => {
-                    order.purpose == Purpose::Wave
-                        && activation.is_none_or(|known| known.order.fence < order.fence)
-                }
+                Some(order) => activation.is_none_or(|known| {
+                    known.order.fence < order.fence || known.progress == Progress::GivenBack
+                }),
             },
             None => {
                 let waited_ms = sight.now.ms.saturating_sub(self.started_ms);

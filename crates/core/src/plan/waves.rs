@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::Planner;
-use crate::capacity::{self, Standing};
+use super::{Planner, is_counted_on};
+use crate::capacity;
 use crate::command::Planned;
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::orders::Purpose;
@@ -47,7 +47,7 @@ impl Planner<'_> {
             self.steps(rollout.progress, &reachable);
             return;
         }
-        let servers = wave::choose(self.state, rollout, self.leader, &ready);
+        let servers = wave::choose(self.state, self.app, rollout, self.leader, &ready);
         self.propose(Planned::StartWave { number: rollout.waves + 1, servers });
     }
 
@@ -204,8 +204,6 @@ impl Planner<'_> {
             return false;
         }
         let max = self.app.max_unavailable(self.state.size());
-        let out = self.out_servers();
-        let mut used = out.clone();
         let mut short = false;
         let seen = self.seen;
         let voters = &seen.voters;
@@ -223,17 +221,17 @@ impl Planner<'_> {
                 continue;
             }
             if at >= free.len() {
-                if !capacity::has_room(&used, max, server) {
+                if !capacity::has_room(&self.round.used, max, server) {
                     short = true;
                     continue;
                 }
-                used.insert((*server).clone());
+                self.round.used.insert((*server).clone());
             }
             let voters = if votes { voters.clone() } else { BTreeSet::new() };
             self.propose(Planned::Grant { server: (*server).clone(), purpose, voters });
         }
         if short {
-            self.wait_for_room(since, out, max);
+            self.wait_for_room(since, max);
         }
         if short_of_voters {
             let max = u32::try_from(wave::margin(voters.len())).unwrap_or(u32::MAX);
@@ -243,7 +241,8 @@ impl Planner<'_> {
         short
     }
 
-    fn wait_for_room(&mut self, since: ClockMs, out: BTreeSet<ServerId>, max: u32) {
+    fn wait_for_room(&mut self, since: ClockMs, max: u32) {
+        let out = self.round.out.clone();
         for server in &out {
             if !self.is_counted_on(server) {
                 let (server, for_ms) = (server.clone(), self.silent_ms(server));
@@ -253,23 +252,8 @@ impl Planner<'_> {
         self.wait(since, WaitingOn::Capacity { out, max });
     }
 
-    /// The servers that are out of service, or may be: also those not heard recently, unless they
-    /// run nothing.
-    pub(super) fn out_servers(&self) -> BTreeSet<ServerId> {
-        let mut out = capacity::out_servers(self.state);
-        let silent = self.state.servers.keys().filter(|server| {
-            !self.is_counted_on(server) && capacity::standing(self.state, server) != Standing::Idle
-        });
-        out.extend(silent.cloned());
-        out
-    }
-
-    /// Whether a server was heard so recently that another one may be taken out of service. The
-    /// same for all apps, and stricter than what makes it unknown: until then, it may be dead.
     fn is_counted_on(&self, server: &ServerId) -> bool {
-        let bound_ms = capacity::unknown_after_ms(self.state).min(capacity::COUNTED_ON_MS);
-        let heard = self.seen.contact_age_ms.get(server).copied();
-        server == self.leader || heard.is_some_and(|age_ms| age_ms < bound_ms)
+        is_counted_on(self.state, self.seen, self.leader, server)
     }
 
     /// Whether another app is changing on the server; if so, waits for it.
@@ -295,7 +279,7 @@ impl Planner<'_> {
     /// Whether a server is changing, and is not held for lack of room.
     fn acts(&self, server: &ServerId) -> bool {
         self.app.servers.get(server).is_some_and(|here| here.in_flight().is_some())
-            && (self.has_begun(server) || capacity::bears(self.state, self.id, server))
+            && (self.has_begun(server) || !self.round.held.holds(self.id, server))
     }
 
     /// Whether a server says that it has begun its change.
@@ -312,7 +296,7 @@ impl Planner<'_> {
             return;
         }
         for (server, change) in self.app.in_flight() {
-            let may_begin = self.app.wants(change) && capacity::bears(self.state, self.id, server);
+            let may_begin = self.app.wants(change) && !self.round.held.holds(self.id, server);
             let granted = change.stage == ActivationStage::Granted;
             if granted && !may_begin && !self.has_begun(server) {
                 self.propose(Planned::Withdraw { server: server.clone() });
@@ -329,7 +313,7 @@ impl Planner<'_> {
             servers.iter().filter(flies).partition(|server| self.acts(server));
         if !held.is_empty() {
             let max = self.app.max_unavailable(self.state.size());
-            self.wait_for_room(since, self.out_servers(), max);
+            self.wait_for_room(since, max);
         }
         for server in &servers {
             if !self.is_counted_on(server) {

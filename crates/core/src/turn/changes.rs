@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Applied, Turn};
-use crate::capacity;
+use crate::capacity::{self, Held};
 use crate::command::{Event, Planned, Rejection, WhyNot};
 use crate::ids::{AppId, Revision, ServerId};
 use crate::orders::{Fence, Purpose};
@@ -27,7 +27,7 @@ impl State {
         if let Planned::Withdraw { server } = step
             && let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight)
             && app.wants(change)
-            && capacity::bears(self, app_id, server)
+            && !Held::of(self).holds(app_id, server)
         {
             let (state, why) = (app.phase.name(), WhyNot::StillWanted);
             return Err(Rejection::NotNow { state, why });

@@ -126,7 +126,8 @@ impl Prober {
                 }
                 assert!(
                     now_ms - since.1 < TOLD_MS_MAX,
-                    "{now_ms} ms: {app} on {id} of {name} {UNTRUE}: serves {serves}, {here:?}"
+                    "{now_ms} ms: {app} on {id} of {name} {UNTRUE} since {}: {service:?}, {here:?}",
+                    since.1
                 );
             }
         }
