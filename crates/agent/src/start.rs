@@ -45,6 +45,7 @@ use crate::net::{AddressBook, Net, take};
 use crate::probe::{Readiness, router as probe_router};
 use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
+use crate::space::Held;
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
 use crate::{budgets, control, renewal, space, whereabouts};
@@ -131,6 +132,7 @@ async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), AgentError> {
     check_advertised(config)?;
+    let held = Held::take(&config.data_dir)?;
     let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,
@@ -152,7 +154,7 @@ async fn live(
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     let limits = budgets::keep(config.clone(), Arc::clone(reload), kept, tasks.stop.clone());
     tasks.spawn("transfer limits", limits);
-    run_tasks(&shared, joined, slot);
+    run_tasks(&shared, joined, slot, held);
     let runner = Runner { apps: apps.handle(), shared: Arc::clone(&shared), controls, run_as };
     tasks.spawn_or_end("runner", runner.run());
     tracing::info!(
@@ -278,7 +280,7 @@ async fn listen_and_serve(
 }
 
 /// Starts the starter of the member, and what runs beside it.
-fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
+fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, held: Held) {
     let tasks = &shared.tasks;
     tasks.spawn(
         "transfer reports",
@@ -290,7 +292,7 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
         ),
     );
     tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
-    tasks.spawn("watch of the disk", space::watch(Arc::clone(shared)));
+    tasks.spawn_or_end("watch of the disk", space::watch(Arc::clone(shared), held));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());
