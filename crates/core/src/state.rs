@@ -292,7 +292,8 @@ impl State {
     }
 
     /// Whether a policy of an app that is not here is older than the app's removal.
-    pub(crate) fn outlived(&self, app: &AppId, revision: Revision) -> bool {
+    #[must_use]
+    pub fn outlived(&self, app: &AppId, revision: Revision) -> bool {
         self.removed.get(app).is_some_and(|removed| revision <= *removed)
     }
 

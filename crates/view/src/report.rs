@@ -257,7 +257,12 @@ fn problems(
     for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
         problem(errand_sentence(failing), errand_hints(failing));
     }
-    for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
+    // Why a policy cannot be used says more than that it is not there.
+    let is_read = |app: &AppId| {
+        let read = Errand::ReadPolicy { app: app.clone() };
+        status.errands.iter().all(|failing| failing.errand != read)
+    };
+    for app in expected.iter().filter(|app| !status.apps.contains_key(*app) && is_read(app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
     let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
@@ -282,15 +287,24 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
         Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
         Errand::CarryKill => "the hub does not take a kill register".to_owned(),
     };
-    let (HubFault::Unreachable { text } | HubFault::Refused { text } | HubFault::Damaged { text }) =
-        &failing.why;
-    let text = words::line(text);
+    let text = match &failing.why {
+        HubFault::Unreachable { text }
+        | HubFault::Refused { text }
+        | HubFault::Damaged { text } => words::line(text),
+        HubFault::Removed { at } => {
+            format!("this group has removed the app since, at revision {at}")
+        }
+    };
     format!("{what} (for {}): {text}", brief(failing.for_ms))
 }
 
 /// What an operator can do, in addition to what the hub advises in its text.
 fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
     match (&failing.errand, &failing.why) {
+        (Errand::ReadPolicy { app }, HubFault::Removed { .. }) => vec![
+            Hint::run_to("to remove it everywhere", Command::AppRemove { app: app.clone() }),
+            Hint::run_to("to add it again", Command::AppApply),
+        ],
         (Errand::ReadPolicy { .. }, _) => {
             vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
         }

@@ -212,6 +212,10 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
     assert!(!healthy && !problems[0].hints.is_empty(), "{problems:?}");
     let sentence = &problems[0].sentence;
     assert!(sentence.contains("1m 15s") && sentence.contains("removed by"), "{sentence}");
+    let at = cohort_core::ids::Revision(7);
+    let read = || Errand::ReadPolicy { app: "db".parse().unwrap() };
+    let (healthy, problems) = failing(read(), HubFault::Removed { at });
+    assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
     let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
     let (healthy, problems) = failing(Errand::ReadPolicy { app: app() }, unknown);
     assert!(!healthy && problems[0].sentence.contains("web"), "{problems:?}");
