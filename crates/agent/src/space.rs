@@ -76,6 +76,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, held: Held) -> Result<(), AgentEr
                 DiskSpace::Enough => tracing::info!(%folder, "enough disk space again"),
                 DiskSpace::Low => tracing::warn!(%folder, "little disk space left, ballast gone"),
                 DiskSpace::Exhausted => tracing::error!(%folder, "no disk space left"),
+                DiskSpace::ReadOnly => tracing::error!(%folder, "the disk is read-only"),
             }
         }
         let handle = shared.handle();
@@ -93,21 +94,31 @@ pub(crate) async fn watch(shared: Arc<Shared>, held: Held) -> Result<(), AgentEr
 /// Gives up the ballast if need be, and waits until an agent has space to start. False if it was
 /// asked to stop.
 pub(crate) async fn wait(folder: &Path, shutdown: &CancellationToken) -> bool {
-    let mut said = false;
-    while look(folder).await == DiskSpace::Exhausted && is_starved(folder) {
-        if !std::mem::replace(&mut said, true) {
-            tracing::error!(
-                folder = %folder.display(),
-                "no space left on the data directory, or no write access to it: free space, then \
-                 the agent starts"
-            );
+    let mut said = None;
+    loop {
+        let space = look(folder).await;
+        if space.may_write() || !is_starved(folder) {
+            return true;
+        }
+        if said.replace(space) != Some(space) {
+            let folder = folder.display();
+            match space {
+                DiskSpace::ReadOnly => tracing::error!(
+                    %folder,
+                    "the data directory is on a read-only file system: remount it, then the agent \
+                     starts"
+                ),
+                _ => tracing::error!(
+                    %folder,
+                    "no space left for the data directory: free space, then the agent starts"
+                ),
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return false,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
-    true
 }
 
 /// Whether an agent ended because it could not write.

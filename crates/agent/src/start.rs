@@ -7,7 +7,6 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
@@ -97,7 +96,7 @@ pub async fn run(
                 retire(&config.data_dir, incarnation, member)?;
             }
             Err(error) if space::is_exhausted(&error) => {
-                tracing::error!(error = chain(&error), "no space left, starting over");
+                tracing::error!(error = chain(&error), "cannot write, starting over");
                 tokio::time::sleep(space::LOOK_EVERY).await;
             }
             ended => return ended,
@@ -117,7 +116,7 @@ async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &C
         %server,
         pause_s = pause.as_secs(),
         "another machine runs as this server; stop one of them, empty the copy's data_dir and let \
-         it join with a new token",
+         it join under a name of its own",
     );
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
@@ -218,9 +217,8 @@ pub(crate) async fn open(
         boot_epoch,
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
-        elsewhere: Mutex::default(),
+        refusal: Mutex::default(),
         not_taken: Mutex::default(),
-        refused: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
         client,

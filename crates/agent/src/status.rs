@@ -72,6 +72,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         commit: view.raft.commit.0,
         applied: view.raft.applied.0,
         linearizable,
+        elsewhere: shared.elsewhere(),
         clock: view.clock(now_ms),
         killed: view.killed.clone(),
         registry_reachable: view.registry,

@@ -102,6 +102,7 @@ pub(crate) fn settled() -> GroupStatus {
         commit: 99,
         applied: 99,
         linearizable: true,
+        elsewhere: None,
         clock: ClockMs(100_000),
         killed: None,
         registry_reachable: Some(true),

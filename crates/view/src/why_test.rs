@@ -175,12 +175,37 @@ fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
     };
     machine(&mut status, -90_000, DiskSpace::Enough);
     assert_eq!(said(&status), ["the clock of web-2 is 1m 30s behind the other servers'"]);
-    machine(&mut status, 90_000, DiskSpace::Low);
-    assert_eq!(said(&status).len(), 2);
+    assert!(report([status.clone()]).healthy, "the apps serve");
+    for (disk, fact) in [
+        (DiskSpace::Low, "little space is left"),
+        (DiskSpace::Exhausted, "no space is left"),
+        (DiskSpace::ReadOnly, "is read-only"),
+    ] {
+        machine(&mut status, 0, disk);
+        let report = report([status.clone()]);
+        assert!(!report.healthy, "{disk:?}");
+        let names = |waits: &[Wait]| {
+            let named =
+                |wait: &&Wait| wait.sentence.contains(fact) && wait.sentence.contains("web-2");
+            let hints = waits.iter().find(named).and_then(|wait| wait.hints.clone()).unwrap();
+            hints[0].to_string().contains("free space") == (disk != DiskSpace::ReadOnly)
+        };
+        assert!(names(&waits(&report)) && names(&server_waits(&status, &server("web-2"))));
+    }
     machine(&mut status, 0, DiskSpace::Enough);
     let copy = CopyStatus { host: "10.0.0.9".into(), for_ms: 60_000, age_ms: 2_000 };
     status.servers.get_mut(&server("web-2")).unwrap().copy = Some(copy);
     let copied = "a machine on 10.0.0.9 runs as web-2, too, and is refused (last 2s ago)";
     assert_eq!(said(&status), [copied]);
-    assert!(report([status]).healthy, "the apps serve");
+    assert!(report([status.clone()]).healthy, "the apps serve");
+    let own = server_waits(&status, &server("web-2"));
+    assert!(own.iter().any(|wait| wait.sentence == copied), "{own:?}");
+    assert!(server_waits(&status, &server("web-1")).iter().all(|wait| wait.sentence != copied));
+    // What the copy itself answers is no reason to recover the group.
+    status.linearizable = false;
+    status.elsewhere = Some("10.0.0.2".into());
+    let seen = waits(&report([status]));
+    let recovers = |hint: &Hint| matches!(hint, Hint::Run(_, Command::GroupRecover { .. }));
+    assert!(seen[0].sentence.contains("10.0.0.2"), "{seen:?}");
+    assert!(seen.iter().flat_map(|wait| wait.hints.iter().flatten()).all(|hint| !recovers(hint)));
 }

@@ -245,6 +245,8 @@ pub struct GroupStatus {
     pub applied: u64,
     /// Whether a leader with a quorum responded. If not, it is what a minority last knew.
     pub linearizable: bool,
+    /// The group refuses the agent that answered: another machine runs as its server, on this host.
+    pub elsewhere: Option<String>,
     pub clock: ClockMs,
     /// The reason for the kill switch, while it is on.
     pub killed: Option<String>,

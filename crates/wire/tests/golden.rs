@@ -291,6 +291,7 @@ fn group_status() {
         commit: 42,
         applied: 41,
         linearizable: true,
+        elsewhere: None,
         clock: part("2000"),
         killed: Some("maintenance".to_owned()),
         registry_reachable: Some(true),
