@@ -69,6 +69,7 @@ fn what_a_silent_server_does_is_unknown_and_people_are_told() {
 
 /// Nobody has heard from the server for this long.
 pub(crate) fn lose(status: &mut GroupStatus, name: &str, silent_ms: u64) {
+    status.out.insert(server(name));
     let known = status.servers.get_mut(&server(name)).unwrap();
     known.unknown = true;
     (known.silent_ms, known.contact_age_ms) = (Some(silent_ms), Some(silent_ms));

@@ -1,6 +1,6 @@
 //! A group for tests of output: three servers mid-rollout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::doing::{BytesFrom, Download};
 use cohort_core::ids::{
@@ -111,6 +111,7 @@ pub(crate) fn settled() -> GroupStatus {
         standbys: Vec::new(),
         placing: None,
         servers: servers.collect(),
+        out: BTreeSet::new(),
         apps: BTreeMap::from([(app(), app_status)]),
         refusals: Vec::new(),
         transfers: Vec::new(),

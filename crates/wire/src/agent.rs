@@ -3,7 +3,7 @@
 //! Orders, reports and commands are the core's own types: golden files there pin their encoding,
 //! because the log contains the same bytes. Everything around them is defined here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ability::Ability;
 pub use cohort_core::doing::Doing;
@@ -260,6 +260,8 @@ pub struct GroupStatus {
     /// leader does not respond.
     pub placing: Option<PlacingStatus>,
     pub servers: BTreeMap<ServerId, ServerStatus>,
+    /// The servers that count against `max_unavailable`: out of service, or maybe.
+    pub out: BTreeSet<ServerId>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
     /// Mirrors and releases refused recently.
@@ -384,7 +386,7 @@ pub struct FailureStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerAppStatus {
     pub running: Option<Version>,
-    /// Whether it takes traffic, by its last report.
+    /// Whether it takes traffic, by its last report and the step that it has said it is taking.
     pub in_service: bool,
     /// Whether its server is unknown, or was lost in a change of this app and has not said since
     /// what it runs: the other fields are stale.

@@ -307,6 +307,7 @@ fn group_status() {
             for_ms: 12,
         }),
         servers: [(server("web-1"), first)].into(),
+        out: [server("web-2")].into(),
         apps: [(app(), web)].into(),
         refusals: refused(),
         transfers: vec![transfer()],
