@@ -128,8 +128,9 @@ fn gates(
 ) -> Vec<Gate> {
     let mut gates = Vec::new();
     let group = &status.group;
+    let state = status.apps.get(id).map_or(PhaseName::Empty, |app| app.state);
     let mut gate = |on: &WaitingOn| {
-        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id, state) });
     };
     if let Some(reason) = &status.killed {
         gate(&WaitingOn::KillSwitch { reason: reason.clone() });
@@ -153,7 +154,7 @@ fn gates(
         });
     }
     let mut gate = |on: &WaitingOn| {
-        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id, state) });
     };
     for waiting in status.apps.get(id).into_iter().flat_map(|app| &app.waiting) {
         match &waiting.on {

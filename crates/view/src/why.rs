@@ -50,7 +50,7 @@ impl Wait {
 
     fn of(group: &GroupId, id: &AppId, app: &AppStatus, waiting: &WaitingStatus) -> Self {
         Wait {
-            hints: Some(hints(&waiting.on, group, id)),
+            hints: Some(hints(&waiting.on, group, id, app.state)),
             on: Some(waiting.on.clone()),
             for_ms: Some(waiting.for_ms),
             ..Wait::state(group, Some(id), wait_sentence(app, &waiting.on))

@@ -157,7 +157,7 @@ fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let by = PausedBy::Person { name: "ann".to_owned(), text: String::new() };
     let paused = WaitingOn::Paused { by };
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
-    assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
+    assert_eq!(hints(&paused, &group, &app, PhaseName::WAVE_ASSIGNED), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");
 }
 
