@@ -218,6 +218,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
             activation: here.activation.as_ref().map(|activation| activation.stage.clone()),
             doing,
             debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
+            ignored_hook: here.ignored_hook.clone(),
         };
         (server.clone(), status)
     });

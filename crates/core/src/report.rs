@@ -47,6 +47,8 @@ pub enum Outcome {
     /// A step failed; the server stays as it is and waits for orders. `output` is the end of the
     /// hook's or the service's output.
     Failed { blame: Blame, step: Step, reason: String, output: String },
+    /// A hook of the release that is being stopped failed; it is stopped all the same.
+    HookIgnored { reason: String },
     /// The host restored the old release on its own: it could not reach the group in time.
     Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
@@ -62,7 +64,9 @@ impl Outcome {
     pub fn is_too_long(&self) -> bool {
         let bytes = match self {
             Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
-            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
+            Outcome::Health { reason, .. }
+            | Outcome::HookIgnored { reason }
+            | Outcome::Undone { reason, .. } => reason.len(),
             Outcome::Tried { failed, .. } => failed.as_ref().map_or(0, String::len),
             Outcome::Found { .. }
             | Outcome::Holds { .. }

@@ -196,6 +196,8 @@ pub struct ServerApp {
     pub activation: Option<Activation>,
     /// Set while the server has to return to `last_good`.
     pub debt: Option<Debt>,
+    /// The last hook that failed and was ignored since the latest change was granted, and how.
+    pub ignored_hook: Option<String>,
 }
 
 /// A change granted to one server.

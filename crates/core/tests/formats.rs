@@ -29,6 +29,7 @@ fn record(step: Step) -> AppRecord {
         healthy_deadline_ms: 3,
         confirm_within_ms: 4,
         warm_up_ms: 5,
+        stop_despite_hooks: true,
         checks: Vec::new(),
         hold: None,
     };
@@ -139,7 +140,7 @@ fn reasons() -> [Reason; 8] {
     ]
 }
 
-fn outcomes() -> [Outcome; 10] {
+fn outcomes() -> [Outcome; 11] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
@@ -154,6 +155,7 @@ fn outcomes() -> [Outcome; 10] {
             reason: reason(),
             output,
         },
+        Outcome::HookIgnored { reason: reason() },
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
         Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
@@ -217,6 +219,7 @@ fn has_an_example(body: &Body) -> bool {
             | Outcome::Checked
             | Outcome::InService
             | Outcome::Failed { .. }
+            | Outcome::HookIgnored { .. }
             | Outcome::Undone { .. }
             | Outcome::Health { .. }
             | Outcome::Tried { .. } => true,

@@ -28,6 +28,7 @@ impl HealthPace {
             | Outcome::Applied
             | Outcome::Checked
             | Outcome::InService
+            | Outcome::HookIgnored { .. }
             | Outcome::Failed { .. }
             | Outcome::Undone { .. } => return true,
         }

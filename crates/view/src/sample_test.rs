@@ -45,6 +45,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
         activation: None,
         doing: None,
         debt: None,
+        ignored_hook: None,
     }
 }
 

@@ -5,6 +5,7 @@ use cohort_core::phase::PhaseName;
 use cohort_core::policy::Prestage;
 use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
+use cohort_core::report::Step;
 use cohort_core::waiting::{Placing, WaitingOn};
 
 use crate::command::Command;
@@ -239,16 +240,7 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
             vec![Hint::run_to("publish a fix", publish)]
         }
-        WaitingOn::Person { reason: Reason::Undone { .. }, .. } => {
-            let (app, channel, version) = (Some(app.clone()), None, None);
-            let stay = Command::ChannelSet { app, channel, version };
-            vec![
-                Hint::run_to("to stay on the release that runs", stay),
-                "or publish a fix".into(),
-                Hint::run_to("or take the undo back", retry()),
-            ]
-        }
-        WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
+        WaitingOn::Person { reason, .. } => held_hints(reason, group, app),
         WaitingOn::Paused { .. } => {
             vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
         }
@@ -285,6 +277,28 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
         }
+    }
+}
+
+/// What an operator can do about a release that was rejected.
+fn held_hints(reason: &Reason, group: &GroupId, app: &AppId) -> Vec<Hint> {
+    let retry = Command::RolloutRetry { group: group.clone(), app: app.clone() };
+    match reason {
+        Reason::Undone { .. } => {
+            let (app, channel, version) = (Some(app.clone()), None, None);
+            let stay = Command::ChannelSet { app, channel, version };
+            vec![
+                Hint::run_to("to stay on the release that runs", stay),
+                "or publish a fix".into(),
+                Hint::run_to("or take the undo back", retry),
+            ]
+        }
+        // It stopped before the release ran.
+        Reason::ServerFailed { step, .. } if (Step::Drain..=Step::Stop).contains(step) => {
+            let despite = "if a hook of the running release fails, set update.stop_despite_hooks";
+            vec![Hint::run_to(despite, Command::AppApply), Hint::run_to("then", retry)]
+        }
+        _ => vec!["publish a fix".into(), Hint::run_to("or", retry)],
     }
 }
 

@@ -89,6 +89,10 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
             wait
         }));
         waits.extend(broken);
+        let group = report.status.iter();
+        waits.extend(group.flat_map(|status| {
+            app.servers.iter().filter_map(|(it, here)| ignored_hook(status, id, it, here))
+        }));
     }
     waits.extend(
         report
@@ -135,6 +139,23 @@ fn machine(status: &GroupStatus, id: &ServerId) -> Vec<Wait> {
         );
     }
     waits
+}
+
+/// A way back that stopped a release although a hook failed: what the hook should have done was not
+/// done.
+fn ignored_hook(
+    status: &GroupStatus,
+    id: &AppId,
+    server: &ServerId,
+    here: &ServerAppStatus,
+) -> Option<Wait> {
+    let why = words::line(here.ignored_hook.as_ref()?);
+    let hint = format!("see the hook's output in apps/{id}/hooks of the data_dir of {server}");
+    Some(Wait {
+        server: Some(server.clone()),
+        hints: Some(vec![hint.into()]),
+        ..Wait::state(&status.group, Some(id), format!("stopped although a hook failed: {why}"))
+    })
 }
 
 /// Servers at rest that do not do what they should, although nothing waits for them.
@@ -265,6 +286,8 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
             .iter()
             .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
         waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
+        let here = app.servers.get(server);
+        waits.extend(here.and_then(|here| ignored_hook(status, id, server, here)));
     }
     if known.unknown
         && let Some(problem) = silence(status)

@@ -209,3 +209,17 @@ fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
     assert!(seen[0].sentence.contains("10.0.0.2"), "{seen:?}");
     assert!(seen.iter().flat_map(|wait| wait.hints.iter().flatten()).all(|hint| !recovers(hint)));
 }
+
+#[test]
+fn a_release_that_was_stopped_although_a_hook_failed_is_named_until_the_next_change() {
+    let mut status = settled();
+    let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
+    here.ignored_hook = Some("hook application-stop failed: exit status 3".to_owned());
+    for waits in [waits(&report([status.clone()])), server_waits(&status, &server("web-2"))] {
+        let named = |wait: &&Wait| wait.sentence.contains("exit status 3");
+        let wait = waits.iter().find(named).unwrap();
+        assert_eq!(wait.server, Some(server("web-2")));
+        assert!(wait.hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+    }
+    assert!(report([status]).healthy, "it serves");
+}

@@ -401,6 +401,8 @@ pub struct ServerAppStatus {
     pub doing: Option<Doing>,
     /// Why it is not on the last good release although it should be.
     pub debt: Option<DebtReason>,
+    /// The hook that failed, and how, although which the release was stopped in its latest change.
+    pub ignored_hook: Option<String>,
 }
 
 /// Something that is waiting.

@@ -240,6 +240,7 @@ fn group_status() {
         activation,
         doing: None,
         debt: None,
+        ignored_hook: None,
     };
     let (step, reason) = (part(r#""check""#), || "http: status 500".to_owned());
     let at = ClockMs(900);

@@ -46,6 +46,7 @@ fn after(purpose: Purpose, step: Step, done: bool, moment: Moment) -> StepAction
         healthy_deadline_ms: 5_000,
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::new(),
         hold: None,
     };

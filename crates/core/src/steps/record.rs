@@ -151,7 +151,7 @@ impl AppRecord {
         self.await_confirmation(step, order.fence, now);
         self.local.highest = order.fence;
         let progress = Progress::Begun { step, attempt: 1 };
-        self.local.activation = Some(LocalActivation { order, previous, progress });
+        self.local.activation = Some(LocalActivation { order, previous, ignored: None, progress });
     }
 
     /// What the host may go back to on its own: the last release that ran well here, never a
@@ -195,6 +195,14 @@ impl AppRecord {
         activation.progress = Progress::Done { step, attempt };
         if step == Step::Switch {
             self.local.current.clone_from(&activation.order.release);
+        }
+    }
+
+    /// Records a failed hook that does not keep the step from continuing. Must be persisted before
+    /// it is reported.
+    pub fn ignore_hook(&mut self, reason: String) {
+        if let Some(activation) = &mut self.local.activation {
+            activation.ignored = Some(reason);
         }
     }
 

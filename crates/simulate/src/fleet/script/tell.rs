@@ -223,6 +223,7 @@ fn app_of(event: &Event) -> Option<&AppId> {
         Event::PhaseChanged { app, .. }
         | Event::Granted { app, .. }
         | Event::ServerFailed { app, .. }
+        | Event::HookIgnored { app, .. }
         | Event::ServerLost { app, .. }
         | Event::ServerLeftOut { app, .. }
         | Event::AppRemoved { app }
@@ -245,6 +246,9 @@ pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String>
             steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
         }
         Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
+        Event::HookIgnored { server, reason, .. } => {
+            Some(format!("{server} stopped although a hook failed: {reason}"))
+        }
         Event::ServerLost { server, silent_ms, .. } => {
             Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))
         }
