@@ -67,13 +67,9 @@ impl AppTask {
         let mut acted = false;
         for effect in effects {
             acted |= matches!(effect, Effect::Act { .. });
-            if effect == Effect::Retire {
-                if self.retire().await {
-                    return Ok(Turned::Retired);
-                }
-                continue;
+            if self.perform(effect, orders, checks).await? == Turned::Retired {
+                return Ok(Turned::Retired);
             }
-            self.perform(effect, orders, checks).await?;
         }
         if !acted {
             tokio::select! {
@@ -122,7 +118,7 @@ impl AppTask {
         effect: Effect,
         orders: Option<&AppOrders>,
         checks: &mut Checks,
-    ) -> Result<(), HostError> {
+    ) -> Result<Turned, HostError> {
         match effect {
             Effect::Report { fence, attempt, outcome } => {
                 if let Outcome::Health { in_service, .. } = outcome {
@@ -155,10 +151,10 @@ impl AppTask {
             Effect::EndTrial => checks.trial = None,
             Effect::EnsureRunning => self.host.ensure_running().await,
             Effect::Collect(keep) => self.collect(&keep).await,
-            // The turn itself does that.
+            Effect::Retire if self.retire().await => return Ok(Turned::Retired),
             Effect::Retire => {}
         }
-        Ok(())
+        Ok(Turned::Looked)
     }
 
     /// Takes one step; a newer order, or a group out of reach for too long, interrupts its waits.

@@ -50,6 +50,18 @@ pub enum AgentError {
          `chown -R {own} {}`", dir.display(), dir.display()
     )]
     Owner { dir: PathBuf, owner: u32, own: u32 },
+    /// Another agent works in the same directory.
+    #[error(
+        "another agent runs in {}: stop it, or set another data_dir for this one", dir.display()
+    )]
+    InUse { dir: PathBuf },
+    /// Somebody removed what was in the directory, or put another one in its place.
+    #[error(
+        "{} was emptied, moved or replaced while the agent ran: put it back and start the agent; \
+         if it is lost, join again with a token of `cohort token create --name {server}`",
+        dir.display()
+    )]
+    Emptied { dir: PathBuf, server: ServerId },
     #[error("this server has not joined the fleet")]
     NotJoined(#[source] Source),
     /// A port is taken, or not ours to take.

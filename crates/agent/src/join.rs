@@ -95,6 +95,13 @@ fn lost_part(config: &AgentConfig, joined: bool, identity: bool) -> Option<Strin
     ))
 }
 
+/// What a server without an identity may be: a new one, or one whose agent looks in another
+/// directory than the one that it joined with.
+fn no_identity(config: &AgentConfig) -> String {
+    let dir = config.data_dir.display();
+    format!("{dir} has no identity: if this server has joined before, check data_dir in agent.toml")
+}
+
 /// The identity on this server's disk, if it is that of `server`.
 fn load(dir: &Path, server: &ServerId) -> Result<Identity, AgentError> {
     let identity = Identity::load(dir).map_err(|source| {
@@ -159,6 +166,9 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         check_unmoved(config, &joined)?;
         return Ok((identity, joined));
     }
+    if lost.is_none() {
+        tracing::info!(data_dir = %config.data_dir.display(), "no identity there yet, joining");
+    }
     let token = read_token(config, lost.as_deref())?;
     let peer =
         Peer::new(Role::Agent, config.server.as_str()).map_err(AgentError::config("server"))?;
@@ -175,7 +185,8 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
         }),
     };
     let hub_addresses = hub_addresses(&config.hub, &token.addresses);
-    let (answer, address) = ask(&hub_addresses, &token, &body, lost.as_deref()).await?;
+    let missing = lost.unwrap_or_else(|| no_identity(config));
+    let (answer, address) = ask(&hub_addresses, &token, &body, &missing).await?;
     let Some(JoinedGroup { group, labels, members }) = answer.group else {
         return Err(AgentError::not_joined("the hub named no group for this server"));
     };
@@ -241,9 +252,9 @@ fn read_token(config: &AgentConfig, lost: Option<&str>) -> Result<JoinToken, Age
         return Err(AgentError::not_joined(lost.map_or_else(
             || {
                 format!(
-                    "it has neither a certificate in {} nor a join_token_file; run `cohort token \
-                     create` with an operator's context and set join_token_file in agent.toml",
-                    config.data_dir.display()
+                    "{}; if not, run `cohort token create` with an operator's context and set \
+                     join_token_file",
+                    no_identity(config)
                 )
             },
             str::to_owned,
@@ -263,12 +274,13 @@ fn read_bounded(path: &Path) -> Result<String, FileError> {
     Ok(text)
 }
 
-/// Tries every address of the hub in turn until one accepts this server or refuses it.
+/// Tries every address of the hub in turn until one accepts this server or refuses it. `missing` is
+/// why it has to join.
 async fn ask(
     addresses: &[String],
     token: &JoinToken,
     body: &JoinRequest,
-    lost: Option<&str>,
+    missing: &str,
 ) -> Result<(JoinAnswer, String), AgentError> {
     let client = Client::joining(&token.fingerprint);
     if addresses.is_empty() {
@@ -282,8 +294,12 @@ async fn ask(
             match client.call_json::<JoinAnswer>(target, Call::post(JOIN, body)).await {
                 Ok(answer) => return Ok((answer, target.address.clone())),
                 Err(error) if is_refusal(&error) => {
-                    let advice = lost.map_or_else(|| error.hints().join("; "), str::to_owned);
-                    return Err(AgentError::not_joined(format!("{}; {advice}", chain(&error))));
+                    let mut text = format!("{missing}; the hub refuses it: {}", chain(&error));
+                    for hint in error.hints() {
+                        text.push_str("; ");
+                        text.push_str(&hint);
+                    }
+                    return Err(AgentError::not_joined(text));
                 }
                 Err(error) => {
                     let (error, address) = (chain(&error), &target.address);
@@ -392,7 +408,9 @@ mod join_test {
                 && error.contains("cohort token create --name web-1")
         };
         let first = refused().await;
-        assert!(first.contains(&data.display().to_string()) && !names(&first, "identity"));
+        let looked = format!("{} has no identity", data.display());
+        assert!(first.contains(&looked) && first.contains("check data_dir"), "{first}");
+        assert!(!names(&first, "identity"));
         lab.slot("web-1").current().save(&data.join("identity")).unwrap();
         let error = refused().await;
         assert!(names(&error, "joined.json"), "{error}");

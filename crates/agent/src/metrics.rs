@@ -26,6 +26,12 @@ pub(crate) struct Ended {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfDisk {
+    /// `enough`, `low`, `exhausted` or `read-only`.
+    pub space: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct OfStep {
     pub step: &'static str,
 }
@@ -87,6 +93,9 @@ cohort_base::metrics! {
         servers_unknown: Gauge = gauge(
             "servers_unknown",
             "Servers of which the group does not know whether they serve; 0 on followers",
+        ),
+        disk: Family<OfDisk, Gauge> = gauges(
+            "data_dir_info", "1; what can be written to the agent's data directory is a label",
         ),
         raft_commit_index: Gauge = gauge("raft_commit_index", "The last committed position"),
         raft_dropped: Family<Dropped, Counter> = counters("raft_dropped", "Raft messages dropped"),

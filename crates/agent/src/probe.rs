@@ -12,6 +12,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use cohort_base::metrics::Counter;
 use cohort_core::ids::AppId;
+use cohort_core::machine::DiskSpace;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::SourceKind;
 use cohort_host::Traffic;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::contacts::monotonic_ms;
-use crate::metrics::{Offence, ReceivedFrom, Version};
+use crate::metrics::{OfDisk, Offence, ReceivedFrom, Version};
 use crate::shared::Shared;
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
@@ -98,6 +99,15 @@ async fn readyz(Context(shared): Context<Arc<Shared>>) -> (StatusCode, String) {
     (status, text)
 }
 
+fn space_name(space: DiskSpace) -> &'static str {
+    match space {
+        DiskSpace::Enough => "enough",
+        DiskSpace::Low => "low",
+        DiskSpace::Exhausted => "exhausted",
+        DiskSpace::ReadOnly => "read-only",
+    }
+}
+
 fn unknown_servers(shared: &Shared) -> i64 {
     let Some(handle) = shared.handle() else { return 0 };
     let unknown = handle.view().unknown_servers(&shared.contacts.all(), monotonic_ms());
@@ -110,6 +120,8 @@ async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
     metrics.ready.set((percent >= READY_PERCENT).into());
     metrics.build.get_or_create(&Version { version: env!("CARGO_PKG_VERSION") }).set(1);
     metrics.servers_unknown.set(unknown_servers(&shared));
+    metrics.disk.clear();
+    metrics.disk.get_or_create(&OfDisk { space: space_name(*shared.disk.borrow()) }).set(1);
     // These are counted where they happen, in numbers of their own.
     let copy = |counter: &Counter, count| counter.inner().store(count, Ordering::Relaxed);
     for (kind, name) in [(SourceKind::Mirror, "mirror"), (SourceKind::Peer, "peer")] {

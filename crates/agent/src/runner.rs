@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -153,7 +152,6 @@ impl Runner {
             }
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
                 Ok(CommandAnswer { rejection: None, .. }) => {
-                    self.shared.runs_elsewhere(None);
                     self.shared.not_taken.lock().ended();
                     Input::Joined(true)
                 }
@@ -161,7 +159,7 @@ impl Runner {
                     rejection: Some(Rejection::RunsElsewhere { host, .. }),
                     ..
                 }) => {
-                    self.shared.runs_elsewhere(Some(host));
+                    self.shared.runs_elsewhere(&host);
                     Input::Joined(false)
                 }
                 Ok(CommandAnswer { rejection, .. }) => {
@@ -181,7 +179,7 @@ impl Runner {
         match self.question(whom, ORDERS, 0, deadline).await {
             Ok(answer) => {
                 self.shared.latch(answer.kill).await;
-                self.shared.refused.store(answer.orders.is_none(), Ordering::Relaxed);
+                self.shared.has_orders(answer.orders.is_some());
                 Input::Orders {
                     orders: answer.orders.map(Box::new),
                     elsewhere: answer.elsewhere,

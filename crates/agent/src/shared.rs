@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
@@ -63,6 +62,15 @@ impl MemberHandle {
     }
 }
 
+/// Why a group that answers has no orders for this agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It has not introduced itself yet, or its server is not in the group.
+    NoOrders,
+    /// Another machine runs as its server, on this host.
+    Elsewhere { host: String },
+}
+
 /// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
@@ -73,12 +81,10 @@ pub(crate) struct Shared {
     pub boot_epoch: BootEpoch,
     /// Identifies this process among all that ever ran as this server, copies included.
     pub life: u64,
-    /// The host of the machine that runs as this server, for which the group refuses this one.
-    pub elsewhere: Mutex<Option<String>>,
+    /// The group answers, and has no orders for this agent: why.
+    pub refusal: Mutex<Option<Refusal>>,
     /// Why no member takes this server into the group.
     pub not_taken: Mutex<Complaint>,
-    /// The group answered last that it has no orders for this agent.
-    pub refused: AtomicBool,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -127,12 +133,14 @@ impl Shared {
 
     /// This member is the leader, and cannot write to its log for long.
     pub(crate) fn no_space(&self) -> ApiError {
-        let (server, folder) = (self.server(), self.config.data_dir.display());
-        let error = format!("no space left on {folder} of {server}, the leader of {}", self.group);
-        ApiError::unavailable("no_space", error).hint(format!(
-            "free space on {server}, or: cohort group transfer-leader {}",
-            self.group
-        ))
+        let (server, group, folder) = (self.server(), &self.group, self.config.data_dir.display());
+        let read_only = *self.disk.borrow() == DiskSpace::ReadOnly;
+        let (kind, error, cure) = match read_only {
+            true => ("read_only", format!("{folder} of {server} is read-only"), "remount it"),
+            false => ("no_space", format!("no space left for {folder} of {server}"), "free space"),
+        };
+        ApiError::unavailable(kind, format!("{error}, the leader of {group}"))
+            .hint(format!("{cure} on {server}, or: cohort group transfer-leader {group}"))
     }
 
     /// Records what this server does for an app; `None`: nothing.
@@ -163,24 +171,41 @@ impl Shared {
 
     /// Whether the group answers, and does not take this agent for its server's.
     pub(crate) fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.refusal.lock().is_some()
     }
 
-    /// The group refuses this agent because another machine runs as its server; `None`: it accepts
-    /// it.
-    pub(crate) fn runs_elsewhere(&self, host: Option<String>) {
-        let before = std::mem::replace(&mut *self.elsewhere.lock(), host.clone());
-        match host {
-            Some(host) if before.as_ref() != Some(&host) => tracing::error!(
+    /// The host of the machine that runs as this server, for which the group refuses this one.
+    pub(crate) fn elsewhere(&self) -> Option<String> {
+        match &*self.refusal.lock() {
+            Some(Refusal::Elsewhere { host }) => Some(host.clone()),
+            Some(Refusal::NoOrders) | None => None,
+        }
+    }
+
+    /// A member answered whether the group has orders for this agent.
+    pub(crate) fn has_orders(&self, has: bool) {
+        let mut refusal = self.refusal.lock();
+        if !has {
+            refusal.get_or_insert(Refusal::NoOrders);
+        } else if let Some(Refusal::Elsewhere { .. }) = refusal.take() {
+            tracing::info!("the group accepts this agent again");
+        }
+    }
+
+    /// The group refuses this agent because another machine runs as its server.
+    pub(crate) fn runs_elsewhere(&self, host: &str) {
+        let now = Some(Refusal::Elsewhere { host: host.to_owned() });
+        let mut refusal = self.refusal.lock();
+        if *refusal != now {
+            *refusal = now;
+            tracing::error!(
                 server = %self.server(),
                 host,
-                "another machine runs as this server: the group refuses this one; if it is a copy, \
-                 stop its agent, empty its data_dir and join with a new token; if it is the \
-                 original, stop the copy",
-            ),
-            Some(_) => {}
-            None if before.is_some() => tracing::info!("the group accepts this agent again"),
-            None => {}
+                "another machine runs as this server: the group refuses this one; if this one is a \
+                 copy, stop its agent, empty its data_dir, and let it join under a name of its \
+                 own; if it replaces the other one, stop that one's agent: the group accepts this \
+                 one after 10 minutes of its silence",
+            );
         }
     }
 

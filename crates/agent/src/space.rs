@@ -1,22 +1,28 @@
-//! The space left for the agent in its data directory, and the ballast that it gives up first.
+//! The data directory: that it is still the agent's, and the space left in it, with the ballast
+//! that the agent gives up first.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cohort_base::OnPath as _;
 use cohort_base::chain::{causes, chain};
-use cohort_base::disk::{free_bytes, is_read_only, preallocate};
+use cohort_base::disk::{free_bytes, is_read_only, lock, names, preallocate};
+use cohort_core::ids::ServerId;
 use cohort_core::machine::DiskSpace;
 use cohort_server::member::Input;
 use cohort_server::space::{BALLAST_BYTES, Ballast, Look, judge};
 use tokio_util::sync::CancellationToken;
 
+use crate::error::AgentError;
 use crate::shared::Shared;
 
+/// The lock's file in the data directory.
+const LOCK: &str = "agent.lock";
 /// The ballast's file in the data directory.
 const BALLAST: &str = "ballast";
 /// Pause between two looks at the disk. A service that logs 10 MB/s fills less than the ballast
@@ -26,10 +32,43 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// starts. Services should come up on a disk that is merely low.
 const START_BYTES: u64 = 1 << 20;
 
-/// Looks at the disk, gives up the ballast or takes it back, and tells the member.
-pub(crate) async fn watch(shared: Arc<Shared>) {
+/// Held by the one agent of a data directory.
+#[derive(Debug)]
+pub(crate) struct Held {
+    dir: PathBuf,
+    lock: File,
+}
+
+impl Held {
+    /// Takes the directory.
+    pub(crate) fn take(dir: &Path) -> Result<Held, AgentError> {
+        let path = dir.join(LOCK);
+        let dir = dir.to_owned();
+        match lock(&path).on_path("lock", &path)? {
+            Some(lock) => Ok(Held { dir, lock }),
+            None => Err(AgentError::InUse { dir }),
+        }
+    }
+
+    /// Checks that it is still there: an agent whose files are gone looks like one that waits.
+    fn check(&self, server: &ServerId) -> Result<(), AgentError> {
+        match names(&self.dir.join(LOCK), &self.lock) {
+            Ok(false) => {
+                let (dir, server) = (self.dir.clone(), server.clone());
+                Err(AgentError::Emptied { dir, server })
+            }
+            // A disk that cannot be looked at now is no proof.
+            Ok(true) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Looks at the disk, gives up the ballast or takes it back, and tells the member. Ends only with
+/// an error.
+pub(crate) async fn watch(shared: Arc<Shared>, held: Held) -> Result<(), AgentError> {
     let mut told = None;
     loop {
+        held.check(shared.server())?;
         let space = look(&shared.config.data_dir).await;
         if shared.disk.send_replace(space) != space {
             let folder = shared.config.data_dir.display();
@@ -37,6 +76,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
                 DiskSpace::Enough => tracing::info!(%folder, "enough disk space again"),
                 DiskSpace::Low => tracing::warn!(%folder, "little disk space left, ballast gone"),
                 DiskSpace::Exhausted => tracing::error!(%folder, "no disk space left"),
+                DiskSpace::ReadOnly => tracing::error!(%folder, "the disk is read-only"),
             }
         }
         let handle = shared.handle();
@@ -54,21 +94,31 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
 /// Gives up the ballast if need be, and waits until an agent has space to start. False if it was
 /// asked to stop.
 pub(crate) async fn wait(folder: &Path, shutdown: &CancellationToken) -> bool {
-    let mut said = false;
-    while look(folder).await == DiskSpace::Exhausted && is_starved(folder) {
-        if !std::mem::replace(&mut said, true) {
-            tracing::error!(
-                folder = %folder.display(),
-                "no space left on the data directory, or no write access to it: free space, then \
-                 the agent starts"
-            );
+    let mut said = None;
+    loop {
+        let space = look(folder).await;
+        if space.may_write() || !is_starved(folder) {
+            return true;
+        }
+        if said.replace(space) != Some(space) {
+            let folder = folder.display();
+            match space {
+                DiskSpace::ReadOnly => tracing::error!(
+                    %folder,
+                    "the data directory is on a read-only file system: remount it, then the agent \
+                     starts"
+                ),
+                _ => tracing::error!(
+                    %folder,
+                    "no space left for the data directory: free space, then the agent starts"
+                ),
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return false,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
-    true
 }
 
 /// Whether an agent ended because it could not write.
@@ -139,6 +189,25 @@ mod space_test {
         File::create(&ballast).unwrap().set_len(BALLAST_BYTES).unwrap();
         assert!(!holds_space(&ballast), "a hole is no ballast");
         assert_eq!(look_at(folder.path()).unwrap(), DiskSpace::Enough);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_whose_directory_is_emptied_or_replaced_ends_and_names_it() {
+        let lab = crate::testing::Lab::new().await;
+        let shared = lab.agent("s1", None).await;
+        let dir = shared.config.data_dir.clone();
+        let held = Held::take(&dir).unwrap();
+        assert!(matches!(Held::take(&dir), Err(AgentError::InUse { .. })));
+        held.check(shared.server()).unwrap();
+        let watching = tokio::spawn(watch(Arc::clone(&shared), held));
+        std::fs::remove_dir_all(&dir).unwrap();
+        let ended = watching.await.unwrap();
+        assert!(matches!(&ended, Err(AgentError::Emptied { dir: it, .. }) if *it == dir));
+        std::fs::create_dir(&dir).unwrap();
+        let held = Held::take(&dir).unwrap();
+        std::fs::remove_file(dir.join(LOCK)).unwrap();
+        let _other = Held::take(&dir).unwrap();
+        assert!(held.check(shared.server()).is_err(), "another agent's");
     }
 
     #[test]

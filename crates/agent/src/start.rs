@@ -7,7 +7,6 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
@@ -45,6 +44,7 @@ use crate::net::{AddressBook, Net, take};
 use crate::probe::{Readiness, router as probe_router};
 use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
+use crate::space::Held;
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
 use crate::{budgets, control, renewal, space, whereabouts};
@@ -96,7 +96,7 @@ pub async fn run(
                 retire(&config.data_dir, incarnation, member)?;
             }
             Err(error) if space::is_exhausted(&error) => {
-                tracing::error!(error = chain(&error), "no space left, starting over");
+                tracing::error!(error = chain(&error), "cannot write, starting over");
                 tokio::time::sleep(space::LOOK_EVERY).await;
             }
             ended => return ended,
@@ -116,7 +116,7 @@ async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &C
         %server,
         pause_s = pause.as_secs(),
         "another machine runs as this server; stop one of them, empty the copy's data_dir and let \
-         it join with a new token",
+         it join under a name of its own",
     );
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
@@ -131,6 +131,7 @@ async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), AgentError> {
     check_advertised(config)?;
+    let held = Held::take(&config.data_dir)?;
     let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,
@@ -152,7 +153,7 @@ async fn live(
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     let limits = budgets::keep(config.clone(), Arc::clone(reload), kept, tasks.stop.clone());
     tasks.spawn("transfer limits", limits);
-    run_tasks(&shared, joined, slot);
+    run_tasks(&shared, joined, slot, held);
     let runner = Runner { apps: apps.handle(), shared: Arc::clone(&shared), controls, run_as };
     tasks.spawn_or_end("runner", runner.run());
     tracing::info!(
@@ -216,9 +217,8 @@ pub(crate) async fn open(
         boot_epoch,
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
-        elsewhere: Mutex::default(),
+        refusal: Mutex::default(),
         not_taken: Mutex::default(),
-        refused: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
         client,
@@ -278,7 +278,7 @@ async fn listen_and_serve(
 }
 
 /// Starts the starter of the member, and what runs beside it.
-fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
+fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, held: Held) {
     let tasks = &shared.tasks;
     tasks.spawn(
         "transfer reports",
@@ -290,7 +290,7 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>) {
         ),
     );
     tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
-    tasks.spawn("watch of the disk", space::watch(Arc::clone(shared)));
+    tasks.spawn_or_end("watch of the disk", space::watch(Arc::clone(shared), held));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));
     let starter = Starter { shared: Arc::clone(shared), joined, orders: shared.orders.subscribe() };
     tasks.spawn_or_end("starter", starter.run());

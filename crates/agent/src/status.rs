@@ -1,11 +1,16 @@
 //! The group as this agent sees it: the answer to `GET /v1/status`.
 
+use std::collections::BTreeSet;
+
 use cohort_artifact::Manifest;
 use cohort_consensus::RaftId;
+use cohort_core::capacity::{self, Standing};
+use cohort_core::doing::Doing;
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, ClockMs, MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::phase::{Milestone, Phase};
+use cohort_core::reason::Unfit;
 use cohort_core::release::Release;
 use cohort_core::state::{App, Failure};
 use cohort_core::waiting::WaitingOn;
@@ -27,7 +32,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
     let state = &view.state;
     let contacts = shared.contacts.all();
     let now_ms = monotonic_ms();
-    let places = |ids: &std::collections::BTreeSet<RaftId>| -> Vec<MemberAddress> {
+    let places = |ids: &BTreeSet<RaftId>| -> Vec<MemberAddress> {
         ids.iter()
             .filter_map(|id| {
                 let member = MemberId(id.0);
@@ -72,6 +77,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         commit: view.raft.commit.0,
         applied: view.raft.applied.0,
         linearizable,
+        elsewhere: shared.elsewhere(),
         clock: view.clock(now_ms),
         killed: view.killed.clone(),
         registry_reachable: view.registry,
@@ -83,6 +89,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             .clone()
             .map(|(on, since_ms)| PlacingStatus { on, for_ms: now_ms.saturating_sub(since_ms) }),
         servers: servers.collect(),
+        out: out_servers(&now),
         apps: apps.collect(),
         refusals: view.refusals.clone(),
         transfers: if view.leads() { transfers_of(shared, view) } else { Vec::new() },
@@ -165,6 +172,18 @@ impl Now<'_> {
     }
 }
 
+/// The servers that count as out of service. Of one that runs nothing, it does not matter that it
+/// is unknown.
+fn out_servers(now: &Now<'_>) -> BTreeSet<ServerId> {
+    let state = &now.view.state;
+    let mut out = capacity::out_servers(state);
+    let may_serve = |server: &&ServerId| {
+        now.is_unknown(server) && capacity::standing(state, server) != Standing::Idle
+    };
+    out.extend(state.servers.keys().filter(may_serve).cloned());
+    out
+}
+
 fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
     let Now { view, contacts, now_ms, linearizable } = *now;
     let clock = view.clock(now_ms);
@@ -187,15 +206,19 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
     };
     let target = rejected(app).or_else(|| app.phase.rollout().map(|rollout| &rollout.release));
     let servers = app.servers.iter().map(|(server, here)| {
+        let doing = contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned();
+        let in_service = capacity::serves(here, doing.as_ref().map(Doing::step));
+        let leaving = (here.in_service && !in_service).then_some(Unfit::Changing);
         let status = ServerAppStatus {
             running: here.running.as_ref().map(|release| release.version.clone()),
-            in_service: here.in_service,
+            in_service,
             unknown: here.unsure || now.is_unknown(server),
-            unfit: here.unfit.clone(),
+            unfit: leaving.or_else(|| here.unfit.clone()),
             holds_target: target.is_some_and(|release| here.has(&release.artifact)),
             activation: here.activation.as_ref().map(|activation| activation.stage.clone()),
-            doing: contacts.of(server).and_then(|contact| contact.doing.get(id)).cloned(),
+            doing,
             debt: here.debt.as_ref().map(|debt| debt.reason.clone()),
+            ignored_hook: here.ignored_hook.clone(),
         };
         (server.clone(), status)
     });

@@ -1,8 +1,13 @@
 use std::sync::Arc;
 
 use cohort_core::Body;
+use cohort_core::doing::Doing;
+use cohort_core::ids::{ClockMs, Generation, Incarnation};
+use cohort_core::orders::{Fence, Purpose};
 use cohort_core::phase::PhaseName;
-use cohort_core::state::Process;
+use cohort_core::reason::Unfit;
+use cohort_core::report::Step;
+use cohort_core::state::{Activation, ActivationStage, Process};
 use cohort_core::waiting::WaitingOn;
 use cohort_server::member::View;
 
@@ -52,6 +57,48 @@ async fn a_server_has_the_age_of_its_last_question_and_none_before_the_first() {
     let status = group_status(&shared, &view(&lab), true);
     let age = |server: &str| status.servers[server].contact_age_ms;
     assert_eq!((age("s1").is_some(), age("s2").is_some()), (false, true));
+}
+
+/// One that dies there is silent only later; nobody has to wait for that.
+#[tokio::test]
+async fn a_server_does_not_serve_from_the_step_on_that_takes_it_out() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let mut view = view(&lab);
+    let state = Arc::make_mut(&mut view.state);
+    let here = state.apps.get_mut(&web()).unwrap().servers.get_mut("s2").unwrap();
+    let fence = Fence { incarnation: Incarnation(1), generation: Generation(1) };
+    (here.found, here.in_service) = (true, true);
+    here.activation = Some(Activation {
+        fence,
+        release: None,
+        before: None,
+        purpose: Purpose::Wave,
+        costs: true,
+        void: false,
+        granted: ClockMs(0),
+        stage: ActivationStage::Granted,
+    });
+    for (step, serves) in [
+        (Step::Prepare, true),
+        (Step::Drain, false),
+        (Step::HandOver, false),
+        (Step::Stop, false),
+        (Step::Switch, false),
+    ] {
+        let doing = [(web(), Doing::Step { step })].into();
+        shared.contacts.heard(&"s2".parse().unwrap(), 0, doing);
+        let status = group_status(&shared, &view, true);
+        let here = &status.apps[&web()].servers["s2"];
+        assert_eq!(here.in_service, serves, "{step:?}");
+        assert_eq!(here.unfit == Some(Unfit::Changing), !serves, "{step:?}");
+        assert!(status.out.contains("s2"), "it was granted");
+    }
+    let state = Arc::make_mut(&mut view.state);
+    let here = state.apps.get_mut(&web()).unwrap().servers.get_mut("s2").unwrap();
+    here.activation = None;
+    let status = group_status(&shared, &view, true);
+    assert!(status.apps[&web()].servers["s2"].in_service, "its last word is from before that");
 }
 
 #[tokio::test]

@@ -313,6 +313,7 @@ pub(crate) fn activation(generation: u64, release: Option<Release>) -> Activatio
         healthy_deadline_ms: 1_000,
         confirm_within_ms: 30_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::new(),
         hold: None,
     }

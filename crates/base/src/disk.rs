@@ -1,7 +1,8 @@
 //! Free space, preallocation, and locks that the kernel releases when the process dies.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, StatVfsMountFlags, fallocate, statvfs};
@@ -51,6 +52,19 @@ pub fn lock(path: &Path) -> io::Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether a path still names this open file: whoever empties or replaces a directory takes a lock
+/// in it away, too.
+///
+/// # Errors
+/// If either cannot be inspected.
+pub fn names(path: &Path, file: &File) -> io::Result<bool> {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        there => Ok(identity(there?) == identity(file.metadata()?)),
     }
 }
 

@@ -1,6 +1,6 @@
 use std::fs::File;
 
-use super::{free_bytes, lock, preallocate};
+use super::{free_bytes, lock, names, preallocate};
 
 #[test]
 fn a_lock_is_held_as_long_as_its_file_is_open() {
@@ -11,6 +11,18 @@ fn a_lock_is_held_as_long_as_its_file_is_open() {
     drop(held);
     assert!(lock(&path).unwrap().is_some());
     assert!(lock(&dir.path().join("absent/lock")).is_err());
+}
+
+#[test]
+fn a_file_that_was_removed_or_replaced_is_no_longer_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock");
+    let held = lock(&path).unwrap().unwrap();
+    assert!(names(&path, &held).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    assert!(!names(&path, &held).unwrap());
+    let _other = lock(&path).unwrap().unwrap();
+    assert!(!names(&path, &held).unwrap());
 }
 
 #[test]

@@ -19,7 +19,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
         None => Command::Agent { hub: text("hub.example:7418") },
         Some(Command::Agent { hub: Some(_) }) => Command::Agent { hub: None },
         Some(Command::Agent { hub: None }) => Command::AppApply,
-        Some(Command::AppApply) => Command::AppShow { app: app(), group: group() },
+        Some(Command::AppApply) => Command::AppRemove { app: app() },
+        Some(Command::AppRemove { .. }) => Command::AppShow { app: app(), group: group() },
         Some(Command::AppShow { .. }) => Command::ChannelSet {
             app: Some(app()),
             channel: text("stable"),

@@ -17,7 +17,8 @@ const KEYS: KnownKeys<'_> = KnownKeys {
 const UPDATE: KnownKeys<'_> = KnownKeys {
     plain: "max_parallel min_healthy_time healthy_deadline progress_deadline auto_revert \
             approve_after_wave max_unavailable failures_allowed surroundings_allowed \
-            confirm_within drain_time warm_up_time bake_time unreachable_after prestage",
+            confirm_within drain_time warm_up_time stop_despite_hooks bake_time unreachable_after \
+            prestage",
     tables: &[],
     later: "window",
 };

@@ -10,10 +10,13 @@ use crate::ids::{AppId, ServerId};
 use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::policy::Update;
+use crate::report::Step;
 use crate::state::{Activation, ActivationStage, App, ServerApp, State};
 
-/// A server that has been silent for longer counts as out for a grant, in milliseconds, although it
-/// is not unknown yet: a live one asks at least this often, also after a change of leader.
+/// How long a live server may go unheard, in milliseconds: a leader that is new, or a server whose
+/// member went silent, needs up to this long until the one hears of the other again. A server that
+/// has been silent for longer counts as out for a grant, although it is not unknown yet, and is not
+/// lost to a rollout before that if it serves.
 pub const COUNTED_ON_MS: u64 = 10_000;
 
 /// How long a server may be silent before it is unknown whether it serves, in milliseconds: the
@@ -110,6 +113,20 @@ fn is_down_here(app: &App, here: &ServerApp) -> bool {
 
 fn taken_out(here: &ServerApp) -> bool {
     here.in_flight().is_some_and(|change| change.costs)
+}
+
+/// Whether a server takes traffic with an app, as far as known: it said so, and has not left
+/// traffic for a change since. `doing` is the step that it says it is taking: the group hears of
+/// that before the report that follows.
+#[must_use]
+pub fn serves(here: &ServerApp, doing: Option<Step>) -> bool {
+    here.in_service && !(here.in_flight().is_some() && doing.is_some_and(has_left))
+}
+
+/// Whether a server that is taking this step has left traffic, or is about to.
+#[must_use]
+pub fn has_left(step: Step) -> bool {
+    step >= Step::Drain
 }
 
 /// Whether there is room for a change that takes this server out of service.

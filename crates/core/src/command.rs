@@ -182,6 +182,8 @@ pub enum Event {
     Withdrawn { app: AppId, server: ServerId },
     /// A server reported that a step failed.
     ServerFailed { app: AppId, server: ServerId, reason: String },
+    /// A hook of the release that a server stops failed; it is stopped all the same.
+    HookIgnored { app: AppId, server: ServerId, reason: String },
     /// A server was declared lost.
     ServerLost { app: AppId, server: ServerId, silent_ms: u64 },
     /// A server has not downloaded the release in time: the rollout continues without it.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::AppId;
+use crate::ids::{AppId, Revision};
 
 /// An errand of the leader.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub enum HubFault {
     Refused { text: String },
     /// One of its records is damaged, or of a later version.
     Damaged { text: String },
+    /// It has the policy of an app that the group has removed since, at this revision.
+    Removed { at: Revision },
 }
 
 impl HubFault {

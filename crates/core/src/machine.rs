@@ -19,6 +19,19 @@ pub enum DiskSpace {
     Enough,
     /// So little that the agent has given up its ballast.
     Low,
-    /// So little that the group's log may soon be unwritable; or the file system is read-only.
+    /// So little that the group's log may soon be unwritable.
     Exhausted,
+    /// The file system is read-only.
+    ReadOnly,
+}
+
+impl DiskSpace {
+    /// Whether the group's log may grow on this disk.
+    #[must_use]
+    pub fn may_write(self) -> bool {
+        match self {
+            DiskSpace::Enough | DiskSpace::Low => true,
+            DiskSpace::Exhausted | DiskSpace::ReadOnly => false,
+        }
+    }
 }

@@ -131,6 +131,8 @@ pub struct ActivationOrder {
     /// Restore the old release after this long without contact to the group, in milliseconds.
     pub confirm_within_ms: u64,
     pub warm_up_ms: u64,
+    /// Whether to stop what runs although one of its hooks fails.
+    pub stop_despite_hooks: bool,
     pub checks: Vec<Check>,
     /// What forbids to begin a step that takes the server out of traffic.
     pub hold: Option<Hold>,

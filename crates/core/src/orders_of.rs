@@ -163,6 +163,8 @@ impl Asked<'_> {
             healthy_deadline_ms: update.healthy_deadline.ms,
             confirm_within_ms: update.confirm_within.ms,
             warm_up_ms: update.warm_up_time.ms,
+            // A broken hook must not keep a bad or removed release running.
+            stop_despite_hooks: activation.purpose != Purpose::Wave || update.stop_despite_hooks,
             checks: self.app.preflight_set(activation.purpose).in_phase(CheckPhase::PreFlight),
             hold: self.hold(activation.purpose),
         })

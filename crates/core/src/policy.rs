@@ -63,6 +63,9 @@ pub struct Update {
     /// Wait between leaving traffic and stopping.
     pub drain_time: Duration,
     pub warm_up_time: Duration,
+    /// Whether a wave stops the running release although one of its hooks fails. A way back always
+    /// does.
+    pub stop_despite_hooks: bool,
     /// How long a wave is watched after its last server is back in traffic.
     pub bake_time: Duration,
     /// A server that has not asked any member for orders for this long is lost; at least 5s.
@@ -86,6 +89,7 @@ impl Default for Update {
             confirm_within: Duration::from_secs(3 * 60),
             drain_time: Duration::default(),
             warm_up_time: Duration::default(),
+            stop_despite_hooks: false,
             bake_time: Duration::default(),
             unreachable_after: Duration::from_secs(30),
             prestage: Prestage::All,

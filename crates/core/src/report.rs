@@ -49,6 +49,8 @@ pub enum Outcome {
     Failed { blame: Blame, step: Step, reason: String, output: String },
     /// The server has not begun a change that was withdrawn, and never will.
     GivenBack,
+    /// A hook of the release that is being stopped failed; it is stopped all the same.
+    HookIgnored { reason: String },
     /// The host restored the old release on its own: it could not reach the group in time.
     Undone { release: Option<Release>, reason: String },
     /// The running checks changed from passing to failing, or back.
@@ -64,7 +66,9 @@ impl Outcome {
     pub fn is_too_long(&self) -> bool {
         let bytes = match self {
             Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
-            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => reason.len(),
+            Outcome::Health { reason, .. }
+            | Outcome::HookIgnored { reason }
+            | Outcome::Undone { reason, .. } => reason.len(),
             Outcome::Tried { failed, .. } => failed.as_ref().map_or(0, String::len),
             Outcome::Found { .. }
             | Outcome::Holds { .. }

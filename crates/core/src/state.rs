@@ -196,6 +196,8 @@ pub struct ServerApp {
     pub activation: Option<Activation>,
     /// Set while the server has to return to `last_good`.
     pub debt: Option<Debt>,
+    /// The last hook that failed and was ignored since the latest change was granted, and how.
+    pub ignored_hook: Option<String>,
 }
 
 /// A change granted to one server.
@@ -300,7 +302,8 @@ impl State {
     }
 
     /// Whether a policy of an app that is not here is older than the app's removal.
-    pub(crate) fn outlived(&self, app: &AppId, revision: Revision) -> bool {
+    #[must_use]
+    pub fn outlived(&self, app: &AppId, revision: Revision) -> bool {
         self.removed.get(app).is_some_and(|removed| revision <= *removed)
     }
 

@@ -42,6 +42,8 @@ pub struct LocalActivation {
     pub order: ActivationOrder,
     /// What ran before: the only release that the host may go back to on its own.
     pub previous: Option<Release>,
+    /// The last hook that failed and was ignored, as the order allows, and how.
+    pub ignored: Option<String>,
     pub progress: Progress,
 }
 
@@ -105,7 +107,8 @@ impl LocalActivation {
                 } else if after_start {
                     Some((*attempt, Outcome::Applied))
                 } else {
-                    None
+                    let ignored = self.ignored.clone();
+                    ignored.map(|reason| (*attempt, Outcome::HookIgnored { reason }))
                 }
             }
             Progress::Failed { step, attempt, blame, reason, output } => Some((

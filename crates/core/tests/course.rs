@@ -5,13 +5,13 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use cohort_core::command::{Body, Planned, Rejection, WhyNot};
-use cohort_core::ids::{BootEpoch, Revision};
+use cohort_core::command::{Body, Event, Planned, Rejection, WhyNot};
+use cohort_core::ids::{BootEpoch, ClockMs, Revision};
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::phase::{Phase, PhaseName, arrow};
 use cohort_core::reason::Reason;
 use cohort_core::report::{Blame, Outcome, Report, Step};
-use cohort_core::state::Ending;
+use cohort_core::state::{Activation, ActivationStage, Ending};
 use cohort_core::waiting::WaitingOn;
 use cohort_core::{Observations, State, plan};
 use common::{app, command, group, policy, release, server};
@@ -105,6 +105,48 @@ fn a_leader_whose_server_has_left_says_so() {
     let seen = Observations { leader: Some(leader.clone()), ..Observations::default() };
     let waiting = plan(&started(REVERT, true), &seen).waiting;
     assert!(waiting.iter().any(|one| one.on == WaitingOn::LeaderLeft { leader: leader.clone() }));
+}
+
+/// A way back stops what runs although its hooks fail; a wave only if the policy says so. The group
+/// remembers the failure until the server's next change.
+#[test]
+fn a_way_back_ignores_hooks_and_says_so() {
+    for (purpose, allowed, despite) in [
+        (Purpose::Wave, false, false),
+        (Purpose::Wave, true, true),
+        (Purpose::RollBack, false, true),
+        (Purpose::Debt, false, true),
+    ] {
+        let mut state = started(REVERT, true);
+        let web = state.apps.get_mut(&app()).unwrap();
+        let Phase::Forward { rollout, .. } = &mut web.phase else { panic!() };
+        rollout.policy.update.stop_despite_hooks = allowed;
+        let fence = Fence { incarnation: state.incarnation, generation: web.generation };
+        web.servers.get_mut(&server(0)).unwrap().activation = Some(Activation {
+            fence,
+            release: Some(release(REVERT)),
+            before: None,
+            purpose,
+            costs: true,
+            void: false,
+            granted: ClockMs(0),
+            stage: ActivationStage::Granted,
+        });
+        let orders = state.orders(&server(0), false).unwrap();
+        let order = orders.apps[0].activation.as_ref().unwrap();
+        assert_eq!(order.stop_despite_hooks, despite, "{purpose:?} {allowed}");
+        let mut report = |fence, sequence| {
+            let (server, app, boot_epoch) = (server(0), app(), BootEpoch(9));
+            let outcome = Outcome::HookIgnored { reason: "exit status 3".to_owned() };
+            let report = Report { server, boot_epoch, sequence, app, fence, attempt: 1, outcome };
+            let events = state.apply(&command(None, Body::Report { report })).unwrap();
+            let told = events.iter().any(|event| matches!(event, Event::HookIgnored { .. }));
+            (told, state.apps[&crate::app()].servers[&crate::server(0)].ignored_hook.clone())
+        };
+        assert_eq!(report(Fence::default(), 1), (false, None), "of another change");
+        assert_eq!(report(fence, 2), (true, Some("exit status 3".to_owned())));
+        assert_eq!(report(fence, 3), (false, Some("exit status 3".to_owned())), "the same again");
+    }
 }
 
 /// What a server could not stop may still run, and counts as out: the next one waits.

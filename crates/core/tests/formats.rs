@@ -29,6 +29,7 @@ fn record(step: Step) -> AppRecord {
         healthy_deadline_ms: 3,
         confirm_within_ms: 4,
         warm_up_ms: 5,
+        stop_despite_hooks: true,
         checks: Vec::new(),
         hold: None,
     };
@@ -146,7 +147,7 @@ fn reasons() -> [Reason; 8] {
     ]
 }
 
-fn outcomes() -> [Outcome; 11] {
+fn outcomes() -> [Outcome; 12] {
     let (reason, output) = (|| "http: status 500".to_owned(), "panic".to_owned());
     [
         Outcome::Found { release: Some(release(1)), in_service: true },
@@ -162,6 +163,7 @@ fn outcomes() -> [Outcome; 11] {
             output,
         },
         Outcome::GivenBack,
+        Outcome::HookIgnored { reason: reason() },
         Outcome::Undone { release: None, reason: reason() },
         Outcome::Health { in_service: false, reason: reason() },
         Outcome::Tried { revision: Revision(4), failed: Some(reason()) },
@@ -227,6 +229,7 @@ fn has_an_example(body: &Body) -> bool {
             | Outcome::InService
             | Outcome::Failed { .. }
             | Outcome::GivenBack
+            | Outcome::HookIgnored { .. }
             | Outcome::Undone { .. }
             | Outcome::Health { .. }
             | Outcome::Tried { .. } => true,

@@ -3,15 +3,18 @@
 use std::fs;
 use std::time::Duration;
 
+use cohort_core::orders::ActivationOrder;
 use cohort_core::policy::Check;
 use cohort_core::report::{Blame, Outcome, Step};
-use cohort_core::steps::{Progress, Reached, StepAction, StepWait, Told};
+use cohort_core::steps::{
+    ATTEMPTS_MAX, Progress, Reached, StepAction, StepWait, Told, next_action,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::Acted;
 use crate::hooks::Hook;
 use crate::service::ServiceControl as _;
-use crate::testing::{SLEEP, TestServer, order, settle, until};
+use crate::testing::{SLEEP, TestServer, order, put, settle, tar_of, until};
 use crate::traffic::Traffic;
 
 /// In the order of an activation.
@@ -83,6 +86,96 @@ after-allow-traffic 2.0.0 1.0.0 1.2 1 warm-up 2.0.0
     assert!(!server.guard.status("web").await.unwrap().is_running());
     assert!(matches!(*traffic.borrow(), Traffic::Out { .. }));
     assert!(!server.folder.path().join("web/current").exists());
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_failing_hook_of_what_is_stopped_holds_a_wave_and_no_way_back() {
+    let server = TestServer::start().await;
+    let hooks = ["before-block-traffic", "hand-over", "application-stop"];
+    let hooks = hooks.map(|hook| (hook, "echo cannot flush; exit 3"));
+    let old = server.release("1.0.0", SLEEP, &hooks);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&old))).await.unwrap();
+    let next = server.release("2.0.0", SLEEP, &[]);
+    let stop = [("application-stop", "exit 3")];
+    let only_stop = server.release("1.1.0", SLEEP, &stop);
+    settle(&mut host, &order(2, Some(&next))).await.unwrap();
+    assert_eq!(failure(&host).0, Step::Drain, "a wave: the service goes on");
+    assert!(server.guard.status("web").await.unwrap().is_running());
+
+    let despite = |order| ActivationOrder { stop_despite_hooks: true, ..order };
+    settle(&mut host, &despite(order(3, Some(&only_stop)))).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&only_stop));
+    settle(&mut host, &order(4, Some(&next))).await.unwrap();
+    assert_eq!(failure(&host).0, Step::Stop);
+    assert!(server.guard.status("web").await.unwrap().is_running());
+
+    // A way back, such as the removal of the app; told before its end is.
+    let orders = crate::testing::orders(&despite(order(5, None)));
+    let (mut told, cancel) = (Vec::new(), CancellationToken::new());
+    loop {
+        let moment = host.moment(Told { orders_fresh: true, confirmed: true, ..Told::default() });
+        let action = next_action(Some(&orders), host.local(), &[], moment).step;
+        if action == StepAction::Settled {
+            break;
+        }
+        assert_eq!(host.act(action, &cancel).await.unwrap(), Acted::Done);
+        let outcome = host.local().activation.as_ref().unwrap().outcome();
+        told.extend(outcome.map(|(_, outcome)| outcome));
+    }
+    let reason = "hook application-stop failed: exit status 3".to_owned();
+    let ignored = Outcome::HookIgnored { reason };
+    assert_eq!(told, [ignored.clone(), ignored, Outcome::InService]);
+    assert_eq!(host.local().current, None);
+    assert!(!server.guard.status("web").await.unwrap().is_running());
+    server.end().await;
+}
+
+#[tokio::test]
+async fn what_only_a_hook_can_stop_still_runs_if_the_hook_fails() {
+    let server = TestServer::start().await;
+    let hook = "#!/bin/sh\nexit 3\n";
+    let files = [("cohort.toml", 0o644, ""), ("hooks/application-stop", 0o755, hook)];
+    let old = put(&server.state_dir(), "1.0.0", &tar_of(&files));
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&old))).await.unwrap();
+    let back = ActivationOrder { stop_despite_hooks: true, ..order(2, None) };
+    settle(&mut host, &back).await.unwrap();
+    assert_eq!(failure(&host).0, Step::Stop);
+    assert_eq!(host.local().current.as_ref(), Some(&old));
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_unit_still_runs_if_systemd_cannot_be_asked_to_stop_it() {
+    let server = TestServer::start().await;
+    let old = server.release("1.0.0", SLEEP, &[]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&old))).await.unwrap();
+    let file = host.releases.path_of(&old).join("cohort.toml");
+    fs::write(file, "[service]\nsystemd_unit = \"web.service\"\n").unwrap();
+    let back = ActivationOrder { stop_despite_hooks: true, ..order(2, None) };
+    settle(&mut host, &back).await.unwrap();
+    let (step, blame, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
+    assert_eq!(host.local().current.as_ref(), Some(&old));
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_hook_that_asks_to_be_retried_for_ever_does_not_hold_a_way_back() {
+    let server = TestServer::start().await;
+    let old = server.release("1.0.0", SLEEP, &[("application-stop", "exit 21")]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&old))).await.unwrap();
+    let back = ActivationOrder { stop_despite_hooks: true, ..order(2, None) };
+    let cancel = CancellationToken::new();
+    host.act(StepAction::Accept { order: back, step: Step::Drain }, &cancel).await.unwrap();
+    let run = |attempt| StepAction::Run { step: Step::Stop, attempt };
+    assert_eq!(host.act(run(1), &cancel).await.unwrap(), Acted::Later);
+    assert_eq!(host.act(run(ATTEMPTS_MAX), &cancel).await.unwrap(), Acted::Done);
+    assert!(!server.guard.status("web").await.unwrap().is_running());
     server.end().await;
 }
 

@@ -280,7 +280,12 @@ impl AppHost {
             }
         };
         match ended {
-            Ok(()) => {
+            Ok(ignored) => {
+                if let Some(Failure { reason, output, .. }) = ignored {
+                    let step = step.name();
+                    tracing::warn!(app = %self.app, step, reason, output, "ignoring a failed hook");
+                    self.change(|record| record.ignore_hook(first_text(&reason)))?;
+                }
                 self.done(step, attempt)?;
                 Ok(Acted::Done)
             }

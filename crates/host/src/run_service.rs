@@ -86,9 +86,10 @@ impl AppHost {
         let service = release.and_then(|release| self.service_file(release).ok()?.service);
         let at_most = service.as_ref().map_or(STOP_TIMEOUT_DEFAULT, |service| service.stop_timeout);
         let at_most = Duration::from_millis(at_most.ms);
-        if let Some(unit) = service.and_then(|service| service.systemd_unit)
-            && let Some(systemd) = &self.controls.systemd
-        {
+        if let Some(unit) = service.and_then(|service| service.systemd_unit) {
+            let source = || format!("it did not answer the agent's start, and runs {unit}").into();
+            let gone = || ServiceError::Unreachable { manager: "systemd", source: source() };
+            let systemd = self.controls.systemd.as_ref().ok_or_else(gone)?;
             return systemd.stop(&unit, at_most).await;
         }
         self.controls.guard.stop(self.app.as_str(), at_most).await

@@ -7,7 +7,7 @@ use cohort_core::orders::{ActivationOrder, Fence};
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
-use cohort_core::steps::{Failure, LocalActivation, NoTraffic, Progress};
+use cohort_core::steps::{ATTEMPTS_MAX, Failure, LocalActivation, NoTraffic, Progress};
 
 use crate::app_host::AppHost;
 use crate::hooks::{Hook, HookEnd, HookRun};
@@ -40,24 +40,30 @@ pub(crate) fn fence_text(fence: Fence) -> String {
 }
 
 impl AppHost {
-    pub(crate) async fn step(&self, step: Step, attempt: u32) -> Result<(), Interrupt> {
+    /// Takes a step; returns the failure of a hook that did not keep it from ending well.
+    pub(crate) async fn step(
+        &self,
+        step: Step,
+        attempt: u32,
+    ) -> Result<Option<Failure>, Interrupt> {
         let Some(activation) = &self.record.local.activation else {
             return Err(surroundings("there is no activation to continue"));
         };
         let work = Work { attempt, activation };
         match step {
             // Artifacts are fetched in parallel with the steps; this one is here by now.
-            Step::Fetch => Ok(()),
-            Step::Prepare => self.prepare(&activation.order).await,
-            Step::Drain => self.drain(&work).await,
-            Step::HandOver => self.hand_over(&work).await,
-            Step::Stop => self.stop(&work).await,
-            Step::Switch => self.switch(&work).await,
-            Step::Start => self.start(&work).await,
-            Step::Check => self.check(&work).await,
-            Step::WarmUp => self.warm_up(&work).await,
-            Step::Undo => Err(surroundings("an undo is not a step of an order")),
+            Step::Fetch => {}
+            Step::Prepare => self.prepare(&activation.order).await?,
+            Step::Drain => return self.drain(&work).await,
+            Step::HandOver => return self.hand_over(&work).await,
+            Step::Stop => return self.stop(&work).await,
+            Step::Switch => self.switch(&work).await?,
+            Step::Start => self.start(&work).await?,
+            Step::Check => self.check(&work).await?,
+            Step::WarmUp => self.warm_up(&work).await?,
+            Step::Undo => return Err(surroundings("an undo is not a step of an order")),
         }
+        Ok(None)
     }
 
     /// Unpacks the release next to the running one and validates its `cohort.toml`.
@@ -80,38 +86,46 @@ impl AppHost {
         self.service_of(release, "prepare").map(drop)
     }
 
-    async fn drain(&self, work: &Work<'_>) -> Result<(), Interrupt> {
+    async fn drain(&self, work: &Work<'_>) -> Result<Option<Failure>, Interrupt> {
         let Some(current) = &self.record.local.current else {
             self.tell(Traffic::Out { reason: NoTraffic::Installing });
-            return Ok(());
+            return Ok(None);
         };
         if self.record.blocked {
             self.tell(Traffic::Draining);
-            return Ok(());
+            return Ok(None);
         }
-        self.hook(Hook::BeforeBlockTraffic, current, work).await?;
+        let before = self.leaving_hook(Hook::BeforeBlockTraffic, current, work).await?;
         self.tell(Traffic::Draining);
         self.cuts.point()?;
         tokio::time::sleep(Duration::from_millis(work.activation.order.drain_ms)).await;
-        self.hook(Hook::AfterBlockTraffic, current, work).await
+        let after = self.leaving_hook(Hook::AfterBlockTraffic, current, work).await?;
+        Ok(after.or(before))
     }
 
-    async fn hand_over(&self, work: &Work<'_>) -> Result<(), Interrupt> {
+    async fn hand_over(&self, work: &Work<'_>) -> Result<Option<Failure>, Interrupt> {
         match &self.record.local.current {
-            Some(current) => self.hook(Hook::HandOver, current, work).await,
-            None => Ok(()),
+            Some(current) => self.leaving_hook(Hook::HandOver, current, work).await,
+            None => Ok(None),
         }
     }
 
-    async fn stop(&self, work: &Work<'_>) -> Result<(), Interrupt> {
+    async fn stop(&self, work: &Work<'_>) -> Result<Option<Failure>, Interrupt> {
         self.tell(Traffic::Out { reason: NoTraffic::Installing });
         let current = self.record.local.current.as_ref();
-        if let Some(current) = current {
-            self.hook(Hook::ApplicationStop, current, work).await?;
-        }
+        let ignored = match current {
+            // Without a service that the host stops, only the hook can.
+            Some(current) if self.service_file(current)?.service.is_none() => {
+                self.hook(Hook::ApplicationStop, current, work).await?;
+                None
+            }
+            Some(current) => self.leaving_hook(Hook::ApplicationStop, current, work).await?,
+            None => None,
+        };
         self.cuts.point()?;
         self.stop_service(current).await?;
-        Ok(self.cuts.point()?)
+        self.cuts.point()?;
+        Ok(ignored)
     }
 
     async fn switch(&self, work: &Work<'_>) -> Result<(), Interrupt> {
@@ -180,6 +194,25 @@ impl AppHost {
         ServiceFile::read(&self.releases.path_of(release))
     }
 
+    /// Runs a hook of the release that is being stopped. If the order says so, its failure is only
+    /// returned: not even one that asks to be retried for ever keeps the release running.
+    async fn leaving_hook(
+        &self,
+        hook: Hook,
+        release: &Release,
+        work: &Work<'_>,
+    ) -> Result<Option<Failure>, Interrupt> {
+        let despite = work.activation.order.stop_despite_hooks;
+        match self.hook(hook, release, work).await {
+            Ok(()) => Ok(None),
+            Err(Interrupt::Failed(failure)) if despite => Ok(Some(*failure)),
+            Err(Interrupt::Later(_)) if despite && work.attempt >= ATTEMPTS_MAX => {
+                Ok(Some(self.record.given_up(work.attempt)))
+            }
+            Err(interrupt) => Err(interrupt),
+        }
+    }
+
     /// Runs a hook of `release`; succeeds if the release does not have it.
     pub(crate) async fn hook(
         &self,
@@ -222,7 +255,7 @@ impl AppHost {
         release: &Release,
         work: &Work<'_>,
     ) -> BTreeMap<String, String> {
-        let LocalActivation { order, previous, progress } = work.activation;
+        let LocalActivation { order, previous, progress, .. } = work.activation;
         let mut variables = self.service_variables(release);
         let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
         let version = |release: Option<&Release>| {

@@ -176,6 +176,7 @@ pub(crate) fn order(generation: u64, release: Option<&Release>) -> ActivationOrd
         healthy_deadline_ms: 5_000,
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::<Check>::new(),
         hold: None,
     }

@@ -87,6 +87,12 @@ pub enum HubError {
          then"
     )]
     ConfirmedTooEarly,
+    /// A flag that stays would confirm the next loss.
+    #[error(
+        "nothing to confirm: the hub's registry was neither lost nor restored; start the hub \
+         without --confirm-restored"
+    )]
+    NothingToConfirm,
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
     #[error(
@@ -136,12 +142,15 @@ impl Hub {
         if config.confirm_restored && registry.just_detected() {
             return Err(HubError::ConfirmedTooEarly);
         }
+        if config.confirm_restored && !registry.restored() {
+            return Err(HubError::NothingToConfirm);
+        }
         if registry.restored() {
             // The tokens may be from the same backup: one that was used since is unused there.
             let tokens_revoked = tokens.revoke_unused()?;
             tracing::warn!(tokens_revoked, "registry is restored: unused join tokens revoked");
         }
-        if config.confirm_restored && registry.restored() {
+        if config.confirm_restored {
             registry.confirm_restored(now().as_secs()).await?;
             let revision = registry.revision();
             tracing::warn!(revision, "restored registry confirmed");

@@ -108,8 +108,12 @@ fn redeem(error: &RedeemError) -> ApiError {
         | RedeemError::Grant { .. } => {
             ApiError::forbidden(reason).hint("ask an operator for a new one: cohort token create")
         }
-        RedeemError::NameTaken { .. } => ApiError::conflict(reason)
-            .hint("to replace its holder: cohort token create --name NAME"),
+        RedeemError::NameTaken(holder) => {
+            ApiError::conflict(reason).hint("choose another `server` in agent.toml").hint(format!(
+                "or, to replace it, stop its agent, then: cohort token create --name {}",
+                holder.name
+            ))
+        }
         RedeemError::Token(_) => ApiError::bad_request(reason),
         RedeemError::TooMany => ApiError::unavailable("full", reason),
         _ => {

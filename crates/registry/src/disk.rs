@@ -12,10 +12,12 @@
 //! more than needed, and reading skips them.
 
 use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use cohort_base::{Cause, durable};
+use cohort_base::{Cause, chain, durable};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::api::{Event, KeyValue};
@@ -33,8 +35,15 @@ const SCHEMA: u64 = 1;
 pub enum OpenError {
     #[error("cannot open registry file {}", path.display())]
     Open { path: PathBuf, source: Cause },
+    /// Another process has it.
+    #[error("a hub runs with registry file {}: stop it first", path.display())]
+    InUse { path: PathBuf },
     /// The file's content is inconsistent.
-    #[error("registry file {} is damaged: {reason}; restore it from a backup", path.display())]
+    #[error(
+        "registry file {} is damaged: {reason}; restore it from a backup, or move it away: then \
+         the groups write their records again, until you confirm the loss with `cohort hub \
+         --config hub.toml --confirm-restored`", path.display()
+    )]
     Damaged { path: PathBuf, reason: String },
     #[error(
         "registry file {} has schema {found}, this version supports {SCHEMA}; \
@@ -78,14 +87,23 @@ impl Disk {
         identity: impl Fn(&Path) -> std::io::Result<String>,
         new_store: NewStore<'_>,
     ) -> Result<Loaded, OpenError> {
-        let open_error = |source| OpenError::Open { path: path.to_owned(), source };
+        let open_error =
+            |source: io::Error| OpenError::Open { path: path.to_owned(), source: source.into() };
         // Policies may name what others should not know: for its owner only.
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(durable::SECRET);
-        let file = options.open(path).map_err(|error| open_error(error.into()))?;
-        let db = Database::builder().create_file(file).map_err(|error| open_error(error.into()))?;
-        let identity = identity(path).map_err(|error| open_error(error.into()))?;
-        Self::open_database(db, path, &identity, new_store)
+        let file = options.open(path).map_err(open_error)?;
+        // redb may panic on unexpected damage in its pages. The file is not used after that.
+        catch_unwind(AssertUnwindSafe(|| {
+            let db = Database::builder().create_file(file);
+            let db = db.map_err(|error| fault(path, error.into()))?;
+            let identity = identity(path).map_err(open_error)?;
+            Self::open_database(db, path, &identity, new_store)
+        }))
+        .unwrap_or_else(|_| {
+            let (path, reason) = (path.to_owned(), "its pages are unreadable".to_owned());
+            Err(OpenError::Damaged { path, reason })
+        })
     }
 
     /// Reads an open database, or initialises an empty one.
@@ -98,7 +116,7 @@ impl Disk {
         let open_error = |source| OpenError::Open { path: path.to_owned(), source };
         let damaged = |reason| OpenError::Damaged { path: path.to_owned(), reason };
         let disk = Disk { db, path: path.to_owned() };
-        let meta = disk.read_meta().map_err(open_error)?;
+        let meta = disk.read_meta().map_err(|error| fault(path, error))?;
         let number = |name: &str| -> Result<Option<u64>, OpenError> {
             let Some(text) = meta_text(&meta, name) else { return Ok(None) };
             text.parse().map(Some).map_err(|_| damaged(format!("`{name}` is `{text}`")))
@@ -124,7 +142,8 @@ impl Disk {
             disk.mark_restored(0).map_err(open_error)?;
         }
         let restored = known || detected;
-        let (pairs, events) = disk.read_all().map_err(open_error)?.map_err(damaged)?;
+        let contents = disk.read_all().map_err(|error| fault(path, error))?;
+        let (pairs, events) = contents.map_err(damaged)?;
         let state = State::from_parts(revision, compacted, pairs, events).map_err(damaged)?;
         Ok(Loaded { disk, state, store, restored, asked, detected })
     }
@@ -207,7 +226,7 @@ impl Disk {
         Ok(())
     }
 
-    fn read_meta(&self) -> Result<Vec<(String, String)>, Cause> {
+    fn read_meta(&self) -> Result<Vec<(String, String)>, redb::Error> {
         let txn = self.db.begin_read()?;
         let table = match txn.open_table(META) {
             Ok(table) => table,
@@ -222,7 +241,7 @@ impl Disk {
         Ok(meta)
     }
 
-    fn read_all(&self) -> Result<Result<Contents, String>, Cause> {
+    fn read_all(&self) -> Result<Result<Contents, String>, redb::Error> {
         let txn = self.db.begin_read()?;
         let mut pairs = Vec::new();
         for entry in txn.open_table(PAIRS)?.iter()? {
@@ -242,6 +261,27 @@ impl Disk {
             }
         }
         Ok(Ok((pairs, events)))
+    }
+}
+
+/// Why a file cannot be read: it is another hub's, damaged, or the disk is at fault.
+fn fault(path: &Path, error: redb::Error) -> OpenError {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
+    let path = path.to_owned();
+    match error {
+        redb::Error::DatabaseAlreadyOpen => OpenError::InUse { path },
+        // `UnexpectedEof`: shorter than its header says.
+        redb::Error::Io(error) if !matches!(error.kind(), InvalidData | UnexpectedEof) => {
+            OpenError::Open { path, source: error.into() }
+        }
+        error @ (redb::Error::Io(_)
+        | redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableTypeMismatch { .. }) => {
+            OpenError::Damaged { path, reason: chain(&error) }
+        }
+        error => OpenError::Open { path, source: error.into() },
     }
 }
 

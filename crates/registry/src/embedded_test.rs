@@ -7,6 +7,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId};
 use crate::api::{
     Compare, Event, Op, RangeRequest, Registry, RegistryError, Selector, Txn, WatchRequest,
 };
+use crate::disk::OpenError;
 use crate::embedded::{EmbeddedRegistry, RESTORE_LEAP};
 use crate::keys;
 use crate::records::{RemovedRecord, SCHEMA};
@@ -228,8 +229,23 @@ async fn a_damaged_file_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("temp dir");
     let file = folder.path().join("registry.redb");
     std::fs::write(&file, b"this is no database, by any means").expect("write");
-    let error = EmbeddedRegistry::open(&file, "").err().expect("refused").to_string();
-    assert!(error.contains("registry.redb"), "{error}");
+    let refused = || EmbeddedRegistry::open(&file, "").err().expect("refused");
+    let is_damaged =
+        |error: &OpenError| matches!(error, OpenError::Damaged { path, .. } if *path == file);
+    assert!(is_damaged(&refused()), "{:?}", refused());
+    std::fs::remove_file(&file).expect("remove");
+    drop(open(folder.path()));
+    let bytes = std::fs::read(&file).expect("read");
+    // Cut short, and with pages that are not what was written.
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("write");
+    assert!(is_damaged(&refused()), "{:?}", refused());
+    let mut pages = bytes.clone();
+    pages[4096..].fill(0xa5);
+    std::fs::write(&file, pages).expect("write");
+    assert!(is_damaged(&refused()), "{:?}", refused());
+    std::fs::write(&file, bytes).expect("write");
+    let _held = open(folder.path());
+    assert!(matches!(refused(), OpenError::InUse { .. }), "{:?}", refused());
 }
 
 #[tokio::test]

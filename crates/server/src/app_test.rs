@@ -38,6 +38,7 @@ fn order(generation: u64, version: &str, purpose: Purpose) -> ActivationOrder {
         healthy_deadline_ms: 1_000,
         confirm_within_ms: 30_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::new(),
         hold: None,
     }

@@ -29,6 +29,7 @@ impl HealthPace {
             | Outcome::Checked
             | Outcome::InService
             | Outcome::GivenBack
+            | Outcome::HookIgnored { .. }
             | Outcome::Failed { .. }
             | Outcome::Undone { .. } => return true,
         }

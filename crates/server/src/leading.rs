@@ -393,7 +393,7 @@ impl Leading {
     /// Whether the log may grow. If not, the disk has room only for what is in progress.
     #[must_use]
     pub fn may_write(&self) -> bool {
-        self.disk != DiskSpace::Exhausted
+        self.disk.may_write()
     }
 
     /// Judges an agent that introduces itself as `server`. A copy is remembered, for people;

@@ -94,7 +94,9 @@ impl Outbox {
                 keep_start(reason);
                 keep_end(output);
             }
-            Outcome::Health { reason, .. } | Outcome::Undone { reason, .. } => keep_start(reason),
+            Outcome::Health { reason, .. }
+            | Outcome::HookIgnored { reason }
+            | Outcome::Undone { reason, .. } => keep_start(reason),
             Outcome::Tried { failed: Some(reason), .. } => keep_start(reason),
             Outcome::Tried { failed: None, .. }
             | Outcome::Found { .. }

@@ -4,17 +4,16 @@
 //! only while it has a quorum; everything else that a member knows is what was true once. Whatever
 //! shows a server to people asks here. What the leader decides by comes from the same contacts.
 
-use cohort_core::capacity::unknown_after_ms;
+use cohort_core::capacity::{COUNTED_ON_MS, unknown_after_ms};
 use cohort_core::ids::ServerId;
 
 use crate::asking::{ANSWER_MS_MAX, WAIT_MS_MAX};
 use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
 use crate::member::View;
 
-/// A new leader has heard from every live server after this long, in milliseconds: a server that
-/// was asking the old leader waits for its held request and two responses before it asks another
-/// member, which then reports the contact.
-const UNHEARD_MS: u64 = WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS;
+/// A server whose member went silent, or was the old leader's, waits for its held request and two
+/// responses before it asks another member, which then reports the contact.
+const _: () = assert!(WAIT_MS_MAX + 2 * ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS <= COUNTED_ON_MS);
 
 impl View {
     /// How long a server has certainly not asked any member for its orders, in milliseconds; `None`
@@ -36,7 +35,7 @@ impl View {
         let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
         let bound_ms = unknown_after_ms(&self.state);
         let heard = heard_ms >= self.listens_since_ms;
-        silent_ms.is_none_or(|ms| ms > if heard { bound_ms } else { bound_ms.min(UNHEARD_MS) })
+        silent_ms.is_none_or(|ms| ms > if heard { bound_ms } else { bound_ms.min(COUNTED_ON_MS) })
     }
 
     /// Number of unknown servers, for alerts: 0 on a member that has a leader, which counts them.

@@ -41,7 +41,7 @@ pub enum Ballast {
 pub fn judge(look: Look) -> (Ballast, DiskSpace) {
     let Look { free_bytes, ballast, read_only } = look;
     if read_only {
-        return (Ballast::Leave, DiskSpace::Exhausted);
+        return (Ballast::Leave, DiskSpace::ReadOnly);
     }
     match ballast {
         true if free_bytes < LOW_BYTES => (Ballast::GiveUp, DiskSpace::Low),
@@ -76,8 +76,8 @@ mod space_test {
     }
 
     #[test]
-    fn a_read_only_disk_has_no_space() {
+    fn a_read_only_disk_is_not_a_full_one() {
         let look = Look { free_bytes: 500 * MIB, ballast: false, read_only: true };
-        assert_eq!(judge(look), (Ballast::Leave, DiskSpace::Exhausted));
+        assert_eq!(judge(look), (Ballast::Leave, DiskSpace::ReadOnly));
     }
 }

@@ -13,6 +13,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 pub enum Command {
     Agent { hub: Option<String> },
     AppApply,
+    AppRemove { app: AppId },
     AppShow { app: AppId, group: GroupId },
     ChannelSet { app: Option<AppId>, channel: Option<String>, version: Option<Version> },
     ContextJoin,
@@ -50,6 +51,7 @@ impl Command {
                 .one(hub.as_deref().unwrap_or("HOST:7418"))
                 .add("--join-token-file join.token"),
             Command::AppApply => words.add("app apply -f FILE"),
+            Command::AppRemove { app } => words.add("app remove").one(app),
             Command::AppShow { app, group } => {
                 words.add("app show").one(app).flag("--group", Some(group))
             }

@@ -1,8 +1,7 @@
 //! `cohort rollout plan`: what a rollout would do, as far as known in advance.
 
-use std::collections::BTreeSet;
-
-use cohort_core::ids::{AppId, Digest, GroupId, Revision, ServerId, Version};
+use cohort_core::capacity::has_room;
+use cohort_core::ids::{AppId, Digest, GroupId, Revision, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::waiting::WaitingOn;
@@ -129,8 +128,9 @@ fn gates(
 ) -> Vec<Gate> {
     let mut gates = Vec::new();
     let group = &status.group;
+    let state = status.apps.get(id).map_or(PhaseName::Empty, |app| app.state);
     let mut gate = |on: &WaitingOn| {
-        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id, state) });
     };
     if let Some(reason) = &status.killed {
         gate(&WaitingOn::KillSwitch { reason: reason.clone() });
@@ -141,7 +141,7 @@ fn gates(
     if status.registry_reachable == Some(false) {
         gate(&WaitingOn::RegistryAway);
     }
-    silent_gates(status, policy, &mut gate);
+    capacity_gates(status, policy, &mut gate);
     if let Some(app) = status.apps.get(id)
         && app.state == PhaseName::RollingBack
     {
@@ -154,7 +154,7 @@ fn gates(
         });
     }
     let mut gate = |on: &WaitingOn| {
-        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id) });
+        gates.push(Gate { sentence: sentence(on), hints: hints(on, group, id, state) });
     };
     for waiting in status.apps.get(id).into_iter().flat_map(|app| &app.waiting) {
         match &waiting.on {
@@ -173,19 +173,19 @@ fn gates(
     gates
 }
 
-/// What unknown servers stop: the start, if there are more than a rollout tolerates; else every
-/// server that would go out of service, if they are as many as may.
-fn silent_gates(status: &GroupStatus, policy: &Policy, gate: &mut impl FnMut(&WaitingOn)) {
+/// What servers that are unknown, or out of service, stop: the start, if more are unknown than a
+/// rollout tolerates; else every server that would leave service, if there is no room.
+fn capacity_gates(status: &GroupStatus, policy: &Policy, gate: &mut impl FnMut(&WaitingOn)) {
     let servers = u32::try_from(status.servers.len()).unwrap_or(u32::MAX);
-    let out: BTreeSet<ServerId> =
-        status.unknown_servers().map(|(server, _)| server.clone()).collect();
-    if out.len() > policy.surroundings_allowed_of(servers) as usize {
+    let (out, max) = (&status.out, policy.max_unavailable_of(servers));
+    let mut serving = status.servers.keys().filter(|server| !out.contains(*server));
+    if status.unknown_servers().count() > policy.surroundings_allowed_of(servers) as usize {
         for (server, known) in status.unknown_servers() {
             let for_ms = known.silent_ms.unwrap_or(0);
             gate(&WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
         }
-    } else if out.len() >= policy.max_unavailable_of(servers) as usize {
-        gate(&WaitingOn::Capacity { out, max: policy.max_unavailable_of(servers) });
+    } else if serving.next().is_some_and(|server| !has_room(out, max, server)) {
+        gate(&WaitingOn::Capacity { out: out.clone(), max });
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, ErrandStatus, GroupStatus, ServerAppStatus, ServerStatus};
@@ -257,9 +258,16 @@ fn problems(
     for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
         problem(errand_sentence(failing), errand_hints(failing));
     }
-    for app in expected.iter().filter(|app| !status.apps.contains_key(*app)) {
+    // Why a policy cannot be used says more than that it is not there.
+    let is_read = |app: &AppId| {
+        let read = Errand::ReadPolicy { app: app.clone() };
+        status.errands.iter().all(|failing| failing.errand != read)
+    };
+    for app in expected.iter().filter(|app| !status.apps.contains_key(*app) && is_read(app)) {
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
+    problems.extend(status.servers.iter().filter_map(|(id, server)| disk_problem(id, server)));
+    let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
     let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
     if let Some(first) = missing().next() {
         let remove = Command::GroupRemoveServer { group: group.clone(), server: first.clone() };
@@ -274,6 +282,21 @@ fn problems(
     problems
 }
 
+/// A data directory that cannot be written, or soon cannot.
+pub(crate) fn disk_problem(id: &ServerId, server: &ServerStatus) -> Option<Problem> {
+    let free = format!("free space on {id}");
+    let (sentence, hint) = match server.disk {
+        DiskSpace::Enough => return None,
+        DiskSpace::Low => (format!("little space is left for the data directory of {id}"), free),
+        DiskSpace::Exhausted => (format!("no space is left for the data directory of {id}"), free),
+        DiskSpace::ReadOnly => (
+            format!("the data directory of {id} is read-only"),
+            format!("check the disk of {id}, and remount it writable"),
+        ),
+    };
+    Some(Problem { sentence, hints: vec![hint.into()] })
+}
+
 /// An errand of the leader that fails, and for how long.
 fn errand_sentence(failing: &ErrandStatus) -> String {
     let what = match &failing.errand {
@@ -282,15 +305,24 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
         Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
         Errand::CarryKill => "the hub does not take a kill register".to_owned(),
     };
-    let (HubFault::Unreachable { text } | HubFault::Refused { text } | HubFault::Damaged { text }) =
-        &failing.why;
-    let text = words::line(text);
+    let text = match &failing.why {
+        HubFault::Unreachable { text }
+        | HubFault::Refused { text }
+        | HubFault::Damaged { text } => words::line(text),
+        HubFault::Removed { at } => {
+            format!("this group has removed the app since, at revision {at}")
+        }
+    };
     format!("{what} (for {}): {text}", brief(failing.for_ms))
 }
 
 /// What an operator can do, in addition to what the hub advises in its text.
 fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
     match (&failing.errand, &failing.why) {
+        (Errand::ReadPolicy { app }, HubFault::Removed { .. }) => vec![
+            Hint::run_to("to remove it everywhere", Command::AppRemove { app: app.clone() }),
+            Hint::run_to("to add it again", Command::AppApply),
+        ],
         (Errand::ReadPolicy { .. }, _) => {
             vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
         }
@@ -299,6 +331,25 @@ fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
             vec!["on the hub's machine: restore registry.redb from a backup".into()]
         }
         (Errand::ReadRegistry | Errand::WriteRecords, _) => vec!["see the log of the hub".into()],
+    }
+}
+
+/// The machine that answered is a copy: what its group knows, others say.
+fn refused(status: &GroupStatus, host: &str) -> Problem {
+    let server = &status.answered_by;
+    Problem {
+        sentence: format!(
+            "the group refuses the agent that answered: another machine, {host}, runs as {server}"
+        ),
+        hints: vec![
+            Hint::run_to(
+                "ask the group without --agent, or at another one",
+                Command::Why { group: Some(status.group.clone()) },
+            ),
+            "if the machine that answered is a copy: stop its agent, empty its data_dir, and let \
+             it join under a name of its own"
+                .into(),
+        ],
     }
 }
 
@@ -323,7 +374,10 @@ fn no_quorum(status: &GroupStatus) -> Problem {
 /// Unknown servers, and what that means for the group.
 pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
     if !status.linearizable {
-        return Some(no_quorum(status));
+        return Some(match &status.elsewhere {
+            Some(host) => refused(status, host),
+            None => no_quorum(status),
+        });
     }
     let unknown: Vec<(&ServerId, &ServerStatus)> = status.unknown_servers().collect();
     let (first, _) = *unknown.first()?;

@@ -69,6 +69,7 @@ fn what_a_silent_server_does_is_unknown_and_people_are_told() {
 
 /// Nobody has heard from the server for this long.
 pub(crate) fn lose(status: &mut GroupStatus, name: &str, silent_ms: u64) {
+    status.out.insert(server(name));
     let known = status.servers.get_mut(&server(name)).unwrap();
     known.unknown = true;
     (known.silent_ms, known.contact_age_ms) = (Some(silent_ms), Some(silent_ms));
@@ -212,6 +213,10 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
     assert!(!healthy && !problems[0].hints.is_empty(), "{problems:?}");
     let sentence = &problems[0].sentence;
     assert!(sentence.contains("1m 15s") && sentence.contains("removed by"), "{sentence}");
+    let at = cohort_core::ids::Revision(7);
+    let read = || Errand::ReadPolicy { app: "db".parse().unwrap() };
+    let (healthy, problems) = failing(read(), HubFault::Removed { at });
+    assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
     let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
     let (healthy, problems) = failing(Errand::ReadPolicy { app: app() }, unknown);
     assert!(!healthy && problems[0].sentence.contains("web"), "{problems:?}");

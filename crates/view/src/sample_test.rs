@@ -1,6 +1,6 @@
 //! A group for tests of output: three servers mid-rollout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::doing::{BytesFrom, Download};
 use cohort_core::ids::{
@@ -45,6 +45,7 @@ pub(crate) fn fine(running: &str) -> ServerAppStatus {
         activation: None,
         doing: None,
         debt: None,
+        ignored_hook: None,
     }
 }
 
@@ -102,6 +103,7 @@ pub(crate) fn settled() -> GroupStatus {
         commit: 99,
         applied: 99,
         linearizable: true,
+        elsewhere: None,
         clock: ClockMs(100_000),
         killed: None,
         registry_reachable: Some(true),
@@ -110,6 +112,7 @@ pub(crate) fn settled() -> GroupStatus {
         standbys: Vec::new(),
         placing: None,
         servers: servers.collect(),
+        out: BTreeSet::new(),
         apps: BTreeMap::from([(app(), app_status)]),
         refusals: Vec::new(),
         transfers: Vec::new(),

@@ -333,7 +333,10 @@ fn note_text(here: &ServerAppStatus) -> String {
     match (&here.debt, &here.unfit, here.in_service) {
         (Some(debt), _, _) => format!("not back on the last good release: {}", words::debt(debt)),
         (None, Some(why), false) => words::unfit(why),
-        (None, _, _) => String::new(),
+        (None, _, _) => match &here.ignored_hook {
+            Some(why) => format!("stopped although a hook failed: {}", words::line(why)),
+            None => String::new(),
+        },
     }
 }
 

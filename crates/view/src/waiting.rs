@@ -1,9 +1,11 @@
 //! What something is waiting for: the sentence, the hints, and the servers concerned.
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::phase::PhaseName;
 use cohort_core::policy::Prestage;
 use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
+use cohort_core::report::Step;
 use cohort_core::waiting::{Placing, WaitingOn};
 
 use crate::command::Command;
@@ -158,9 +160,33 @@ pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
     }
 }
 
-/// What an operator can do about it; empty if it resolves automatically.
+/// What an operator can do about it while the app is in this phase; empty if it resolves
+/// automatically. A command that would be refused is not offered.
 #[must_use]
-pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
+pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId, phase: PhaseName) -> Vec<Hint> {
+    let mut hints = all_hints(on, group, app);
+    hints.retain(|hint| match hint {
+        Hint::Run(_, command) => is_taken(command, phase),
+        Hint::Add(..) | Hint::Meant(_) | Hint::Do(_) => true,
+    });
+    hints
+}
+
+/// Whether an app in this phase takes a command, as far as that depends on the phase.
+fn is_taken(command: &Command, phase: PhaseName) -> bool {
+    match command {
+        // An app is added again once it is gone.
+        Command::AppApply | Command::ChannelSet { .. } | Command::Publish { .. } => {
+            phase != PhaseName::Removing
+        }
+        Command::RolloutApprove { .. } | Command::RolloutResume { .. } => {
+            matches!(phase, PhaseName::Forward(_))
+        }
+        _ => true,
+    }
+}
+
+fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
     let mend = || Hint::run_to("mend the checks of the policy", Command::AppApply);
     let remove = |when: &str, server: &ServerId| {
@@ -214,16 +240,7 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let publish = Command::Publish { app: Some(app.clone()), channel: None };
             vec![Hint::run_to("publish a fix", publish)]
         }
-        WaitingOn::Person { reason: Reason::Undone { .. }, .. } => {
-            let (app, channel, version) = (Some(app.clone()), None, None);
-            let stay = Command::ChannelSet { app, channel, version };
-            vec![
-                Hint::run_to("to stay on the release that runs", stay),
-                "or publish a fix".into(),
-                Hint::run_to("or take the undo back", retry()),
-            ]
-        }
-        WaitingOn::Person { .. } => vec!["publish a fix".into(), Hint::run_to("or", retry())],
+        WaitingOn::Person { reason, .. } => held_hints(reason, group, app),
         WaitingOn::Paused { .. } => {
             vec![Command::RolloutResume { group: group.clone(), app: app.clone() }.into()]
         }
@@ -231,8 +248,8 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             vec![Command::RolloutApprove { group: group.clone(), app: app.clone() }.into()]
         }
         WaitingOn::Capacity { .. } => {
-            let raise = "wait until one is back in service, or raise max_unavailable";
-            vec![Hint::run_to(raise, Command::AppApply)]
+            let raise = Hint::run_to("or raise max_unavailable", Command::AppApply);
+            vec!["wait until one is back in service".into(), raise]
         }
         WaitingOn::ServerUnreachable { server, .. } => {
             let start = format!("start the agent on {server}");
@@ -244,7 +261,10 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let fix = Hint::run_to("publish a fix: it takes over", publish);
             [fix].into_iter().chain(servers.first().map(|server| remove(lost, server))).collect()
         }
-        WaitingOn::NotStopped { .. } => vec![Hint::run_to("try again", retry())],
+        WaitingOn::NotStopped { server, .. } => {
+            let look = format!("check {app} and the agent's log on {server}");
+            vec![look.into(), Hint::run_to("then", retry())]
+        }
         WaitingOn::Debt { server, .. } => {
             vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
         }
@@ -257,6 +277,28 @@ pub fn hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::Prestage { .. } => {
             vec!["wait, or set update.prestage to \"all\"".into()]
         }
+    }
+}
+
+/// What an operator can do about a release that was rejected.
+fn held_hints(reason: &Reason, group: &GroupId, app: &AppId) -> Vec<Hint> {
+    let retry = Command::RolloutRetry { group: group.clone(), app: app.clone() };
+    match reason {
+        Reason::Undone { .. } => {
+            let (app, channel, version) = (Some(app.clone()), None, None);
+            let stay = Command::ChannelSet { app, channel, version };
+            vec![
+                Hint::run_to("to stay on the release that runs", stay),
+                "or publish a fix".into(),
+                Hint::run_to("or take the undo back", retry),
+            ]
+        }
+        // It stopped before the release ran.
+        Reason::ServerFailed { step, .. } if (Step::Drain..=Step::Stop).contains(step) => {
+            let despite = "if a hook of the running release fails, set update.stop_despite_hooks";
+            vec![Hint::run_to(despite, Command::AppApply), Hint::run_to("then", retry)]
+        }
+        _ => vec!["publish a fix".into(), Hint::run_to("or", retry)],
     }
 }
 
@@ -363,3 +405,7 @@ fn list<N: ToString>(all: impl IntoIterator<Item = N>) -> String {
     let all: Vec<N> = all.into_iter().collect();
     names(all.iter().take(NAMED_MAX).map(ToString::to_string), all.len() as u64)
 }
+
+#[cfg(test)]
+#[path = "waiting_test.rs"]
+mod waiting_test;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use cohort_core::doing::Download;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
@@ -18,7 +17,8 @@ use crate::doing::detail;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
 use crate::report::{
-    FleetReport, GroupReport, runs, server_problems, silence, traffic, wait_sentence, wanted,
+    FleetReport, GroupReport, Problem, disk_problem, runs, server_problems, silence, traffic,
+    wait_sentence, wanted,
 };
 use crate::status::step;
 use crate::transfer;
@@ -50,7 +50,7 @@ impl Wait {
 
     fn of(group: &GroupId, id: &AppId, app: &AppStatus, waiting: &WaitingStatus) -> Self {
         Wait {
-            hints: Some(hints(&waiting.on, group, id)),
+            hints: Some(hints(&waiting.on, group, id, app.state)),
             on: Some(waiting.on.clone()),
             for_ms: Some(waiting.for_ms),
             ..Wait::state(group, Some(id), wait_sentence(app, &waiting.on))
@@ -89,49 +89,73 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
             wait
         }));
         waits.extend(broken);
+        let group = report.status.iter();
+        waits.extend(group.flat_map(|status| {
+            app.servers.iter().filter_map(|(it, here)| ignored_hook(status, id, it, here))
+        }));
     }
-    waits.extend(report.status.iter().flat_map(machines));
+    waits.extend(
+        report
+            .status
+            .iter()
+            .flat_map(|status| status.servers.keys().flat_map(|server| machine(status, server))),
+    );
     waits.extend(report.status.iter().flat_map(|status| offenders(status, None)));
     waits
 }
 
-/// Servers whose machines are at fault: a clock that differs from the others', a full disk, a copy
-/// of the machine.
-fn machines(status: &GroupStatus) -> Vec<Wait> {
+/// What is wrong with a server's machine, although its group may be healthy: a clock that differs
+/// from the others', a copy of the machine.
+fn machine(status: &GroupStatus, id: &ServerId) -> Vec<Wait> {
     let mut waits = Vec::new();
-    for (id, server) in &status.servers {
-        let mut wait = |sentence, hint: String| {
-            let hints = Some(vec![hint.into()]);
-            let server = Some(id.clone());
-            waits.push(Wait { server, hints, ..Wait::state(&status.group, None, sentence) });
-        };
-        let ahead_ms = server.clock_ahead_ms;
-        if ahead_ms != 0 {
-            let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
-            let by = brief(ahead_ms.unsigned_abs());
-            wait(
-                format!("the clock of {id} is {by} {side} the other servers'"),
-                format!("set the clock of {id}"),
-            );
-        }
-        if let Some(copy) = &server.copy {
-            let (host, age) = (&copy.host, brief(copy.age_ms));
-            wait(
-                format!("a machine on {host} runs as {id}, too, and is refused (last {age} ago)"),
+    let Some(server) = status.servers.get(id) else { return waits };
+    let mut wait = |sentence, hints| {
+        let (server, hints) = (Some(id.clone()), Some(hints));
+        waits.push(Wait { server, hints, ..Wait::state(&status.group, None, sentence) });
+    };
+    let ahead_ms = server.clock_ahead_ms;
+    if ahead_ms != 0 {
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        let by = brief(ahead_ms.unsigned_abs());
+        wait(
+            format!("the clock of {id} is {by} {side} the other servers'"),
+            vec![format!("set the clock of {id}").into()],
+        );
+    }
+    if let Some(copy) = &server.copy {
+        let (host, age, first) = (&copy.host, brief(copy.age_ms), &server.address);
+        wait(
+            format!("a machine on {host} runs as {id}, too, and is refused (last {age} ago)"),
+            vec![
+                "if it is a copy: stop its agent, empty its data_dir, and let it join under a name \
+                 of its own"
+                    .into(),
                 format!(
-                    "stop the agent on {host}; if it is a copy, empty its data_dir and join with a \
-                     new token"
-                ),
-            );
-        }
-        let left = match server.disk {
-            DiskSpace::Enough => continue,
-            DiskSpace::Low => "little space left on",
-            DiskSpace::Exhausted => "no space left on, or no write access to,",
-        };
-        wait(format!("{left} the data directory of {id}"), format!("free space on {id}"));
+                    "if it replaces the one at {first}: stop that one's agent; the group accepts \
+                     the other after 10 minutes of its silence"
+                )
+                .into(),
+            ],
+        );
     }
     waits
+}
+
+/// A way back that stopped a release although a hook failed: what the hook should have done was not
+/// done.
+fn ignored_hook(
+    status: &GroupStatus,
+    id: &AppId,
+    server: &ServerId,
+    here: &ServerAppStatus,
+) -> Option<Wait> {
+    let why = words::line(here.ignored_hook.as_ref()?);
+    let hint = format!("see the hook's output in apps/{id}/hooks of the data_dir of {server}");
+    Some(Wait {
+        server: Some(server.clone()),
+        hints: Some(vec![hint.into()]),
+        ..Wait::state(&status.group, Some(id), format!("stopped although a hook failed: {why}"))
+    })
 }
 
 /// Servers at rest that do not do what they should, although nothing waits for them.
@@ -262,6 +286,8 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
             .iter()
             .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
         waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
+        let here = app.servers.get(server);
+        waits.extend(here.and_then(|here| ignored_hook(status, id, server, here)));
     }
     if known.unknown
         && let Some(problem) = silence(status)
@@ -272,6 +298,11 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
             mine(Wait { hints, ..Wait::state(group, None, problem.sentence) }),
         );
     }
+    let disk = disk_problem(server, known);
+    waits.extend(disk.map(|Problem { sentence, hints }| {
+        mine(Wait { hints: Some(hints), ..Wait::state(group, None, sentence) })
+    }));
+    waits.extend(machine(status, server));
     waits.extend(offenders(status, Some(server)));
     waits
 }

@@ -157,7 +157,7 @@ fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let by = PausedBy::Person { name: "ann".to_owned(), text: String::new() };
     let paused = WaitingOn::Paused { by };
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
-    assert_eq!(hints(&paused, &group, &app), [Hint::run(resume)]);
+    assert_eq!(hints(&paused, &group, &app, PhaseName::WAVE_ASSIGNED), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");
 }
 
@@ -175,12 +175,51 @@ fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
     };
     machine(&mut status, -90_000, DiskSpace::Enough);
     assert_eq!(said(&status), ["the clock of web-2 is 1m 30s behind the other servers'"]);
-    machine(&mut status, 90_000, DiskSpace::Low);
-    assert_eq!(said(&status).len(), 2);
+    assert!(report([status.clone()]).healthy, "the apps serve");
+    for (disk, fact) in [
+        (DiskSpace::Low, "little space is left"),
+        (DiskSpace::Exhausted, "no space is left"),
+        (DiskSpace::ReadOnly, "is read-only"),
+    ] {
+        machine(&mut status, 0, disk);
+        let report = report([status.clone()]);
+        assert!(!report.healthy, "{disk:?}");
+        let names = |waits: &[Wait]| {
+            let named =
+                |wait: &&Wait| wait.sentence.contains(fact) && wait.sentence.contains("web-2");
+            let hints = waits.iter().find(named).and_then(|wait| wait.hints.clone()).unwrap();
+            hints[0].to_string().contains("free space") == (disk != DiskSpace::ReadOnly)
+        };
+        assert!(names(&waits(&report)) && names(&server_waits(&status, &server("web-2"))));
+    }
     machine(&mut status, 0, DiskSpace::Enough);
     let copy = CopyStatus { host: "10.0.0.9".into(), for_ms: 60_000, age_ms: 2_000 };
     status.servers.get_mut(&server("web-2")).unwrap().copy = Some(copy);
     let copied = "a machine on 10.0.0.9 runs as web-2, too, and is refused (last 2s ago)";
     assert_eq!(said(&status), [copied]);
-    assert!(report([status]).healthy, "the apps serve");
+    assert!(report([status.clone()]).healthy, "the apps serve");
+    let own = server_waits(&status, &server("web-2"));
+    assert!(own.iter().any(|wait| wait.sentence == copied), "{own:?}");
+    assert!(server_waits(&status, &server("web-1")).iter().all(|wait| wait.sentence != copied));
+    // What the copy itself answers is no reason to recover the group.
+    status.linearizable = false;
+    status.elsewhere = Some("10.0.0.2".into());
+    let seen = waits(&report([status]));
+    let recovers = |hint: &Hint| matches!(hint, Hint::Run(_, Command::GroupRecover { .. }));
+    assert!(seen[0].sentence.contains("10.0.0.2"), "{seen:?}");
+    assert!(seen.iter().flat_map(|wait| wait.hints.iter().flatten()).all(|hint| !recovers(hint)));
+}
+
+#[test]
+fn a_release_that_was_stopped_although_a_hook_failed_is_named_until_the_next_change() {
+    let mut status = settled();
+    let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
+    here.ignored_hook = Some("hook application-stop failed: exit status 3".to_owned());
+    for waits in [waits(&report([status.clone()])), server_waits(&status, &server("web-2"))] {
+        let named = |wait: &&Wait| wait.sentence.contains("exit status 3");
+        let wait = waits.iter().find(named).unwrap();
+        assert_eq!(wait.server, Some(server("web-2")));
+        assert!(wait.hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+    }
+    assert!(report([status]).healthy, "it serves");
 }

@@ -3,7 +3,7 @@
 //! Orders, reports and commands are the core's own types: golden files there pin their encoding,
 //! because the log contains the same bytes. Everything around them is defined here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ability::Ability;
 pub use cohort_core::doing::Doing;
@@ -245,6 +245,8 @@ pub struct GroupStatus {
     pub applied: u64,
     /// Whether a leader with a quorum responded. If not, it is what a minority last knew.
     pub linearizable: bool,
+    /// The group refuses the agent that answered: another machine runs as its server, on this host.
+    pub elsewhere: Option<String>,
     pub clock: ClockMs,
     /// The reason for the kill switch, while it is on.
     pub killed: Option<String>,
@@ -258,6 +260,8 @@ pub struct GroupStatus {
     /// leader does not respond.
     pub placing: Option<PlacingStatus>,
     pub servers: BTreeMap<ServerId, ServerStatus>,
+    /// The servers that count against `max_unavailable`: out of service, or maybe.
+    pub out: BTreeSet<ServerId>,
     /// Every app that has a policy.
     pub apps: BTreeMap<AppId, AppStatus>,
     /// Mirrors and releases refused recently.
@@ -382,7 +386,7 @@ pub struct FailureStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerAppStatus {
     pub running: Option<Version>,
-    /// Whether it takes traffic, by its last report.
+    /// Whether it takes traffic, by its last report and the step that it has said it is taking.
     pub in_service: bool,
     /// Whether its server is unknown, or was lost in a change of this app and has not said since
     /// what it runs: the other fields are stale.
@@ -397,6 +401,8 @@ pub struct ServerAppStatus {
     pub doing: Option<Doing>,
     /// Why it is not on the last good release although it should be.
     pub debt: Option<DebtReason>,
+    /// The hook that failed, and how, although which the release was stopped in its latest change.
+    pub ignored_hook: Option<String>,
 }
 
 /// Something that is waiting.

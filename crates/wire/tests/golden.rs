@@ -240,6 +240,7 @@ fn group_status() {
         activation,
         doing: None,
         debt: None,
+        ignored_hook: None,
     };
     let (step, reason) = (part(r#""check""#), || "http: status 500".to_owned());
     let at = ClockMs(900);
@@ -292,6 +293,7 @@ fn group_status() {
         commit: 42,
         applied: 41,
         linearizable: true,
+        elsewhere: None,
         clock: part("2000"),
         killed: Some("maintenance".to_owned()),
         registry_reachable: Some(true),
@@ -307,6 +309,7 @@ fn group_status() {
             for_ms: 12,
         }),
         servers: [(server("web-1"), first)].into(),
+        out: [server("web-2")].into(),
         apps: [(app(), web)].into(),
         refusals: refused(),
         transfers: vec![transfer()],

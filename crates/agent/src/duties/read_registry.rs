@@ -7,9 +7,10 @@ use std::time::Duration;
 use cohort_base::chain::chain;
 use cohort_base::retry::Schedule;
 use cohort_consensus::Term;
+use cohort_core::State;
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
-use cohort_core::ids::{AppId, GroupId};
+use cohort_core::ids::{AppId, GroupId, Revision};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
@@ -66,13 +67,13 @@ async fn follow(
         take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
         let (view, unusable) = read_view(registry).await?;
+        let unusable = faults(&handle.view().state, &view, unusable);
         let mut ended = vec![(Errand::CarryKill, carried), (Errand::ReadRegistry, Ok(()))];
         let before = std::mem::replace(told, unusable.keys().cloned().collect());
         let mended = before.difference(told).cloned();
         ended.extend(mended.map(|app| (Errand::ReadPolicy { app }, Ok(()))));
-        ended.extend(unusable.into_iter().map(|(app, text)| {
-            (Errand::ReadPolicy { app }, Err(HubFault::Damaged { text: bounded(text) }))
-        }));
+        let failed = unusable.into_iter().map(|(app, why)| (Errand::ReadPolicy { app }, Err(why)));
+        ended.extend(failed);
         for (errand, ended) in ended {
             if !handle.inputs.put(Input::Errand { errand, ended }).await {
                 return Ok(());
@@ -90,6 +91,19 @@ async fn follow(
         }
     }
     Ok(())
+}
+
+/// Policies that the group cannot use, or ignores because it has removed the app since: the
+/// registry is older than the group.
+fn faults(state: &State, view: &RegistryView, unusable: Unusable) -> BTreeMap<AppId, HubFault> {
+    let outlived = |(app, (revision, _)): (&AppId, &(Revision, Policy))| {
+        let at = *state.removed.get(app)?;
+        let ignored = !state.apps.contains_key(app) && state.outlived(app, *revision);
+        ignored.then(|| (app.clone(), HubFault::Removed { at }))
+    };
+    let damaged = |(app, text)| (app, HubFault::Damaged { text: bounded(text) });
+    let unusable = unusable.into_iter().map(damaged);
+    view.policies.iter().filter_map(outlived).chain(unusable).collect()
 }
 
 /// Shows the hub that its registry went back, if its revision is below that of a policy that the
@@ -225,7 +239,10 @@ mod read_registry_test {
     use cohort_wire::kill::KillRegister;
     use parking_lot::Mutex;
 
-    use super::{KillScope, SignedKill, matters, show_loss, take_kill_registers};
+    use super::{
+        HubFault, KillScope, RegistryView, Revision, SignedKill, State, Unusable, faults, matters,
+        show_loss, take_kill_registers,
+    };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
 
     /// Notes which revisions are watched from.
@@ -260,6 +277,25 @@ mod read_registry_test {
         assert!(registry.0.lock().is_empty(), "it has the policy's revision");
         show_loss(&registry, &handle, 0).await;
         assert_eq!(*registry.0.lock(), [2]);
+    }
+
+    #[test]
+    fn a_policy_of_an_app_that_the_group_has_removed_since_is_told() {
+        let app = AppId::new("web").unwrap();
+        let mut state = founded();
+        apply(&mut state, policy());
+        state.removed.insert(app.clone(), Revision(7));
+        let told = |state: &State, revision| {
+            let mut view = RegistryView::default();
+            let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+            let policy = serde_json::from_value(policy).unwrap();
+            view.policies.insert(app.clone(), (Revision(revision), policy));
+            faults(state, &view, Unusable::new()).remove(&app)
+        };
+        assert_eq!(told(&state, 7), None, "the group has the app");
+        state.apps.clear();
+        assert_eq!(told(&state, 7), Some(HubFault::Removed { at: Revision(7) }));
+        assert_eq!(told(&state, 8), None, "it was added again");
     }
 
     #[tokio::test]

@@ -35,6 +35,9 @@ impl Notes {
             Event::ServerFailed { app, server, reason } => {
                 tracing::warn!(%app, %server, reason, "server failed");
             }
+            Event::HookIgnored { app, server, reason } => {
+                tracing::warn!(%app, %server, reason, "stopped although a hook failed");
+            }
             Event::ServerLost { app, server, silent_ms } => {
                 tracing::warn!(%app, %server, silent_ms, "server lost");
             }

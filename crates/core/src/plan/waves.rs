@@ -15,10 +15,6 @@ use crate::state::{Activation, ActivationStage, App, Rollout};
 use crate::waiting::WaitingOn;
 use crate::wave;
 
-/// A server that serves is not lost sooner, in milliseconds: if the member that it asks goes
-/// silent, it takes up to 12 s to ask another one.
-const SERVING_LOST_AFTER_MS: u64 = 15_000;
-
 impl Planner<'_> {
     pub(super) fn next_wave(&mut self, rollout: &Rollout) {
         self.find_lost(rollout);
@@ -112,7 +108,7 @@ impl Planner<'_> {
         for (server, here) in &app.servers {
             let moved = here.serves(&rollout.release);
             let silent = self.is_silent(server)
-                && (!moved || self.silent_ms(server) >= SERVING_LOST_AFTER_MS);
+                && (!moved || self.silent_ms(server) >= capacity::COUNTED_ON_MS);
             if (moved || wave.contains(server)) && !rollout.lost.contains(server) && silent {
                 self.lose(server);
             }
@@ -285,7 +281,7 @@ impl Planner<'_> {
     /// Whether a server says that it has begun its change.
     fn has_begun(&self, server: &ServerId) -> bool {
         let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
-        doing.is_some_and(|step| *step >= Step::Drain)
+        doing.is_some_and(|step| capacity::has_left(*step))
     }
 
     /// Takes back what was granted and either has no room any more or is no longer wanted. A grant

@@ -45,6 +45,7 @@ fn order(purpose: Purpose) -> ActivationOrder {
         healthy_deadline_ms: 5_000,
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::new(),
         hold: None,
     }

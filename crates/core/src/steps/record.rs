@@ -151,7 +151,7 @@ impl AppRecord {
         self.await_confirmation(step, order.fence, now);
         self.local.highest = order.fence;
         let progress = Progress::Begun { step, attempt: 1 };
-        self.local.activation = Some(LocalActivation { order, previous, progress });
+        self.local.activation = Some(LocalActivation { order, previous, ignored: None, progress });
     }
 
     /// Gives an order back that has not begun.
@@ -161,7 +161,7 @@ impl AppRecord {
         self.confirm = None;
         self.local.highest = order.fence;
         let progress = Progress::GivenBack;
-        self.local.activation = Some(LocalActivation { order, previous, progress });
+        self.local.activation = Some(LocalActivation { order, previous, progress, ignored: None });
     }
 
     /// What the host may go back to on its own: the last release that ran well here, never a
@@ -205,6 +205,14 @@ impl AppRecord {
         activation.progress = Progress::Done { step, attempt };
         if step == Step::Switch {
             self.local.current.clone_from(&activation.order.release);
+        }
+    }
+
+    /// Records a failed hook that does not keep the step from continuing. Must be persisted before
+    /// it is reported.
+    pub fn ignore_hook(&mut self, reason: String) {
+        if let Some(activation) = &mut self.local.activation {
+            activation.ignored = Some(reason);
         }
     }
 

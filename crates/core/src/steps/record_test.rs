@@ -32,6 +32,7 @@ fn order(generation: u64, release: &Release) -> ActivationOrder {
         healthy_deadline_ms: 5_000,
         confirm_within_ms: 60_000,
         warm_up_ms: 0,
+        stop_despite_hooks: false,
         checks: Vec::new(),
         hold: None,
     }

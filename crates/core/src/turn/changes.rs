@@ -101,6 +101,7 @@ impl Turn<'_> {
             *generation = generation.next();
         }
         here.activated = *generation;
+        here.ignored_hook = None;
         if let Some(debt) = here.debt.as_mut().filter(|_| purpose == Purpose::Debt) {
             debt.tries += 1;
         }

@@ -66,6 +66,7 @@ impl Turn<'_> {
             Outcome::Checked => self.advanced(report, ActivationStage::Checked { at: self.clock }),
             Outcome::InService => self.done(report),
             Outcome::GivenBack => self.given_back(report),
+            Outcome::HookIgnored { reason } => self.hook_ignored(report, reason),
             Outcome::Failed { blame, step, reason, output } => {
                 let failure = self.failure(server, *blame, *step, reason, output);
                 self.failed(report, failure)
@@ -225,6 +226,17 @@ impl Turn<'_> {
             here.in_service = false;
             here.unfit = Some(Unfit::Changing);
             self.progress_by(purpose);
+        }
+        true
+    }
+
+    /// A way back does not depend on a hook; people have to know that it failed.
+    fn hook_ignored(&mut self, report: &Report, reason: &str) -> bool {
+        let Some((here, true)) = self.here(report) else { return false };
+        if here.ignored_hook.as_deref() != Some(reason) {
+            here.ignored_hook = Some(reason.to_owned());
+            let (app, server) = (self.id.clone(), report.server.clone());
+            self.events.push(Event::HookIgnored { app, server, reason: reason.to_owned() });
         }
         true
     }

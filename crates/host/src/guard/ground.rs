@@ -1,6 +1,6 @@
 //! The directory that a guard works in, as long as it is its own.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -42,11 +42,10 @@ impl Ground {
     /// Checks that the directory is still there: somebody may have removed it or moved it away, and
     /// another guard may work in what is in its place.
     pub(crate) fn check(&self) -> io::Result<()> {
-        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let there = std::fs::metadata(&self.path).map(identity)?;
-        if there == self.lock.metadata().map(identity)? {
+        if disk::names(&self.path, &self.lock)? {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::NotFound, "another guard's directory is in its place"))
+        let gone = "the guard's directory was removed, or another one is in its place";
+        Err(io::Error::new(io::ErrorKind::NotFound, gone))
     }
 }

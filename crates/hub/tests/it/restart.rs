@@ -9,7 +9,9 @@ use cohort_registry::typed::{
     Told, bootstrap_group, list, read_bootstrap, read_server, restore_bootstrap, tell_server,
     write_members,
 };
-use cohort_registry::{FencedPut, Registry as _, RegistryError, Selector, WatchRequest, keys};
+use cohort_registry::{
+    FencedPut, OpenError, Registry as _, RegistryError, Selector, WatchRequest, keys,
+};
 use cohort_wire::http::{Call, Client};
 use cohort_wire::hub::PolicyAnswer;
 use cohort_wire::tls::IdentitySlot;
@@ -189,6 +191,24 @@ async fn a_loss_is_not_confirmed_by_the_start_that_finds_it() {
         assert!(matches!(refused, Some(HubError::ConfirmedTooEarly)), "{refused:?}");
         std::fs::remove_file(config.data_dir.join("registry.redb")).unwrap();
     }
+}
+
+/// A flag that stays in a unit would confirm the next loss before anybody has seen it.
+#[tokio::test]
+async fn what_was_not_lost_is_not_confirmed() {
+    let hub = Running::start().await;
+    hub.join_agent("a-1", "zone-a").await;
+    let (_folder, _, mut config) = hub.stop().await;
+    config.confirm_restored = true;
+    let refused = Hub::start(config.clone()).await.err();
+    assert!(matches!(refused, Some(HubError::NothingToConfirm)), "{refused:?}");
+    config.confirm_restored = false;
+    let running = Hub::start(config.clone()).await.unwrap();
+    config.confirm_restored = true;
+    let refused = Hub::start(config).await.err();
+    let in_use = |error: &HubError| matches!(error, HubError::Registry(OpenError::InUse { .. }));
+    assert!(refused.as_ref().is_some_and(in_use), "{refused:?}");
+    drop(running);
 }
 
 #[tokio::test]

@@ -481,7 +481,12 @@ impl Chaos {
             let mut wishes: Vec<Body> =
                 left.map(|server| Body::RemoveServer { server: server.clone() }).collect();
             let waiting = group.leader_view().map_or(&[][..], |(_, view)| &view.waiting);
-            for hint in waiting.iter().flat_map(|on| hints(&on.on, &id, &on.app)) {
+            let phase = |app: &AppId| group.log.state.apps.get(app).map(|app| app.phase.name());
+            let offered = waiting.iter().flat_map(|on| {
+                let phase = phase(&on.app).into_iter();
+                phase.flat_map(|phase| hints(&on.on, &id, &on.app, phase))
+            });
+            for hint in offered {
                 let Hint::Run(_, command) = hint else { continue };
                 let wish = match command {
                     Command::RolloutApprove { app, .. } => Body::Approve { app },

@@ -434,7 +434,8 @@ impl Script {
         let id = self.group.clone().expect("begin with `fleet`");
         let view = self.group().leader_view().map(|(_, view)| Arc::clone(view));
         for waiting in view.iter().flat_map(|view| &view.waiting) {
-            let hints = cohort_view::waiting::hints(&waiting.on, &id, &waiting.app);
+            let phase = self.group().log.state.apps[&waiting.app].phase.name();
+            let hints = cohort_view::waiting::hints(&waiting.on, &id, &waiting.app, phase);
             let commands = hints.into_iter().filter_map(|hint| match hint {
                 Hint::Run(_, command) => Some(command),
                 Hint::Add(..) | Hint::Meant(_) | Hint::Do(_) => None,

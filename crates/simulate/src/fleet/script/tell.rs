@@ -224,6 +224,7 @@ fn app_of(event: &Event) -> Option<&AppId> {
         | Event::Granted { app, .. }
         | Event::Withdrawn { app, .. }
         | Event::ServerFailed { app, .. }
+        | Event::HookIgnored { app, .. }
         | Event::ServerLost { app, .. }
         | Event::ServerLeftOut { app, .. }
         | Event::AppRemoved { app }
@@ -247,6 +248,9 @@ pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String>
         }
         Event::Withdrawn { server, .. } => steps.then(|| format!("{server} may no longer change")),
         Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
+        Event::HookIgnored { server, reason, .. } => {
+            Some(format!("{server} stopped although a hook failed: {reason}"))
+        }
         Event::ServerLost { server, silent_ms, .. } => {
             Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))
         }
