@@ -177,7 +177,7 @@ impl Server {
         }
     }
 
-    /// Learns from the hub where the members are; with `tell`, it hears first where this machine is.
+    /// Learns from the hub where the members are; with `tell`, it first hears where this one is.
     pub(super) fn ask_registry(&mut self, around: &Around<'_>, tell: bool) {
         let Some(hub) = around.hub.as_ref().filter(|_| self.linked) else { return };
         if tell {
