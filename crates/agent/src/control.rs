@@ -331,7 +331,7 @@ async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus
             return Ok(Json(own_status(&shared, &handle, &view).await));
         }
         if let Some(leader) = view.raft.leader
-            && let Some((server, address)) = shared.book.of(MemberId(leader.0))
+            && let Some((server, address)) = shared.whereabouts(MemberId(leader.0))
             && let Ok(status) = ask_status(&shared, &server, &address).await
         {
             return Ok(Json(status));

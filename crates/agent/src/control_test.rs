@@ -399,7 +399,7 @@ async fn a_server_without_a_member_has_the_status_from_the_first_member_that_ans
         member: MemberId(number),
     };
     let address = lab.serve_control(&member).await;
-    server_only.learn_members(&[at("s3", "127.0.0.1:1".to_owned(), 3), at("s1", address, 1)]);
+    server_only.book.lock().learn(&[at("s3", "127.0.0.1:1".to_owned(), 3), at("s1", address, 1)]);
     let Json(answer) = status().await.unwrap();
     assert_eq!((answer.answered_by, answer.linearizable), (server("s1"), true));
 }

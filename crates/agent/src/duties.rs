@@ -118,7 +118,8 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
             let view = handle.view();
             if view.raft.is_leader() { None } else { view.raft.leader }
         };
-        let Some((server, address)) = leader.and_then(|id| shared.book.of(MemberId(id.0))) else {
+        let Some((server, address)) = leader.and_then(|id| shared.whereabouts(MemberId(id.0)))
+        else {
             continue;
         };
         let target = shared.target(&server, &address);

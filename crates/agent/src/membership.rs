@@ -223,7 +223,7 @@ impl Starter {
         });
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
-        shared.book.learn(&self.joined.members);
+        shared.book.lock().learn(&self.joined.members);
         let outputs = Outputs {
             send: self.sender(incarnation, &inputs),
             view: view_sender,
@@ -362,7 +362,7 @@ async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(
             carries_another(&received, boot_time_ms(), incarnation, member)
         });
         let has_leader = view.borrow().raft.leader.is_some();
-        if !has_leader && let Err(error) = whereabouts::ask(&shared).await {
+        if !has_leader && let Err(error) = whereabouts::ask(&shared, false).await {
             tracing::debug!(error = chain(&error), "the hub named no members");
         }
         if !retired && asks_for_incarnation(look, has_leader) {
@@ -380,7 +380,7 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>) {
     loop {
         {
             let now = Arc::clone(&view.borrow_and_update());
-            shared.learn_members(&now.state.member_addresses());
+            shared.book.lock().learn(&now.state.member_addresses());
             shared.contacts.retain(|server| now.state.servers.contains_key(server));
             measure(&shared.metrics, &now);
         }

@@ -157,7 +157,7 @@ async fn a_server_carries_the_member_of_its_orders_only_once_another_member_gran
     };
     // It does not ask itself; the first of the others is away.
     let known = [at("s1", &address), at("s3", "127.0.0.1:1"), at("s2", &address)];
-    world.shared.learn_members(&known);
+    world.shared.book.lock().learn(&known);
     let starter = tokio::spawn(world.starter().run());
     let told = |member| {
         world.shared.orders.send_replace(Some(Arc::new(received(Vec::new(), Some(member)))));
@@ -300,7 +300,7 @@ async fn what_is_committed_says_who_the_members_are_and_which_servers_there_are(
     let (sender, views) = watch::channel(Arc::new(view.clone()));
     drop(sender);
     learn(Arc::clone(shared), views).await;
-    assert_eq!(shared.book.of(MemberId(1)), Some((server("s1"), "127.0.0.1:1".to_owned())));
+    assert_eq!(shared.whereabouts(MemberId(1)), Some((server("s1"), "127.0.0.1:1".to_owned())));
     let contacts = shared.contacts.all();
     let heard = |name| contacts.of(&server(name)).is_some();
     assert_eq!((heard("s1"), heard("s2"), heard("s3")), (true, true, false));

@@ -8,15 +8,13 @@ use bytes::Bytes;
 use cohort_base::chain::chain;
 use cohort_base::retry;
 use cohort_consensus::{Envelope, RaftId};
-use cohort_core::ids::{Incarnation, MemberId, ServerId};
-use cohort_core::orders::MemberAddress;
+use cohort_core::ids::{Incarnation, MemberId};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_server::member::Input;
 use cohort_wire::frame::{Connections, FrameReceiver, FrameSender, Hello, connection_number};
 use cohort_wire::http::Target;
 use cohort_wire::limits::FRAME_BYTES_MAX;
 use cohort_wire::tls::{ClientStream, ServerStream};
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::member::Inputs;
@@ -32,94 +30,6 @@ const TAKEN_MAX: usize = 256;
 
 // The largest message fits into an empty queue, or it could never be sent.
 const _: () = assert!(QUEUE_BYTES_MAX >= FRAME_BYTES_MAX);
-
-/// The servers and addresses of the group's members.
-#[derive(Debug, Default)]
-pub(crate) struct AddressBook(Mutex<Book>);
-
-#[derive(Debug, Default)]
-struct Book {
-    /// At the addresses that the group has recorded.
-    members: BTreeMap<MemberId, (ServerId, String)>,
-    hub: BTreeMap<ServerId, HubsWord>,
-}
-
-/// Another address of a server than the group has recorded, as the hub knows. Either may be the
-/// older one: which it is shows when somebody answers there with the server's certificate.
-#[derive(Debug)]
-struct HubsWord {
-    address: String,
-    /// What the group said then. Once it says something else, that is newer.
-    groups: String,
-    /// Whether the hub's is the one to try now.
-    preferred: bool,
-}
-
-impl Book {
-    fn address(&self, server: &ServerId, groups: &str) -> String {
-        let hub = self.hub.get(server).filter(|hub| hub.preferred);
-        hub.map_or(groups, |hub| &hub.address).to_owned()
-    }
-}
-
-/// Addresses of members kept: many times more than a group has at once.
-const ADDRESSES_MAX: usize = 256;
-
-impl AddressBook {
-    /// Updates the members named; others stay as they were. Returns where to try them.
-    pub(crate) fn learn(&self, members: &[MemberAddress]) -> Vec<MemberAddress> {
-        let book = &mut *self.0.lock();
-        let mut now = Vec::with_capacity(members.len());
-        for MemberAddress { server, address, member } in members {
-            if book.hub.get(server).is_some_and(|hub| hub.groups != *address) {
-                book.hub.remove(server);
-            }
-            book.members.insert(*member, (server.clone(), address.clone()));
-            let (server, address) = (server.clone(), book.address(server, address));
-            now.push(MemberAddress { server, address, member: *member });
-        }
-        // Numbers are never used again: the lowest are those of members that left long ago.
-        while book.members.len() > ADDRESSES_MAX {
-            book.members.pop_first();
-        }
-        let Book { members: known, hub } = book;
-        hub.retain(|server, _| known.values().any(|(of, _)| of == server));
-        now
-    }
-
-    /// The hub says where a member is: that is tried first, if it is news. Returns whether it is.
-    pub(crate) fn learn_move(&self, known: &MemberAddress, address: &str) -> bool {
-        let book = &mut *self.0.lock();
-        let groups = book.members.get(&known.member).map_or(&known.address, |(_, address)| address);
-        let groups = groups.clone();
-        if groups == address {
-            return book.hub.remove(&known.server).is_some_and(|hub| hub.preferred);
-        }
-        let news = book.hub.get(&known.server).is_none_or(|hub| hub.address != address);
-        if news {
-            let word = HubsWord { address: address.to_owned(), groups, preferred: true };
-            book.hub.insert(known.server.clone(), word);
-        }
-        news
-    }
-
-    /// A server did not answer at this address. Returns the other one that is known, to try next.
-    pub(crate) fn missed(&self, server: &ServerId, address: &str) -> Option<String> {
-        let hub = &mut *self.0.lock();
-        let hub = hub.hub.get_mut(server)?;
-        let tried = if hub.preferred { &hub.address } else { &hub.groups };
-        if tried == address {
-            hub.preferred = !hub.preferred;
-        }
-        Some(if hub.preferred { &hub.address } else { &hub.groups }.clone())
-    }
-
-    pub(crate) fn of(&self, member: MemberId) -> Option<(ServerId, String)> {
-        let book = self.0.lock();
-        let (server, address) = book.members.get(&member)?;
-        Some((server.clone(), book.address(server, address)))
-    }
-}
 
 /// What every connection of one member needs.
 #[derive(Clone)]
@@ -263,7 +173,7 @@ async fn dial(
     connections: &AtomicU32,
     peer: RaftId,
 ) -> Option<FrameSender<ClientStream>> {
-    let (server, address) = net.shared.book.of(MemberId(peer.0))?;
+    let (server, address) = net.shared.whereabouts(MemberId(peer.0))?;
     let target =
         Target { address, peer: Peer::new(Role::Agent, server.as_str()).ok()?, alpn: Alpn::Raft };
     let count = connections.fetch_add(1, Ordering::Relaxed) + 1;
@@ -280,7 +190,7 @@ async fn dial(
         Err(error) => {
             let error = chain(&error);
             tracing::debug!(error, peer = peer.0, address = target.address, "peer not reached");
-            net.shared.missed(&hello.to, &target.address);
+            net.shared.book.lock().missed(&hello.to, &target.address);
             None
         }
     }
@@ -312,7 +222,7 @@ pub(crate) async fn take(net: Net, newest: Arc<Connections>, peer: Peer, stream:
             }
         };
         // Nobody speaks for another member.
-        let owner = net.shared.book.of(MemberId(envelope.from.0)).map(|(server, _)| server);
+        let owner = net.shared.whereabouts(MemberId(envelope.from.0)).map(|(server, _)| server);
         if owner.as_ref() != Some(&connection.hello.from) {
             // This server may not have heard of the member yet; its orders will name it.
             tracing::warn!(%peer, member = envelope.from.0, "message from an unknown member");

@@ -10,7 +10,7 @@ use cohort_wire::frame::{Connections, FrameReceiver};
 use cohort_wire::http::Handler;
 use tokio::runtime::Handle;
 
-use super::{AddressBook, Net, QUEUE_BYTES_MAX, Senders, take};
+use super::{Net, QUEUE_BYTES_MAX, Senders, take};
 use crate::member::{Inputs, Queued};
 use crate::shared::Shared;
 use crate::testing::{GROUP, Lab, next_input};
@@ -60,8 +60,8 @@ async fn pair() -> Pair {
         async move { take(takes, newest, peer, stream).await }
     });
     let address = lab.serve("s2", Alpn::Raft, handler).await;
-    sender.book.learn(&[member(2, "s2", &address)]);
-    taker.book.learn(&[member(1, "s1", "unused")]);
+    sender.book.lock().learn(&[member(2, "s2", &address)]);
+    taker.book.lock().learn(&[member(1, "s1", "unused")]);
     let senders = Senders::new(sends, Handle::current());
     Pair { lab, sender, taker, senders, at_sender, at_taker }
 }
@@ -89,11 +89,11 @@ async fn messages_arrive_in_order_on_the_first_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_speaks_for_another_member_and_what_was_for_a_broken_connection_is_void() {
     let mut pair = pair().await;
-    pair.taker.book.learn(&[member(1, "s3", "unused")]);
+    pair.taker.book.lock().learn(&[member(1, "s3", "unused")]);
     pair.senders.send(&envelope(1));
     assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(2))));
     assert!(pair.at_taker.try_recv().is_err(), "member 1 is on s3");
-    pair.taker.book.learn(&[member(1, "s1", "unused")]);
+    pair.taker.book.lock().learn(&[member(1, "s1", "unused")]);
     // The sender dials again on its own, to learn whether the peer lives.
     assert!(matches!(next_input(&pair.at_sender), Input::Connected(RaftId(2))));
     pair.senders.send(&envelope(3));
@@ -104,7 +104,7 @@ async fn nobody_speaks_for_another_member_and_what_was_for_a_broken_connection_i
 async fn a_member_that_cannot_be_reached_is_reported() {
     let mut pair = pair().await;
     for nowhere in ["127.0.0.1:1", "not an address"] {
-        pair.sender.book.learn(&[member(2, "s2", nowhere)]);
+        pair.sender.book.lock().learn(&[member(2, "s2", nowhere)]);
         pair.senders.send(&envelope(1));
         assert!(matches!(next_input(&pair.at_sender), Input::Unreachable(RaftId(2))));
     }
@@ -126,7 +126,7 @@ async fn deaf(peer: cohort_identity::Peer, stream: cohort_wire::tls::ServerStrea
 async fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
     let mut pair = pair().await;
     let address = pair.lab.serve("s2", Alpn::Raft, Handler::raw(deaf)).await;
-    pair.sender.book.learn(&[member(2, "s2", &address)]);
+    pair.sender.book.lock().learn(&[member(2, "s2", &address)]);
     let large = Snapshot {
         index: Index(1),
         term: Term(1),
@@ -143,56 +143,4 @@ async fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
     }
     // The queue, and what the task and the kernel have taken from it.
     assert!(sent >= QUEUE_BYTES_MAX >> 20, "{sent}");
-}
-
-#[test]
-fn the_book_keeps_members_that_are_not_named() {
-    let book = AddressBook::default();
-    book.learn(&[member(1, "s1", "a:1"), member(2, "s2", "b:1")]);
-    book.learn(&[member(2, "s2", "b:2")]);
-    let of = |number| book.of(MemberId(number)).map(|(server, at)| format!("{server} {at}"));
-    assert_eq!(of(1).as_deref(), Some("s1 a:1"));
-    assert_eq!(of(2).as_deref(), Some("s2 b:2"));
-    assert_eq!(of(3), None);
-}
-
-#[test]
-fn the_book_keeps_the_hubs_address_of_a_member_until_the_group_knows_a_new_one() {
-    let book = AddressBook::default();
-    let at = |address: &str| {
-        book.learn(&[member(1, "s1", address)]);
-        book.of(MemberId(1)).map(|(_, at)| at).unwrap()
-    };
-    at("old:1");
-    book.learn_move(&member(1, "s1", "old:1"), "new:1");
-    assert_eq!(book.of(MemberId(1)).unwrap().1, "new:1");
-    assert_eq!(at("old:1"), "new:1", "the group's log is behind");
-    assert_eq!(at("new:1"), "new:1");
-    book.learn_move(&member(1, "s1", "new:1"), "newest:1");
-    assert_eq!(at("new:1"), "newest:1");
-    assert_eq!(at("other:1"), "other:1");
-}
-
-#[test]
-fn of_two_addresses_the_one_counts_where_the_member_answers() {
-    let book = AddressBook::default();
-    let s1 = member(1, "s1", "groups:1");
-    let at = || book.learn(std::slice::from_ref(&s1))[0].address.clone();
-    at();
-    // The hub could not be told that the member has moved.
-    assert!(book.learn_move(&s1, "stale:1"));
-    assert_eq!(at(), "stale:1");
-    assert_eq!(book.missed(&s1.server, "stale:1").as_deref(), Some("groups:1"));
-    assert_eq!((at(), book.of(MemberId(1)).unwrap().1), ("groups:1".into(), "groups:1".into()));
-    assert!(!book.learn_move(&s1, "stale:1"), "the same word again is no news");
-    assert_eq!(at(), "groups:1");
-    // Late news of an earlier attempt changes nothing.
-    assert_eq!(book.missed(&s1.server, "stale:1").as_deref(), Some("groups:1"));
-    // A newer word of the hub is tried first.
-    assert!(book.learn_move(&s1, "new:1"));
-    assert_eq!(at(), "new:1");
-    // Both agree: the earlier word is gone.
-    assert!(book.learn_move(&s1, "groups:1"));
-    assert_eq!(at(), "groups:1");
-    assert_eq!(book.missed(&s1.server, "groups:1"), None);
 }

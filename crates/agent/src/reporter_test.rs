@@ -39,7 +39,7 @@ async fn member() -> Member {
     };
     let handler = Handler::Http(Router::new().route(REPORT, post(report)));
     let address = lab.serve("s1", Alpn::Control, handler).await;
-    shared.learn_members(&[at("s1", &address, 1)]);
+    shared.book.lock().learn(&[at("s1", &address, 1)]);
     Member { lab, shared, sent, answers }
 }
 
@@ -129,7 +129,7 @@ async fn a_member_that_does_not_answer_is_followed_by_the_next() {
     let known = member.shared.members();
     // The own member comes first, and is away.
     let away = at("s2", "127.0.0.1:1", 2);
-    member.shared.learn_members(&[known[0].clone(), away]);
+    member.shared.book.lock().learn(&[known[0].clone(), away]);
     ordered(&member.shared);
     let reporter = Reporter::spawn(&member.shared);
     reporter.report(&web(), fence(1), 1, Outcome::Applied);

@@ -11,7 +11,7 @@ use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
 };
-use cohort_server::membership::{carries_another, is_earlier_disk};
+use cohort_server::membership::{Obedience, obedience};
 use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest,
     ToGroup, WAIT,
@@ -25,7 +25,7 @@ use crate::error::AgentError;
 use crate::fetching::Fetching;
 use crate::join::advertised;
 use crate::reporter::Reporter;
-use crate::shared::{MemberHandle, Shared};
+use crate::shared::Shared;
 use crate::whereabouts;
 
 /// The part of an agent that every server has.
@@ -77,25 +77,21 @@ impl Runner {
         apps: &mut BTreeSet<AppId>,
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
-        if !self.shared.is_vouched_for() {
-            // A copy of another machine gets its orders too. But a number that is no longer this
-            // server's will never be vouched for.
-            return match self.shared.handle() {
-                Some(MemberHandle { incarnation, member, .. })
-                    if carries_another(&received, boot_time_ms(), incarnation, member) =>
-                {
-                    Err(AgentError::Retired { incarnation, member })
-                }
-                Some(_) | None => Ok(()),
-            };
-        }
-        let (own, heard) = (self.shared.boot_epoch, received.orders.heard);
         // Only before the first orders has this start sent no report.
-        if self.shared.orders.borrow().is_none() && is_earlier_disk(&received.orders, own) {
-            return Err(AgentError::EarlierDisk { own, heard });
+        let own = self.shared.boot_epoch;
+        let unreported = self.shared.orders.borrow().is_none().then_some(own);
+        match obedience(&received, boot_time_ms(), self.shared.own_log(), unreported) {
+            Obedience::Obey => {}
+            Obedience::Ignore => return Ok(()),
+            Obedience::Retired { incarnation, member } => {
+                return Err(AgentError::Retired { incarnation, member });
+            }
+            Obedience::EarlierDisk { heard } => {
+                return Err(AgentError::EarlierDisk { own, heard });
+            }
         }
         let members = &received.orders.members;
-        self.shared.learn_members(members);
+        self.shared.book.lock().learn(members);
         self.shared.learn_leader(received.leader.as_ref(), members);
         for app in std::mem::take(&mut *self.shared.retired.lock()) {
             apps.remove(&app);
@@ -116,8 +112,8 @@ impl Runner {
                 tracing::warn!(%server, %incarnation, "ignoring orders from an old incarnation");
                 Input::Woken
             }
-            Effect::AskRegistry => {
-                if let Err(error) = whereabouts::ask(&self.shared).await {
+            Effect::AskRegistry { tell } => {
+                if let Err(error) = whereabouts::ask(&self.shared, tell).await {
                     tracing::debug!(error = chain(&error), "the hub named no members");
                 }
                 Input::RegistryAsked
@@ -190,7 +186,7 @@ impl Runner {
             }
             Err(error) => {
                 tracing::debug!(error = chain(&error), member = %whom.server, "no orders");
-                self.shared.missed(&whom.server, &whom.address);
+                self.shared.book.lock().missed(&whom.server, &whom.address);
                 Input::NoAnswer
             }
         }

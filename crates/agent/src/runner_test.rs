@@ -89,7 +89,7 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     let router = Router::new().route(ORDERS, post(orders)).route(JOIN_GROUP, post(join));
     let router = router.route(WAIT, post(wait));
     let address = lab.serve("s2", Alpn::Control, Handler::Http(router)).await;
-    shared.learn_members(&[member("s2", &address)]);
+    shared.book.lock().learn(&[member("s2", &address)]);
     let running = tokio::spawn(runner(&shared).run());
     for expected in [("orders", 0), ("join", 0), ("wait", 7)] {
         assert_eq!(questions.recv().await, Some(expected));
@@ -131,8 +131,8 @@ async fn the_registry_says_where_the_members_are_and_its_silence_changes_nothing
     let registry = lab.registry();
     let shared = lab.agent_over("s9", Arc::clone(&registry) as _).await;
     let known = [member("s1", "10.0.0.1:1")];
-    shared.learn_members(&known);
-    let ask = async |shared| runner(shared).perform(Effect::AskRegistry).await;
+    shared.book.lock().learn(&known);
+    let ask = async |shared| runner(shared).perform(Effect::AskRegistry { tell: true }).await;
     assert_eq!(ask(&shared).await, Input::RegistryAsked);
     assert_eq!(shared.members(), known, "the registry has none");
     let moved = MemberRecord {
@@ -151,7 +151,7 @@ async fn the_registry_says_where_the_members_are_and_its_silence_changes_nothing
     assert_eq!(ask(&shared).await, Input::RegistryAsked);
     assert_eq!(shared.members(), [member("s1", "10.0.0.7:1")]);
     let away = lab.agent("s8", None).await;
-    away.learn_members(&known);
+    away.book.lock().learn(&known);
     assert_eq!(ask(&away).await, Input::RegistryAsked, "a hub that nobody runs");
     assert_eq!(away.members(), known);
 }

@@ -18,10 +18,12 @@ use cohort_distribute::{Downloads, SharedTracker};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_registry::records::ServerRecord;
+use cohort_server::addresses::AddressBook;
 use cohort_server::answers::{COMMAND_MS_MAX, Committing, Next};
 use cohort_server::asking::Received;
 use cohort_server::health_pace::HealthPace;
 use cohort_server::member::{Proposed, READ_MS_MAX};
+use cohort_server::membership::OwnLog;
 use cohort_store::RedbStore;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
@@ -36,7 +38,6 @@ use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
 use crate::membership::FOLDER as MEMBER_FOLDER;
 use crate::metrics::Metrics;
-use crate::net::AddressBook;
 use crate::probe::Readiness;
 use crate::tasks::Tasks;
 
@@ -92,11 +93,10 @@ pub(crate) struct Shared {
     pub contacts: Arc<SharedContacts>,
     /// What this server's member accepts of each server's health.
     pub health_pace: Mutex<HealthPace>,
-    pub book: AddressBook,
+    /// Where the group's members are.
+    pub book: Mutex<AddressBook>,
     pub metrics: Arc<Metrics>,
     pub member: watch::Sender<Option<MemberHandle>>,
-    /// The group's members at their last known addresses.
-    pub members: Mutex<Vec<MemberAddress>>,
     pub hub: Vec<Target>,
     /// The repository, verified with this server's trusted root.
     pub repository: Option<Arc<TrustedRepository>>,
@@ -160,12 +160,18 @@ impl Shared {
         self.member.borrow().clone()
     }
 
-    /// Whether the group's log on this server's disk, if there is one, is that of the member that
-    /// it says it is.
-    pub(crate) fn is_vouched_for(&self) -> bool {
+    /// The group's log on this server's disk.
+    pub(crate) fn own_log(&self) -> OwnLog {
         match self.handle() {
-            Some(handle) => handle.view().raft.proven,
-            None => !RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)),
+            Some(handle) => OwnLog::Open {
+                incarnation: handle.incarnation,
+                member: handle.member,
+                proven: handle.view().raft.proven,
+            },
+            None if RedbStore::exists_in(&self.config.data_dir.join(MEMBER_FOLDER)) => {
+                OwnLog::Closed
+            }
+            None => OwnLog::None,
         }
     }
 
@@ -209,38 +215,16 @@ impl Shared {
         }
     }
 
+    /// The group's members, each at the address to try now.
     pub(crate) fn members(&self) -> Vec<MemberAddress> {
-        self.members.lock().clone()
+        self.book.lock().current().to_vec()
     }
 
-    pub(crate) fn learn_members(&self, members: &[MemberAddress]) {
-        if members.is_empty() {
-            return;
-        }
-        *self.members.lock() = self.book.learn(members);
-    }
-
-    /// The hub says where a member is. Returns whether that is news.
-    pub(crate) fn learn_move(&self, known: &MemberAddress, now: &str) -> bool {
-        let news = self.book.learn_move(known, now);
-        if news {
-            self.now_at(&known.server, now);
-        }
-        news
-    }
-
-    /// A member did not answer at this address: if another one is known, that is next.
-    pub(crate) fn missed(&self, server: &ServerId, address: &str) {
-        if let Some(other) = self.book.missed(server, address) {
-            self.now_at(server, &other);
-        }
-    }
-
-    fn now_at(&self, server: &ServerId, address: &str) {
-        let mut members = self.members.lock();
-        for member in members.iter_mut().filter(|member| member.server == *server) {
-            address.clone_into(&mut member.address);
-        }
+    /// The server of a member, and the address to try now.
+    pub(crate) fn whereabouts(&self, member: MemberId) -> Option<(ServerId, String)> {
+        let book = self.book.lock();
+        let (server, address) = book.of(member)?;
+        Some((server.clone(), address.to_owned()))
     }
 
     /// The leader: as the member here knows it, else as another member named it.
@@ -404,7 +388,7 @@ impl Shared {
         command: &Command,
         within: Duration,
     ) -> Result<CommandAnswer, Option<CallError>> {
-        let (server, address) = self.book.of(to).ok_or(None)?;
+        let (server, address) = self.whereabouts(to).ok_or(None)?;
         let call = Call::post(FORWARD, &ToGroup::new(&self.group, command)).deadline(within);
         self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
     }

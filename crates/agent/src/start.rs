@@ -21,6 +21,7 @@ use cohort_host::guard::{GuardClient, GuardLaunch};
 use cohort_host::{Controls, ServiceControl, Systemd};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
+use cohort_server::copies::contested_pause_ms;
 use cohort_server::membership::failure_domain;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
@@ -40,7 +41,7 @@ use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::membership::{Starter, retire};
 use crate::metrics::Metrics;
-use crate::net::{AddressBook, Net, take};
+use crate::net::{Net, take};
 use crate::probe::{Readiness, router as probe_router};
 use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
@@ -51,11 +52,6 @@ use crate::{budgets, control, renewal, space, whereabouts};
 
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
-/// Pause of an agent that finds for the third time that its disk went back, or that another agent
-/// speaks for its server, doubled every time after that: another machine runs as this server, and
-/// each finds what the other did.
-const CONTESTED_PAUSE: Duration = Duration::from_secs(10);
-const CONTESTED_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Runs an agent until `shutdown`, then hands leadership over and stops. Services keep running.
 ///
@@ -104,14 +100,10 @@ pub async fn run(
     }
 }
 
-/// A disk goes back once, which its agent and its member find. An agent that finds so again and
-/// again runs next to another one with the same identity; without a pause, the two would take the
-/// server from each other all the time.
+/// Two machines that run as one server would take it from each other all the time.
 async fn pause_if_contested(went_back: &mut u32, server: &ServerId, shutdown: &CancellationToken) {
     *went_back += 1;
-    let Some(doublings) = went_back.checked_sub(3) else { return };
-    let pause = CONTESTED_PAUSE * 2u32.saturating_pow(doublings);
-    let pause = pause.min(CONTESTED_PAUSE_MAX);
+    let Some(pause) = contested_pause_ms(*went_back).map(Duration::from_millis) else { return };
     tracing::error!(
         %server,
         pause_s = pause.as_secs(),
@@ -225,10 +217,9 @@ pub(crate) async fn open(
         kill: Arc::new(kill),
         contacts: Arc::default(),
         health_pace: Mutex::default(),
-        book: AddressBook::default(),
+        book: Mutex::default(),
         metrics,
         member: watch::Sender::new(None),
-        members: Mutex::default(),
         repository,
         tracker: Arc::default(),
         downloads: Arc::new(downloads),
@@ -243,7 +234,7 @@ pub(crate) async fn open(
         hub,
         config: config.clone(),
     };
-    shared.learn_members(&joined.members);
+    shared.book.lock().learn(&joined.members);
     Ok(Arc::new(shared))
 }
 

@@ -75,11 +75,10 @@ async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
 
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
 /// usually newer than those that the group has recorded; if not, nobody answers there, and the
-/// group's count again.
-pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
+/// group's count again. With `tell`, the hub first learns where this server is: the others ask too.
+pub(crate) async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
-    // The others ask for it too.
-    if let Err(error) = tell_once(shared).await {
+    if tell && let Err(error) = tell_once(shared).await {
         tracing::debug!(error = chain(&error), "the hub did not take the address");
     }
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };
@@ -88,7 +87,10 @@ pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
     let address =
         |MemberRecord { server, address, member, .. }| MemberAddress { server, address, member };
     let written: Vec<_> = record.into_iter().flat_map(|record| record.members).collect();
-    shared.learn_members(&written.into_iter().map(address).collect::<Vec<_>>());
+    shared.book.lock().learn(&written.into_iter().map(address).collect::<Vec<_>>());
+    if let Some(handle) = shared.handle() {
+        shared.book.lock().learn_more(&handle.view().state.member_addresses());
+    }
     for known in shared.members() {
         if known.server == *shared.server() {
             continue;
@@ -96,7 +98,7 @@ pub(crate) async fn ask(shared: &Shared) -> Result<(), RegistryError> {
         let asked = typed::read_server(registry, &known.server);
         let record = tokio::time::timeout(DEADLINE, asked).await.map_err(timed_out)??;
         if let Some(ServerRecord { address, .. }) = record
-            && shared.learn_move(&known, &address)
+            && shared.book.lock().learn_move(&known, &address)
         {
             let (server, before) = (&known.server, &known.address);
             tracing::info!(%server, address, before, "the hub knows another address of a member");

@@ -155,10 +155,14 @@ impl<S: LogStore> Node<S> {
                     self.library(|raw| raw.apply_conf_change(&change)).ok_or(NodeError::Stopped)?;
                 if let Ok(state) = applied {
                     // Durable before anyone hears of it: who has left may be switched off, and a
-                    // member that forgot the commit would wait for its vote forever.
-                    let hard_state = Some(self.hard_state);
-                    let batch = Batch { hard_state, ..Batch::default() };
-                    self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
+                    // member that forgot the commit would wait for its vote forever. At a start it
+                    // is durable already, and a member that is not proven must not write.
+                    let durable = self.store().image().hard_state().commit;
+                    if durable < Index(entry.index) {
+                        let hard_state = Some(self.hard_state);
+                        let batch = Batch { hard_state, ..Batch::default() };
+                        self.raw.mut_store().store.write(&batch).map_err(NodeError::Store)?;
+                    }
                     self.configuration = convert::configuration_out(&state);
                     self.effects.configuration = Some(self.configuration.clone());
                 }

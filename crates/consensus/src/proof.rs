@@ -80,6 +80,9 @@ pub(crate) struct Proof {
     /// followed have never met, and an election does not repeat its requests.
     held: BTreeMap<RaftId, Message>,
     lives: BTreeMap<RaftId, Life>,
+    /// The life of each peer that takes itself for known here and is not, and the tick at which it
+    /// was heard.
+    strangers: BTreeMap<RaftId, (u64, u64)>,
     marks: BTreeMap<RaftId, Mark>,
     /// What the leader last forwarded, and when.
     forwarded: (u64, BTreeMap<RaftId, Mark>),
@@ -109,6 +112,7 @@ impl Proof {
             asked: BTreeMap::new(),
             held: BTreeMap::new(),
             lives: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             marks,
             forwarded: (0, BTreeMap::new()),
             stored: 0,
@@ -129,6 +133,7 @@ impl Proof {
     /// The connection to a peer ended: its life has probably ended too.
     pub(crate) fn disconnected(&mut self, peer: RaftId) {
         self.held.remove(&peer);
+        self.strangers.remove(&peer);
         if let Some(life) = self.lives.get_mut(&peer) {
             life.heard = None;
         }
@@ -167,9 +172,11 @@ impl Proof {
     /// Judges a starting peer, whose log had `found` batches when it started.
     fn judge(&mut self, clock: u64, envelope: &Envelope, found: u64) -> Verdict {
         let (of, mark) = (envelope.from, mark_of(envelope));
-        // First: the disk of a copy is old as soon as the original writes.
-        let other = self.lives.get(&of).filter(|life| life.life != mark.life);
-        if other.and_then(|life| life.heard).is_some_and(|heard| heard + LIFE_TICKS > clock) {
+        // First: the disk of a copy is old as soon as the original writes. A member that has just
+        // started hears the original before it knows it.
+        let known = self.lives.get(&of).and_then(|life| Some((life.life, life.heard?)));
+        let mut others = known.iter().chain(self.strangers.get(&of));
+        if others.any(|(life, heard)| *life != mark.life && heard + LIFE_TICKS > clock) {
             return Verdict::Elsewhere;
         }
         if let Some(known) = self.marks.get(&of)
@@ -188,6 +195,7 @@ impl Proof {
         self.fine.retain(|id, _| members.contains(id));
         self.asked.retain(|id, _| members.contains(id));
         self.held.retain(|id, _| members.contains(id));
+        self.strangers.retain(|id, _| members.contains(id));
     }
 
     /// Whether the answers so far suffice.
@@ -240,6 +248,10 @@ impl<S: LogStore> Node<S> {
             }
             _ => {
                 self.filter.dropped.strangers += 1;
+                let strangers = &mut self.proof.strangers;
+                if strangers.len() < MARKS_MAX || strangers.contains_key(&from) {
+                    strangers.insert(from, (envelope.life, clock));
+                }
                 if self.proof.asks(clock, from, ASK_TICKS) {
                     let found = self.proof.found;
                     self.post(from, Message::Present { found });
@@ -264,7 +276,7 @@ impl<S: LogStore> Node<S> {
                 let life = Life { life: envelope.life, heard: Some(clock) };
                 self.proof.lives.insert(from, life);
             }
-            self.proof.mark(from, mark_of(envelope));
+            // No mark: it may be a copy, which is never proven, and has promised nothing.
         }
         self.answer(envelope, verdict);
     }
@@ -284,7 +296,7 @@ impl<S: LogStore> Node<S> {
     }
 
     fn vouched(&mut self, by: RaftId, verdict: Verdict, leader: Option<RaftId>) {
-        let clock = self.clock;
+        let (clock, led) = (self.clock, self.leader().is_some());
         let proof = &mut self.proof;
         match verdict {
             Verdict::Fine => {
@@ -301,14 +313,23 @@ impl<S: LogStore> Node<S> {
             Verdict::Unknown => {
                 proof.fine.remove(&by);
             }
-            // One that acts already was vouched for by enough; only its leader can still object.
-            Verdict::Older { .. } if proof.proven => {}
+            // One that acts already was vouched for by enough; only a leader can still object. It
+            // may be one that this member cannot follow, since it is in a later term.
+            Verdict::Older { .. } if proof.proven && (leader != Some(by) || led) => {}
             Verdict::Older { written } => self.went_back(by, written),
         }
         let proof = &mut self.proof;
         if !proof.proven && proof.suffices() {
             proof.proven = true;
         }
+    }
+
+    /// The process of a peer that is heard right now, as its `life`.
+    #[must_use]
+    pub fn life_of(&self, peer: RaftId) -> Option<u64> {
+        let known = self.proof.lives.get(&peer)?;
+        let heard = known.heard.is_some_and(|heard| heard + LIFE_TICKS > self.clock);
+        heard.then_some(known.life)
     }
 
     /// Whether a peer is the leader, as this member knows it or as its peers say.

@@ -2,7 +2,7 @@
 
 use cohort_store::{Disk, FaultyStore, RaftId};
 
-use crate::testing::Group;
+use crate::testing::{Group, ids};
 use crate::*;
 
 /// A disk in the state of a member's.
@@ -167,4 +167,53 @@ fn an_unproven_member_takes_no_snapshot() {
     let mut node = Node::open(store, Config::new("test", 7, RaftId(1))).unwrap();
     node.drain().unwrap();
     assert_eq!(node.compact(Index(0), Vec::new()), Err(CompactError::Unproven));
+}
+
+/// Each start of a restored disk would be newer than the one before, and one of them new enough.
+#[test]
+fn a_start_that_nobody_vouches_for_writes_nothing() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let changed = group.node(leader).change_membership(&ids(&[1, 2, 3]), &ids(&[4]));
+    assert_eq!(changed, Ok(()));
+    group.ticks(10);
+    let id = other(leader);
+    let store = image(&mut group, id);
+    let written = store.image().written();
+    let config = Config { life: 77, ..group.config(RaftId(id), 2) };
+    let mut node = Node::open(store, config).unwrap();
+    for _ in 0..20 {
+        node.tick();
+        node.drain().unwrap();
+    }
+    assert_eq!(node.store().image().written(), written);
+}
+
+#[test]
+fn a_member_that_has_just_started_vouches_for_no_copy_of_one_that_it_hears() {
+    let mut group = Group::of(&[1, 2, 3]);
+    let leader = group.leader();
+    let id = other(leader);
+    let store = group.node(id).store().clone();
+    let config = Config { life: 2, ..group.config(RaftId(id), 2) };
+    let mut node = Node::open(store, config).unwrap();
+    let mut answer = |life, message| {
+        let (session, written) = (2 << 24, 1 << 20);
+        let (from, to) = (RaftId(leader), RaftId(id));
+        let (group, incarnation) = (node.config.group.clone(), node.config.incarnation);
+        let envelope =
+            Envelope { group, incarnation, from, to, life, written, session, sequence: 1, message };
+        node.receive(&envelope);
+        let messages = node.drain().unwrap().messages.into_iter();
+        let mut verdicts = messages.filter_map(|envelope| match envelope.message {
+            Message::Vouch { life: of, verdict, .. } if of == life => Some(verdict),
+            _ => None,
+        });
+        verdicts.next()
+    };
+    let heartbeat = Message::Heartbeat { term: Term(9), commit: Index(0), read: None };
+    assert_eq!(answer(5, heartbeat), Some(Verdict::Unknown), "it has to introduce itself");
+    let present = Message::Present { found: 1 << 20 };
+    assert_eq!(answer(6, present.clone()), Some(Verdict::Elsewhere));
+    assert_eq!(answer(5, present), Some(Verdict::Fine));
 }

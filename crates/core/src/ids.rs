@@ -207,6 +207,14 @@ number_type!(
     /// Incremented by a server at each start of its agent.
     BootEpoch
 );
+
+impl BootEpoch {
+    /// The highest one that a server starts to count from, as a time in seconds: a day in 2105.
+    /// Connections are numbered by a 32-bit boot epoch: even with a wrong clock, 2^24 starts are
+    /// left.
+    pub const FIRST_MAX: BootEpoch = BootEpoch((1 << 32) - (1 << 24));
+}
+
 number_type!(
     /// The revision of an app's policy in the registry.
     Revision

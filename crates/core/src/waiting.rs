@@ -54,6 +54,8 @@ pub enum WaitingOn {
     NoLeader,
     /// The leader's server has left the group, and no member of the group can take over yet.
     LeaderLeft { leader: ServerId },
+    /// The disk of the leader's server is full: nothing can be recorded, so nothing changes.
+    NoSpace { leader: ServerId },
     /// Groups of earlier stages have not yet found the release good.
     StageBefore { version: Version, groups: Vec<GroupId> },
     /// No stage of the policy matches this group.

@@ -9,9 +9,6 @@ use cohort_store::{DurableFile, DurableFileError};
 
 /// The version of the record.
 const VERSION: u32 = 1;
-/// The highest first boot epoch, a day in 2105. Connections are numbered by a 32-bit boot epoch:
-/// even with a wrong clock, 2^24 starts are left.
-const FIRST_BOOT_EPOCH_MAX: u64 = (1 << 32) - (1 << 24);
 
 /// Increments the counter of the agent's starts, persists it and returns it. Afterwards only the
 /// owner can access `state_dir`: the agent's keys are in it.
@@ -44,7 +41,7 @@ pub fn pass_boot_epoch(state_dir: &Path, epoch: BootEpoch) -> Result<(), Durable
 
 fn first_boot_epoch(now: SystemTime) -> BootEpoch {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    BootEpoch(seconds.clamp(1, FIRST_BOOT_EPOCH_MAX))
+    BootEpoch(seconds.clamp(1, BootEpoch::FIRST_MAX.0))
 }
 
 #[cfg(test)]

@@ -78,7 +78,11 @@ pub enum Effect {
     /// host.
     Displaced { host: String },
     /// Look up the group's members in the registry.
-    AskRegistry,
+    AskRegistry {
+        /// Tell it first where this server is: no member answered where it says that they are. One
+        /// that the group may refuse must not divert what is meant for another machine.
+        tell: bool,
+    },
     /// Send this request to this member.
     Ask(Whom, Question),
     /// Do nothing until this time of the boot-time clock, in milliseconds; then [`Input::Woken`].
@@ -147,6 +151,8 @@ pub struct Asking {
     preferred: Option<ServerId>,
     turn: usize,
     pause_ms: u64,
+    /// Rounds of all members without an answer.
+    rounds: u32,
     /// The group has this server's current address and agent.
     introduced: bool,
     /// How often another agent spoke for the server after that.
@@ -165,6 +171,7 @@ impl Asking {
             preferred: None,
             turn: 0,
             pause_ms: PAUSE_MS_MIN,
+            rounds: 0,
             introduced: false,
             displaced: 0,
             asked_ms: 0,
@@ -192,6 +199,7 @@ impl Asking {
             }
             (Open::Orders(whom), Input::Orders { orders: None, elsewhere, .. }) => {
                 // While the group refuses this agent, it asks less and less often.
+                self.rounds = 0;
                 self.preferred = Some(whom.server.clone());
                 self.turn = 0;
                 let displaced = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
@@ -230,7 +238,8 @@ impl Asking {
             self.next_member();
             let server = whom.server;
             self.open = Open::Registry { then_rest: true };
-            return vec![Effect::OldIncarnation { server, incarnation }, Effect::AskRegistry];
+            let ask = Effect::AskRegistry { tell: false };
+            return vec![Effect::OldIncarnation { server, incarnation }, ask];
         }
         self.heard(&whom);
         self.incarnation = incarnation;
@@ -250,7 +259,7 @@ impl Asking {
     }
 
     fn heard(&mut self, whom: &Whom) {
-        self.pause_ms = PAUSE_MS_MIN;
+        (self.pause_ms, self.rounds) = (PAUSE_MS_MIN, 0);
         self.preferred = Some(whom.server.clone());
         self.turn = 0;
     }
@@ -265,7 +274,8 @@ impl Asking {
         if self.turn.is_multiple_of(self.candidates(members).len().max(1)) {
             // Perhaps the members have moved.
             self.open = Open::Registry { then_rest: true };
-            return vec![Effect::AskRegistry];
+            self.rounds = self.rounds.saturating_add(1);
+            return vec![Effect::AskRegistry { tell: self.rounds > 1 }];
         }
         self.ask(now_ms, members)
     }
@@ -274,7 +284,7 @@ impl Asking {
         let candidates = self.candidates(members);
         if candidates.is_empty() {
             self.open = Open::Registry { then_rest: false };
-            return vec![Effect::AskRegistry];
+            return vec![Effect::AskRegistry { tell: false }];
         }
         let whom = candidates[self.turn % candidates.len()].clone();
         self.asked_ms = now_ms;
@@ -290,9 +300,11 @@ impl Asking {
 
     /// Members to ask, best first: the last to respond, this server's own member, then the others.
     fn candidates(&self, members: Members<'_>) -> Vec<Whom> {
+        // The group may still have an earlier address of this server itself.
+        let own = |member: &MemberAddress| members.own.filter(|_| member.server == self.server);
         let whom = |member: &MemberAddress| Whom {
             server: member.server.clone(),
-            address: member.address.clone(),
+            address: own(member).unwrap_or(&member.address).to_owned(),
         };
         let mut candidates: Vec<Whom> = members.known.iter().map(whom).collect();
         if let Some(address) = members.own

@@ -111,7 +111,7 @@ fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() 
     let mut world = World::new(1);
     let mut rests = Vec::new();
     let mut first = world.first();
-    for _ in 0..6 {
+    for round in 0..6 {
         // The kill switch spreads through a minority.
         assert_eq!(world.step(Input::NoAnswer), [Effect::Ask(first.clone(), Question::Kill)]);
         let effects = world.step(Input::Changed);
@@ -120,7 +120,9 @@ fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() 
         };
         assert_ne!(*second, first);
         assert_eq!(world.step(Input::NoAnswer), [Effect::Ask(second.clone(), Question::Kill)]);
-        assert_eq!(world.step(Input::Changed), [Effect::AskRegistry]);
+        // The first time, where it says that the members are may be news.
+        let ask = Effect::AskRegistry { tell: round > 0 };
+        assert_eq!(world.step(Input::Changed), [ask]);
         let effects = world.step(Input::RegistryAsked);
         let [Effect::Rest { until_ms }] = effects.as_slice() else { panic!("{effects:?}") };
         rests.push(until_ms - world.now_ms);
@@ -148,7 +150,7 @@ fn an_old_incarnation_is_never_obeyed() {
     let asked = world.first();
     let effects = world.step(answer(1, 7));
     let old = Effect::OldIncarnation { server: asked.server, incarnation: Incarnation(1) };
-    assert_eq!(effects, [old, Effect::AskRegistry]);
+    assert_eq!(effects, [old, Effect::AskRegistry { tell: false }]);
     assert!(matches!(world.step(Input::RegistryAsked).as_slice(), [Effect::Rest { .. }]));
     // A newer one is accepted, and from then on the previous one is old.
     let _ = world.first();
@@ -191,11 +193,22 @@ fn an_agent_that_the_group_took_in_notices_that_another_one_speaks_for_its_serve
 fn without_members_the_registry_is_asked_and_its_own_member_is_asked_first() {
     let mut world = World::new(1);
     world.known.clear();
-    assert_eq!(world.step(Input::Woken), [Effect::AskRegistry]);
+    let ask = Effect::AskRegistry { tell: false };
+    assert_eq!(world.step(Input::Woken), std::slice::from_ref(&ask));
     assert!(matches!(world.step(Input::RegistryAsked).as_slice(), [Effect::Rest { .. }]));
-    assert_eq!(world.step(Input::Woken), [Effect::AskRegistry]);
+    assert_eq!(world.step(Input::Woken), [ask]);
     world.known = vec![member("s1"), member("s2")];
     let own = Members { known: &world.known, own: Some("s9:7417") };
     let effects = world.asking.step(0, own, Input::RegistryAsked);
     assert_eq!(effects, [Effect::Ask(whom("s9"), Question::Orders)]);
+}
+
+#[test]
+fn a_server_asks_its_own_member_where_it_is_now() {
+    let mut asking = Asking::new("s1".parse().unwrap(), Incarnation(1));
+    let known = [member("s1")];
+    let effects =
+        asking.step(10, Members { known: &known, own: Some("s1.new:7417") }, Input::Woken);
+    let whom = Whom { server: "s1".parse().unwrap(), address: "s1.new:7417".to_owned() };
+    assert_eq!(effects, [Effect::Ask(whom, Question::Orders)], "the group has the address before");
 }

@@ -24,6 +24,12 @@ const REPORTED_MS: u64 = 60_000;
 /// The last attempt is worth a new view after this long, in milliseconds.
 const NEWS_MS: u64 = 10_000;
 
+/// Pause before an agent starts over that has found for the third time that another one speaks for
+/// its server, in milliseconds; doubled every time after that.
+const CONTESTED_PAUSE_MS: u64 = 10_000;
+/// The longest such pause, in milliseconds.
+const CONTESTED_PAUSE_MS_MAX: u64 = 600_000;
+
 /// An agent that was refused because another one runs as its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -32,6 +38,15 @@ pub struct Refusal {
     /// The first and the last attempt, on the leader's monotonic clock.
     pub since_ms: u64,
     pub at_ms: u64,
+}
+
+/// An agent that introduces itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Introduced<'a> {
+    pub server: &'a ServerId,
+    pub process: &'a Process,
+    /// The process of the server's member that the leader hears right now, if there is one.
+    pub member_life: Option<u64>,
 }
 
 /// The leader's answer to an agent that introduces itself.
@@ -51,26 +66,29 @@ pub enum Introduction {
 pub struct Copies(BTreeMap<ServerId, Refusal>);
 
 impl Copies {
-    /// Judges an agent that introduces itself as `server`. `listens_ms` is how long the leader has
-    /// listened.
+    /// Judges an agent that introduces itself. `listens_ms` is how long the leader has listened.
     ///
     /// One that calls from the same host has restarted: the earlier process has ended. On another
     /// host, either the machine has moved, and the earlier process is silent from then on; or there
-    /// are two, if the earlier one was heard after the other had called for the first time.
+    /// are two, if the earlier one was heard after the other had called for the first time, or if
+    /// its member still is: nobody would vouch for the other's.
     #[must_use]
     pub fn judge(
         &self,
         state: &State,
         contacts: &Contacts,
         (now_ms, listens_ms): (u64, u64),
-        server: &ServerId,
-        process: &Process,
+        introduced: &Introduced<'_>,
     ) -> Introduction {
+        let Introduced { server, process, member_life } = *introduced;
         let Some(known) = state.servers.get(server).map(|server| &server.process) else {
             return Introduction::Accepted;
         };
         if known.life == process.life || known.host == process.host || known.host.is_empty() {
             return Introduction::Accepted;
+        }
+        if member_life.is_some_and(|life| life != process.life) {
+            return Introduction::Elsewhere { host: known.host.clone() };
         }
         let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
         let called = self.0.get(server).filter(|refusal| refusal.host == process.host);
@@ -99,12 +117,30 @@ impl Copies {
         }
     }
 
+    /// Records that an agent on this host is the server from now on: it was no copy. Returns
+    /// whether it had been refused.
+    pub fn accepted(&mut self, server: &ServerId, host: &str) -> bool {
+        let refused = self.0.get(server).is_some_and(|refusal| refusal.host == host);
+        refused && self.0.remove(server).is_some()
+    }
+
     /// The agent that was refused as this server, if it was lately.
     #[must_use]
     pub fn of(&self, server: &ServerId, now_ms: u64) -> Option<&Refusal> {
         let refusal = self.0.get(server);
         refusal.filter(|refusal| now_ms.saturating_sub(refusal.at_ms) < REPORTED_MS + NEWS_MS)
     }
+}
+
+/// How long an agent pauses that starts over because its disk went back or another agent spoke for
+/// its server, for the `times`th time. A disk goes back once, which its agent and its member find:
+/// an agent that finds so again and again runs next to another one with the same identity, and
+/// without a pause the two would take the server from each other all the time.
+#[must_use]
+pub fn contested_pause_ms(times: u32) -> Option<u64> {
+    let doublings = times.checked_sub(3)?;
+    let pause_ms = CONTESTED_PAUSE_MS.saturating_mul(2u64.saturating_pow(doublings));
+    Some(pause_ms.min(CONTESTED_PAUSE_MS_MAX))
 }
 
 #[cfg(test)]

@@ -13,13 +13,12 @@ use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::placement::{Carriers, Next, Placed, Placement, Unheard, placement};
 use cohort_core::refused::Refused;
-use cohort_core::state::Process;
 use cohort_core::waiting::Placing;
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::asking::ORDERS_VALID_MS;
 use crate::contacts::Contacts;
-use crate::copies::{Copies, Introduction};
+use crate::copies::{Copies, Introduced, Introduction};
 use crate::errands::{Errands, Lasting};
 use crate::heirs::Heirs;
 
@@ -387,6 +386,7 @@ impl Leading {
 
     /// Records the space on the disk of this member's server.
     pub fn disk(&mut self, disk: DiskSpace) {
+        self.stale |= disk != self.disk;
         self.disk = disk;
     }
 
@@ -403,13 +403,17 @@ impl Leading {
         now_ms: u64,
         state: &State,
         contacts: &Contacts,
-        (server, process): (&ServerId, &Process),
+        introduced: &Introduced<'_>,
     ) -> (Introduction, bool) {
         let listens_ms = now_ms.saturating_sub(self.listens_since_ms().unwrap_or(now_ms));
         let clock = (now_ms, listens_ms);
-        let judged = self.copies.judge(state, contacts, clock, server, process);
-        let refused = matches!(judged, Introduction::Elsewhere { .. });
-        let news = refused && self.copies.refused(now_ms, server, &process.host);
+        let judged = self.copies.judge(state, contacts, clock, introduced);
+        let (server, host) = (introduced.server, &introduced.process.host);
+        let news = match judged {
+            Introduction::Accepted => self.copies.accepted(server, host),
+            Introduction::TooEarly => false,
+            Introduction::Elsewhere { .. } => self.copies.refused(now_ms, server, host),
+        };
         (judged, news)
     }
 

@@ -15,11 +15,12 @@
 //! (what the leader observes, and when it plans), `heirs` (who leads instead if its server cannot),
 //! `answers` (requests to a member), `copies` (two machines as one server), `records` and `offers`
 //! (registry and repository), `errands` (what fails there), `membership` (which servers carry the
-//! log).
+//! log), `addresses` (where they are).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
 
+pub mod addresses;
 pub mod announced;
 pub mod answers;
 #[cfg(test)]

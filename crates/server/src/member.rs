@@ -30,7 +30,7 @@ use cohort_core::waiting::{Placing, Waiting};
 use cohort_core::{Body, Command, Event, Offer, State};
 
 use crate::contacts::Contacts;
-use crate::copies::{Copies, Introduction};
+use crate::copies::{Copies, Introduced, Introduction};
 use crate::errands::Errands;
 use crate::leading::{Leading, Placer};
 
@@ -530,8 +530,10 @@ impl<S: LogStore> Member<S> {
         if !self.node.leads() {
             return None;
         }
-        let introduced = (server, process);
-        let (judged, news) = self.leading.introduced(now_ms, &self.state, contacts, introduced);
+        let member = self.state.servers.get(server).and_then(|known| known.member);
+        let member_life = member.and_then(|member| self.node.life_of(RaftId(member.0)));
+        let introduced = Introduced { server, process, member_life };
+        let (judged, news) = self.leading.introduced(now_ms, &self.state, contacts, &introduced);
         self.changed |= news;
         match judged {
             Introduction::Accepted => None,

@@ -71,13 +71,71 @@ pub fn carries_another(
         && orders.member.as_ref().is_none_or(|ordered| ordered.member > own)
 }
 
-/// Whether this server's disk is an earlier one, at the first orders since the agent's `start`: the
-/// group has reports of this start or a later one, and this agent has sent none. The agent counts
-/// on from there: the group would ignore its reports as old ones. A member that names an impossible
-/// number is not believed: numbers are used up for good.
+/// The group's log on a server's disk, as its agent knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnLog {
+    None,
+    /// Not read yet.
+    Closed,
+    Open {
+        incarnation: Incarnation,
+        member: MemberId,
+        /// The group vouches for it.
+        proven: bool,
+    },
+}
+
+/// What a server does with orders that it received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obedience {
+    Obey,
+    /// Nobody vouches for the log on this disk yet: this may be a copy of another machine.
+    Ignore,
+    /// This member's number is no longer this server's: set its log aside and start over.
+    Retired {
+        incarnation: Incarnation,
+        member: MemberId,
+    },
+    /// The disk went back to an earlier state: start over, after the start that the group has heard
+    /// of.
+    EarlierDisk {
+        heard: BootEpoch,
+    },
+}
+
+/// Judges orders. `unreported` is the agent's start, as long as it has sent no report.
 #[must_use]
-pub fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
-    (start.0..=start.0.saturating_add(HEARD_AHEAD_MAX)).contains(&orders.heard.0)
+pub fn obedience(
+    received: &Received,
+    now_ms: u64,
+    log: OwnLog,
+    unreported: Option<BootEpoch>,
+) -> Obedience {
+    match log {
+        OwnLog::Closed => return Obedience::Ignore,
+        // A number that is no longer this server's will never be vouched for.
+        OwnLog::Open { incarnation, member, proven: false } => {
+            return match carries_another(received, now_ms, incarnation, member) {
+                true => Obedience::Retired { incarnation, member },
+                false => Obedience::Ignore,
+            };
+        }
+        OwnLog::None | OwnLog::Open { .. } => {}
+    }
+    if unreported.is_some_and(|start| is_earlier_disk(&received.orders, start)) {
+        return Obedience::EarlierDisk { heard: received.orders.heard };
+    }
+    Obedience::Obey
+}
+
+/// Whether this server's disk is an earlier one: the group has reports of this start or a later
+/// one, and this agent has sent none. The agent counts on from there: the group would ignore its
+/// reports as old ones. A member that names an impossible number is not believed: numbers are used
+/// up for good.
+fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
+    // One that was lost counts from a clock that may be years behind the one before.
+    let highest = start.0.saturating_add(HEARD_AHEAD_MAX).max(BootEpoch::FIRST_MAX.0);
+    (start.0..=highest).contains(&orders.heard.0)
 }
 
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued

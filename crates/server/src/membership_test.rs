@@ -5,7 +5,8 @@ use cohort_core::orders::{MemberOrder, Orders};
 
 use crate::asking::Received;
 use crate::membership::{
-    Found, asks_for_incarnation, carries_another, failure_domain, found, founds, is_earlier_disk,
+    Found, Obedience, OwnLog, asks_for_incarnation, carries_another, failure_domain, found, founds,
+    obedience,
 };
 
 const FIRST: Incarnation = Incarnation(1);
@@ -67,23 +68,46 @@ fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() 
     assert!(!replaced(1_000, SECOND, None), "another incarnation");
 }
 
+/// Orders that name this member, of a group that has heard of that start.
+fn received(member: Option<u64>, heard: u64) -> Received {
+    let orders = Orders {
+        group: web(),
+        incarnation: FIRST,
+        server: server("s1"),
+        apps: Vec::new(),
+        member: member.map(|member| MemberOrder { member: MemberId(member) }),
+        members: Vec::new(),
+        heard: BootEpoch(heard),
+    };
+    Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None }
+}
+
 #[test]
 fn an_agent_that_starts_where_the_group_has_heard_it_already_has_an_earlier_disk() {
-    let earlier = |heard, start| {
-        let orders = Orders {
-            group: web(),
-            incarnation: FIRST,
-            server: server("s1"),
-            apps: Vec::new(),
-            member: None,
-            members: Vec::new(),
-            heard: BootEpoch(heard),
-        };
-        is_earlier_disk(&orders, BootEpoch(start))
+    let judged = |heard, start| obedience(&received(None, heard), 1_000, OwnLog::None, start);
+    let start = Some(BootEpoch(7));
+    assert_eq!([judged(0, start), judged(6, start)], [Obedience::Obey; 2]);
+    let heard = |heard| Obedience::EarlierDisk { heard: BootEpoch(heard) };
+    assert_eq!([judged(7, start), judged(9, start)], [heard(7), heard(9)]);
+    let this_year = 1_800_000_000;
+    assert_eq!(judged(this_year, start), heard(this_year), "its clock began in 1970");
+    assert_eq!(judged(1 << 39, start), Obedience::Obey, "no disk goes back that far");
+    assert_eq!(judged(9, None), Obedience::Obey, "of the reports of this start");
+}
+
+#[test]
+fn orders_wait_until_the_group_vouches_for_the_log_on_the_disk() {
+    let own = (FIRST, MemberId(4));
+    let judged = |ordered, proven| {
+        let log = OwnLog::Open { incarnation: own.0, member: own.1, proven };
+        obedience(&received(ordered, 0), 1_000, log, None)
     };
-    assert!(!earlier(0, 1) && !earlier(6, 7));
-    assert!(earlier(7, 7) && earlier(9, 7));
-    assert!(!earlier(1 << 39, 7), "no disk goes back that far");
+    assert_eq!(judged(Some(4), true), Obedience::Obey);
+    assert_eq!(judged(Some(4), false), Obedience::Ignore, "it may be a copy");
+    let retired = Obedience::Retired { incarnation: own.0, member: own.1 };
+    assert_eq!([judged(Some(5), false), judged(None, false)], [retired; 2]);
+    let closed = obedience(&received(Some(4), 0), 1_000, OwnLog::Closed, None);
+    assert_eq!(closed, Obedience::Ignore);
 }
 
 #[test]

@@ -6,8 +6,9 @@
 use cohort_consensus::Weaken;
 
 use crate::fleet::chaos::{
-    COLLECTED, FORGOTTEN, LOST_ENTRY, Mutation, NOT_RIGHT, OTHER_ENTRY, OTHER_MEMBERS, OTHER_STATE,
-    OWES, REPORTED_AGAIN, STALE_ORDER, STALE_READ, TOO_MANY_OUT, TOO_MANY_VOTERS, TWICE, Trace,
+    ALSO_ACTS, COLLECTED, DISPLACED, FORGOTTEN, LOST_ENTRY, Mutation, NOT_RIGHT, OTHER_ENTRY,
+    OTHER_MEMBERS, OTHER_STATE, OWES, REPORTED_AGAIN, STALE_ORDER, STALE_READ, TOO_MANY_OUT,
+    TOO_MANY_VOTERS, TWICE, Trace,
 };
 use crate::play::{CONSENSUS_STEPS, consensus, fleet};
 use crate::raft::{self, Setup};
@@ -139,6 +140,11 @@ pub const PROTECTIONS: &[Protection] = &[
         name: "silence in the ledger",
         off: Off::Fleet(Mutation::Silence),
         checks: &[TOO_MANY_OUT],
+    },
+    Protection {
+        name: "clone check",
+        off: Off::Fleet(Mutation::CloneCheck),
+        checks: &[DISPLACED, ALSO_ACTS],
     },
     Protection {
         name: "new id after a lost or restored disk",

@@ -1,7 +1,7 @@
 //! Consensus under faults, from seeds; more of them: `cargo xtask simulate`.
 
 use cohort_simulate::play::CONSENSUS_STEPS as STEPS;
-use cohort_simulate::raft::{Setup, run};
+use cohort_simulate::raft::{Lies, Setup, run};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number in the environment"))
@@ -59,4 +59,15 @@ fn a_seed_gives_the_same_run_every_time() {
 fn restored_disks_are_found_out() {
     let outcomes = (0..200).map(|seed| run(Setup::new(seed, STEPS)).expect("the seed holds"));
     assert!(outcomes.map(|outcome| outcome.went_back).sum::<u64>() > 0);
+}
+
+#[test]
+fn what_a_member_wishes_for_breaks_no_rule_and_no_lie_makes_another_one_panic() {
+    for seed in 5_000_000..5_000_000 + number("SEEDS").unwrap_or(200) {
+        for lies in [Lies::Wishes, Lies::Everything] {
+            if let Err(violation) = run(Setup { lies, ..Setup::new(seed, STEPS) }) {
+                panic!("{violation}");
+            }
+        }
+    }
 }

@@ -18,6 +18,7 @@ const NAMED_MAX: usize = 5;
 
 /// What it is waiting for, in one sentence.
 #[must_use]
+#[expect(clippy::too_many_lines, reason = "an arm for each thing that is waited for")]
 pub fn sentence(on: &WaitingOn) -> String {
     match on {
         WaitingOn::NewRelease => "up to date with its channel".into(),
@@ -44,6 +45,9 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("waiting for the first report of {}", list(servers))
         }
         WaitingOn::NoLeader => "no quorum: a majority of the group's voters is unreachable".into(),
+        WaitingOn::NoSpace { leader } => {
+            format!("no space left on the disk of {leader}, the leader")
+        }
         WaitingOn::LeaderLeft { leader } => {
             format!("{leader} has left the group, but leads until a reachable member takes over")
         }
@@ -186,6 +190,7 @@ fn is_taken(command: &Command, phase: PhaseName) -> bool {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "an arm for each thing that is waited for")]
 fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
     let mend = || Hint::run_to("mend the checks of the policy", Command::AppApply);
@@ -228,6 +233,10 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
             vec![Hint::run_to("check that the agents of its voters run and reach each other", show)]
+        }
+        WaitingOn::NoSpace { leader } => {
+            let free = format!("free space on {leader}, or: cohort group transfer-leader {group}");
+            vec![free.into()]
         }
         WaitingOn::StageBefore { groups, .. } => {
             let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
@@ -368,6 +377,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
+        | WaitingOn::NoSpace { leader: one }
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::NotStopped { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,

@@ -44,7 +44,8 @@ fn next(on: Option<&WaitingOn>) -> Option<WaitingOn> {
         Some(WaitingOn::NoServers) => WaitingOn::FirstReports { servers: vec![server()] },
         Some(WaitingOn::FirstReports { .. }) => WaitingOn::NoLeader,
         Some(WaitingOn::NoLeader) => WaitingOn::LeaderLeft { leader: server() },
-        Some(WaitingOn::LeaderLeft { .. }) => {
+        Some(WaitingOn::LeaderLeft { .. }) => WaitingOn::NoSpace { leader: server() },
+        Some(WaitingOn::NoSpace { .. }) => {
             WaitingOn::StageBefore { version: version(), groups: vec![group()] }
         }
         Some(WaitingOn::StageBefore { .. }) => WaitingOn::NoStage { version: version() },

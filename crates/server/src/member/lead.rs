@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use cohort_consensus::{LogStore, MembershipError, RaftId};
 use cohort_core::Body;
-use cohort_core::ids::{MemberId, ServerId};
+use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
-use cohort_core::waiting::Placing;
+use cohort_core::waiting::{Placing, Waiting, WaitingOn};
 
 use super::{Member, Note, Output};
 use crate::contacts::Contacts;
@@ -24,21 +24,23 @@ impl<S: LogStore> Member<S> {
         self.hand_over_to_an_heir(now_ms);
         let asks = self.leading.asks_voters();
         self.changed |= std::mem::replace(&mut self.asks, asks) != asks;
-        if !self.leading.may_write() {
-            return;
-        }
-        if self.leading.may_place(now_ms) {
+        let may_write = self.leading.may_write();
+        if may_write && self.leading.may_place(now_ms) {
             let placing = self.leading.placing().cloned();
             self.place(now_ms, contacts);
             self.changed |= self.leading.placing() != placing.as_ref();
         }
-        if !self.state.servers.contains_key(self.leading.server()) {
+        if may_write && !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
         }
         let voters = self.node.configuration().voters.iter();
         let servers = voters.filter_map(|id| self.state.server_of(MemberId(id.0)));
         self.leading.voters(servers.cloned().collect());
-        let plan = self.leading.plan(now_ms, &self.state, contacts);
+        let mut plan = self.leading.plan(now_ms, &self.state, contacts);
+        if !may_write {
+            plan.commands.clear();
+            plan.waiting = self.waiting_for_space();
+        }
         if plan.waiting != *self.waiting {
             self.waiting = plan.waiting.into();
             self.changed = true;
@@ -47,6 +49,17 @@ impl<S: LogStore> Member<S> {
             let Some(index) = self.propose_own(body.clone()) else { break };
             self.leading.proposed(now_ms, index, &body);
         }
+    }
+
+    /// Nothing can be recorded: everything waits for that.
+    fn waiting_for_space(&self) -> Vec<Waiting> {
+        let leader = self.leading.server();
+        let waiting = |app: &AppId| Waiting {
+            app: app.clone(),
+            since: self.state.clock,
+            on: WaitingOn::NoSpace { leader: leader.clone() },
+        };
+        self.state.apps.keys().map(waiting).collect()
     }
 
     /// The leader's server has left, but its vote is still needed. Only a member whose server

@@ -19,9 +19,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::behaviour::{Behaviour, Fault};
 use super::build;
+use super::group::Group;
 pub use super::log::{LOST_ENTRY, OTHER_ENTRY, OTHER_STATE, REPORTED_AGAIN, STALE_READ};
 use super::net::Weather;
-pub use super::prober::{COLLECTED, STALE_ORDER, TOO_MANY_OUT, TOO_MANY_VOTERS, UNTRUE};
+pub use super::prober::{
+    ALSO_ACTS, COLLECTED, DISPLACED, STALE_ORDER, TOO_MANY_OUT, TOO_MANY_VOTERS, UNTRUE,
+};
 use super::server::{Disk, Service};
 pub use super::server::{FORGOTTEN, OWES, TWICE};
 use super::world::{Fleet, TICK_MS};
@@ -132,6 +135,8 @@ pub enum Mutation {
     QuorumMargin,
     /// A server that lost its log, or an older one, goes on under the same number.
     NewMember,
+    /// Members take every agent for one that runs on the same machine as the last.
+    CloneCheck,
 }
 
 /// A fleet under faults that are drawn from a seed.
@@ -336,6 +341,10 @@ impl Chaos {
         view.map_or(0, |(_, view)| view.raft.configuration.voters.len())
     }
 
+    pub(super) fn group(&mut self, group: &GroupId) -> &mut Group {
+        self.fleet.groups.get_mut(group).expect("known")
+    }
+
     fn server(&mut self, group: &GroupId, server: &ServerId) -> &mut super::server::Server {
         let group = self.fleet.groups.get_mut(group).expect("known");
         group.servers.get_mut(server).expect("known")
@@ -394,11 +403,14 @@ impl Chaos {
         self.supply(Kind::SupplyIsBack);
         for id in self.groups.clone() {
             let group = self.fleet.groups.get_mut(&id).expect("known");
+            // People switch off the machine that the group refuses.
+            group.copies.clear();
             group.net.cut.clear();
             for server in group.servers.values_mut() {
                 server.crash_in = None;
                 server.paused_until_ms = 0;
                 server.disk_fails = false;
+                server.repair();
                 if let Some((_, disk)) = &server.disk.log {
                     disk.set_fault(WriteFault::None);
                 }

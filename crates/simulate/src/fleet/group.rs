@@ -1,5 +1,6 @@
 //! A group: its servers, some of which carry its log, and the network between them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,12 +19,19 @@ use cohort_store::{Disk, Entry, EntryKind, FaultyStore};
 use super::build;
 use super::log::Log;
 use super::net::Net;
+use super::place::Place;
 use super::server::Server;
-use super::server::member::{INCARNATION, Setup, address_of, command};
+use super::server::member::{INCARNATION, Setup, command};
 
 pub(crate) struct Group {
     /// Its servers, including those that have left and may not stop yet.
     pub(crate) servers: BTreeMap<ServerId, Server>,
+    /// Machines that run next to those, with the same identity.
+    pub(crate) copies: BTreeMap<ServerId, Server>,
+    /// Where each server is, as it told the hub.
+    pub(crate) places: RefCell<BTreeMap<ServerId, Place>>,
+    /// Numbers the places of machines that moved, and of copies.
+    last_place: u32,
     pub(crate) log: Log,
     pub(crate) net: Net,
     /// Servers that stop once the group does without their members.
@@ -51,7 +59,7 @@ impl Group {
         let first = &servers[0];
         let founder = Founder {
             server: first.clone(),
-            address: address_of(first),
+            address: Place::first(first).address(),
             rack: build::rack_of(first, setup.racks),
             process: Process::default(),
             labels: labels.clone(),
@@ -60,7 +68,7 @@ impl Group {
         let mut state = founding_state(id.clone(), INCARNATION, founder);
         for server in &servers[1..] {
             let rack = build::rack_of(server, setup.racks);
-            let (server, address) = (server.clone(), address_of(server));
+            let (server, address) = (server.clone(), Place::first(server).address());
             let process = Process::default();
             let body = Body::AddServer { server, address, rack, process };
             state.apply(&command("hub".into(), None, body)).expect("there is room");
@@ -75,6 +83,9 @@ impl Group {
         log.state = Arc::new(state);
         let mut group = Group {
             servers: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            places: RefCell::default(),
+            last_place: 0,
             log,
             net: Net::default(),
             leaving: BTreeSet::new(),
@@ -93,9 +104,54 @@ impl Group {
 
     /// The hub lets a server join; its agent starts.
     pub(crate) fn join(&mut self, server: &ServerId) {
-        let new = Server::new(self.log.now_ms, server.clone(), Arc::clone(&self.setup));
+        let place = Place::first(server);
+        let mut new = Server::new(self.log.now_ms, place, Arc::clone(&self.setup));
+        new.start();
         self.log.admitted.insert(server.clone());
         self.servers.insert(server.clone(), new);
+    }
+
+    fn new_place(&mut self, server: &ServerId) -> Place {
+        self.last_place += 1;
+        Place { server: server.clone(), number: self.last_place }
+    }
+
+    /// A second machine starts with a copy of a server's disk. An earlier one is switched off.
+    pub(crate) fn copy(&mut self, server: &ServerId) {
+        let place = self.new_place(server);
+        let copy = self.servers[server].copy(place);
+        self.copies.insert(server.clone(), copy);
+    }
+
+    /// A server gets another address.
+    pub(crate) fn move_server(&mut self, server: &ServerId, reboots: bool) {
+        let place = self.new_place(server);
+        let server = self.servers.get_mut(server).expect("a known server");
+        let was_up = server.up;
+        server.move_to(place, reboots);
+        if !was_up {
+            server.crash();
+        }
+    }
+
+    /// All machines.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = &Server> {
+        self.servers.values().chain(self.copies.values())
+    }
+
+    /// A copy that the group takes for the server is that from now on, and the other one the copy.
+    pub(super) fn settle_copies(&mut self) {
+        let Group { servers, copies, log, leaving, gone, .. } = self;
+        copies.retain(|id, _| servers.contains_key(id));
+        for (id, copy) in copies {
+            let life = log.state.servers.get(id).map(|known| known.process.life);
+            if life == Some(copy.lives) {
+                std::mem::swap(servers.get_mut(id).expect("retained above"), copy);
+                if gone.remove(id) {
+                    leaving.remove(id);
+                }
+            }
+        }
     }
 
     /// What the leader shows; the one of the newest term, while another has not noticed.

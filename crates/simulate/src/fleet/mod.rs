@@ -24,6 +24,7 @@ pub mod chaos;
 mod group;
 mod log;
 mod net;
+mod place;
 mod prober;
 mod registry;
 pub mod script;

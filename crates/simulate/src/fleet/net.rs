@@ -8,6 +8,7 @@ use cohort_core::ability::Ability;
 use cohort_core::command::Rejection;
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, MemberId, ServerId};
+use cohort_core::machine::Machine;
 use cohort_core::report::Report;
 use cohort_core::{Command, State};
 use cohort_server::asking::{Input, Question};
@@ -18,16 +19,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::chaos::Mutation;
+use super::place::Place;
 use super::server::Kill;
 
 /// How late a late packet can be, in milliseconds: longer than two election timeouts.
 const LATE_MS_MAX: u64 = 3_000;
 
-/// A packet between two servers.
+/// A packet between two machines.
 #[derive(Debug, Clone)]
 pub(crate) struct Packet {
-    pub(crate) from: ServerId,
-    pub(crate) to: ServerId,
+    pub(crate) from: Place,
+    pub(crate) to: Place,
     /// Pairs an answer with its question, as a connection does.
     pub(crate) id: u64,
     pub(crate) what: What,
@@ -42,6 +44,7 @@ pub(crate) enum What {
     Ask {
         question: Question,
         doing: BTreeMap<AppId, Doing>,
+        machine: Machine,
     },
     Answer(Input),
     /// A server reports what it did; oldest first, never empty.
@@ -60,8 +63,12 @@ pub(crate) enum What {
     /// Whether it may; `None`: that member does not lead.
     Claimed(Option<bool>),
     /// A member passes on, with ages in milliseconds, which servers it has heard from, and what its
-    /// own server reaches.
-    Contacts(BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>, Ability),
+    /// own server reaches; and what they say of their machines.
+    Contacts(
+        BTreeMap<ServerId, (u64, BTreeMap<AppId, Doing>)>,
+        BTreeMap<ServerId, Machine>,
+        Ability,
+    ),
     /// The answer, which has nothing but kill registers.
     Noted,
 }
@@ -73,7 +80,7 @@ impl What {
         matches!(self, Answer(_) | Taken(_) | Guided(_) | Claimed(_) | Noted)
     }
 
-    /// What comes back from a server without a member, or whose agent is down.
+    /// What comes back from a server without a member, or whose agent is down, or where nobody is.
     pub(crate) fn refusal(&self) -> Option<What> {
         match self {
             What::Ask { .. } => Some(What::Answer(Input::NoAnswer)),
@@ -87,7 +94,7 @@ impl What {
 }
 
 impl Packet {
-    pub(crate) fn new(from: ServerId, to: ServerId, id: u64, what: What) -> Packet {
+    pub(crate) fn new(from: Place, to: Place, id: u64, what: What) -> Packet {
         Packet { from, to, id, what, kill: None }
     }
 
@@ -134,6 +141,11 @@ pub(crate) struct Weather {
 }
 
 impl Weather {
+    /// Whether nothing is lost, and nothing late.
+    pub(crate) fn is_calm(self) -> bool {
+        self.lost == 0 && self.late == 0
+    }
+
     /// When something that is sent now and not lost arrives.
     pub(crate) fn arrives_ms(self, now_ms: u64, rng: &mut ChaCha8Rng) -> u64 {
         let late = self.late > 0 && rng.random_range(0..1000) < self.late;
@@ -162,7 +174,7 @@ impl Net {
         rng: &mut ChaCha8Rng,
     ) {
         let mut hits = |part: u32| part > 0 && rng.random_range(0..1000) < part;
-        if hits(weather.lost) || self.is_cut(&packet.from, &packet.to) {
+        if hits(weather.lost) || self.is_cut(&packet.from.server, &packet.to.server) {
             return;
         }
         let twice = hits(weather.twice);

@@ -17,6 +17,13 @@ use super::server::Service;
 use super::server::member::INCARNATION;
 use super::world::TICK_MS;
 
+mod clocks;
+mod copies;
+
+use clocks::Clocks;
+use copies::Copies;
+pub use copies::{ALSO_ACTS, DISPLACED};
+
 /// A violation that the tests look for: more servers are out of service than the policy allows.
 pub const TOO_MANY_OUT: &str = "left service";
 /// See [`TOO_MANY_OUT`].
@@ -65,6 +72,8 @@ pub(crate) struct Prober {
     voters: BTreeMap<GroupId, (BTreeSet<ServerId>, u64)>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
+    copies: Copies,
+    clocks: Clocks,
 }
 
 impl Prober {
@@ -76,14 +85,15 @@ impl Prober {
         }
     }
 
-    /// Looks at every server of a group.
-    pub(crate) fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours) {
-        for (id, server) in &group.servers {
+    /// Looks at every server of a group. `calm`: nothing is lost in the network.
+    pub(crate) fn look(&mut self, now_ms: u64, group: &Group, behaviours: &Behaviours, calm: bool) {
+        for server in group.machines() {
             for (app, service) in &server.services {
                 let runs = service.release.as_ref().filter(|_| service.up);
                 assert!(
                     runs.is_none_or(|release| behaviours.knows(release)),
-                    "{now_ms} ms: {app} on {id} runs what nobody published"
+                    "{now_ms} ms: {app} on {} runs what nobody published",
+                    server.id
                 );
             }
         }
@@ -94,6 +104,8 @@ impl Prober {
         self.look_at_capacity(now_ms, group);
         Prober::look_at_plan(now_ms, group);
         self.look_at_what_people_are_told(now_ms, group);
+        self.copies.look(now_ms, group, calm);
+        self.clocks.look(now_ms, group);
     }
 
     /// What the leader tells people about each service becomes true, or *unknown*, soon.
@@ -101,7 +113,8 @@ impl Prober {
         let name = &group.log.state.group;
         let told = group.leader_view().filter(|(leader, _)| {
             let leader = &group.servers[*leader];
-            leader.linked && leader.paused_until_ms <= now_ms
+            // One whose disk is full cannot record what it hears, and says so.
+            leader.linked && leader.paused_until_ms <= now_ms && leader.ability.disk
         });
         let Some((leader, view)) = told else {
             return self.untrue.retain(|(of, ..), _| of != name);
@@ -319,7 +332,8 @@ impl Prober {
         let Some((leader, view)) = group.leader_view() else { return };
         let rests = view.raft.log.1 == view.raft.applied
             && view.raft.transfer.is_none()
-            && !group.servers[leader].stops;
+            && !group.servers[leader].stops
+            && group.servers[leader].busy_until_ms <= now_ms;
         for (id, app) in view.state.apps.iter().filter(|_| rests) {
             assert!(
                 view.waiting.iter().any(|waiting| waiting.app == *id),

@@ -138,9 +138,18 @@ impl Script {
                 let most = std::mem::take(&mut self.fleet.prober.most_out);
                 let _ = writeln!(out, "at most {most} out of service");
             }
-            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" | "fill" | "free" => {
-                self.machines(line);
+            "crash" | "start" | "power-off" | "cut" | "heal" | "lose" | "fill" | "free"
+            | "wipe" | "wall-clock" => self.machines(line),
+            "copy" | "move" => {
+                let servers = line.words.iter().flat_map(|word| servers_of(word));
+                for server in servers {
+                    match line.verb {
+                        "copy" => self.group().copy(&server),
+                        _ => self.group().move_server(&server, true),
+                    }
+                }
             }
+            "hosts" => self.hosts(line, out),
             "join" | "leave" => {
                 let group = self.group.clone().expect("begin with `fleet`");
                 for server in line.words.iter().flat_map(|word| servers_of(word)) {
@@ -206,6 +215,8 @@ impl Script {
                     "cut" => server.cut = true,
                     "fill" => server.full = true,
                     "free" => server.full = false,
+                    "wipe" => server.wipe(line.part()),
+                    "wall-clock" => server.clock_ahead_ms = line.ahead_ms(),
                     "lose" => {
                         server.crash();
                         server.disk.held.clear();

@@ -4,25 +4,25 @@
 //! services themselves, which live on under their guard. What an agent decides is not here: it is
 //! `cohort-server`'s [`Asking`], [`Outbox`] and [`App`], and the core's [`AppRecord`].
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cohort_core::ability::Ability;
 use cohort_core::doing::{self, Download};
 use cohort_core::ids::{AppId, BootEpoch, Digest, Incarnation, MemberId, ServerId};
 use cohort_core::kill::Registers;
-use cohort_core::orders::{ActivationOrder, Fence, MemberAddress, Orders};
+use cohort_core::orders::{ActivationOrder, Fence, Source};
 use cohort_core::policy::Check;
 use cohort_core::release::Release;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{AppRecord, LocalActivation, Reached};
+use cohort_server::addresses::AddressBook;
 use cohort_server::app::{App, Doing, Running};
-use cohort_server::asking::{
-    ANSWER_MS_MAX, Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
-};
+use cohort_server::asking::{Asking, Received, Whom};
 use cohort_server::fetching::Fetching;
-use cohort_server::membership::is_earlier_disk;
 use cohort_server::outbox::{ANSWER_MS_MAX as TAKEN_MS_MAX, Outbox};
 use cohort_transfer::UnitSet;
 
@@ -30,13 +30,16 @@ use super::behaviour::{Behaviours, Fault};
 use super::chaos::Mutation;
 use super::log::Log;
 use super::net::{Packet, What};
-use member::{Carried, Setup, address_of};
+use super::place::Place;
+use member::{Carried, Setup};
 use transfer::Transfers;
 
+mod asking;
 mod carry;
 mod host;
 mod latch;
 mod life;
+mod machine;
 pub(crate) mod member;
 mod service;
 mod sight;
@@ -45,8 +48,9 @@ mod transfer;
 
 pub use latch::FORGOTTEN;
 pub(crate) use latch::register;
+pub(crate) use machine::Part;
 pub(crate) use service::Service;
-pub(crate) use transfer::{Around, Holdings};
+pub(crate) use transfer::{Around, Holdings, Hub};
 
 /// A violation that the tests look for: an order is carried out again.
 pub const TWICE: &str = "was accepted again";
@@ -59,6 +63,17 @@ const READY_WITHOUT_ORDERS_AFTER_MS: u64 = 60_000;
 
 /// How long kill registers are waited for, in milliseconds: as in the agent.
 const KILL_MS_MAX: u64 = 1_000;
+
+/// How often an agent looks whether the hub has its address, in milliseconds: as in the agent.
+const TELL_HUB_EVERY_MS: u64 = 300_000;
+/// How soon a process that ended with an error is started again, in milliseconds.
+const RESTART_MS: u64 = 1_000;
+
+/// The lives of one machine are the same above these bits.
+const MACHINE_SHIFT: u32 = 16;
+
+/// Where an agent and its member find the members of the group.
+type Book = Rc<RefCell<AddressBook>>;
 
 /// Kill registers, each with its reason.
 pub(crate) type Kill = Arc<Registers<String>>;
@@ -82,13 +97,16 @@ pub(crate) struct Disk {
 /// What an agent keeps in memory.
 struct Agent {
     asking: Asking,
-    /// The question that is open, and until when it is waited for.
-    open: Option<(u64, u64)>,
+    open: Option<Open>,
     rest_until_ms: Option<u64>,
     received: Option<Received>,
-    members: Vec<MemberAddress>,
+    /// The group answered last that it has no orders for this agent.
+    refused: bool,
+    book: Book,
+    /// When it looks next whether the hub has its address, once the group has spoken.
+    tell_hub_ms: Option<u64>,
     /// The server whose agent leads, as other members last named it.
-    leader: Option<ServerId>,
+    leader: Option<Source>,
     /// The claim that is open or refused, and until when.
     claim: (Option<(u64, MemberId)>, u64),
     /// Counts claims; every one goes to another member.
@@ -109,6 +127,14 @@ struct Agent {
     changes: u64,
     /// Up to which change the orders to fetch were looked at.
     fetched: u64,
+}
+
+/// A question whose answer is waited for.
+struct Open {
+    id: u64,
+    until_ms: u64,
+    /// Who was asked for orders.
+    whom: Option<Whom>,
 }
 
 /// One app, as the agent has it in memory.
@@ -142,8 +168,10 @@ struct Working {
     backs_off: bool,
 }
 
+/// A machine that runs as a server.
 pub(crate) struct Server {
     pub(crate) id: ServerId,
+    pub(crate) place: Place,
     pub(crate) disk: Disk,
     /// Its services, as they really are.
     pub(crate) services: BTreeMap<AppId, Service>,
@@ -152,6 +180,14 @@ pub(crate) struct Server {
     pub(crate) cut: bool,
     /// Its disk takes no more of any release.
     pub(crate) full: bool,
+    /// Its disk takes nothing at all: the agent waits.
+    pub(crate) read_only: bool,
+    /// How long each write of the log takes, in milliseconds.
+    pub(crate) sync_ms: u64,
+    /// Until then the member waits for its disk.
+    pub(crate) busy_until_ms: u64,
+    /// How far its wall clock is ahead, in milliseconds.
+    pub(crate) clock_ahead_ms: i64,
     /// The activations that were ever accepted, each once.
     accepted: BTreeSet<(AppId, Fence)>,
     /// The activation of each app that was last accepted, or took it out of traffic, and when.
@@ -186,8 +222,13 @@ pub(crate) struct Server {
     /// The member, while the agent runs and the disk has its log.
     pub(crate) member: Option<Box<Carried>>,
     setup: Arc<Setup>,
-    /// Counts the starts of the agent, whatever the disk says.
-    lives: u64,
+    /// Counts the starts of the agent, whatever the disk says. No two machines of a server ever
+    /// have the same.
+    pub(crate) lives: u64,
+    /// How often the agent started over because another one seems to run as its server.
+    contested: u32,
+    /// When the agent starts again that has ended.
+    restart_ms: Option<u64>,
     /// Counts the boots of the machine.
     boots: u64,
     /// When something on it was last out of service.
@@ -203,7 +244,9 @@ impl Agent {
             open: None,
             rest_until_ms: Some(0),
             received: None,
-            members: Vec::new(),
+            refused: false,
+            book: Book::default(),
+            tell_hub_ms: None,
             leader: None,
             claim: (None, 0),
             claims: 0,
@@ -229,16 +272,23 @@ impl Agent {
 }
 
 impl Server {
-    pub(crate) fn new(now_ms: u64, id: ServerId, setup: Arc<Setup>) -> Server {
+    /// A machine with an empty disk, which is off.
+    pub(crate) fn new(now_ms: u64, place: Place, setup: Arc<Setup>) -> Server {
+        let id = place.server.clone();
         let kill = Kill::new(Registers::new(Some(setup.group.clone())));
-        let mut server = Server {
+        Server {
             agent: Agent::new(&id, 0),
+            place,
             id,
             disk: Disk { kill: Arc::clone(&kill), ..Disk::default() },
             services: BTreeMap::new(),
             up: false,
             cut: false,
             full: false,
+            read_only: false,
+            sync_ms: 0,
+            busy_until_ms: 0,
+            clock_ahead_ms: 0,
             accepted: BTreeSet::new(),
             begun: BTreeMap::new(),
             earlier: BTreeMap::new(),
@@ -257,12 +307,17 @@ impl Server {
             member: None,
             setup,
             lives: 0,
+            contested: 0,
+            restart_ms: None,
             boots: 0,
             broken_ms: None,
             now_ms,
-        };
-        server.start();
-        server
+        }
+    }
+
+    /// Which machine of its server it is, as its lives say.
+    pub(crate) fn machine(life: u64) -> u64 {
+        life >> MACHINE_SHIFT
     }
 
     /// An existing installation: the release runs and serves before Cohort comes.
@@ -289,7 +344,9 @@ impl Server {
     /// Whether messages go to and fro: a release that is switched in can cut its server off, too.
     pub(crate) fn reaches(&self, behaviours: &Behaviours) -> bool {
         let mut switched_in = self.services.values().filter_map(|service| service.release.as_ref());
-        !self.cut && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
+        !self.cut
+            && self.trusts_certificates()
+            && !switched_in.any(|release| behaviours.cuts_off(release, &self.id))
     }
 
     /// When it asked for the orders that it has, and the change that they order.
@@ -364,8 +421,13 @@ impl Server {
         })
     }
 
-    fn send(&mut self, to: ServerId, id: u64, what: What) {
-        self.agent.outgoing.push(Packet::new(self.id.clone(), to, id, what));
+    fn send(&mut self, to: Place, id: u64, what: What) {
+        self.agent.outgoing.push(Packet::new(self.place.clone(), to, id, what));
+    }
+
+    /// A message of its member found nobody there.
+    pub(crate) fn missed(&mut self, place: &Place) {
+        self.agent.book.borrow_mut().missed(&place.server, &place.address());
     }
 
     pub(crate) fn tick(&mut self, around: &Around<'_>, log: &mut Log) {
@@ -381,6 +443,9 @@ impl Server {
         if self.cut || self.is_away() {
             self.broken_ms = Some(now_ms);
         }
+        if self.restart_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+            self.start();
+        }
         if !self.up || self.paused_until_ms > now_ms {
             return;
         }
@@ -388,7 +453,11 @@ impl Server {
             self.agent.apps.values_mut().for_each(|app| app.reached.heard(now_ms));
         }
         self.read_inbox(around, log);
-        self.follow_member_order(now_ms, log);
+        self.check_hub(around);
+        self.follow_member_order(around, log);
+        if !self.up {
+            return;
+        }
         self.verify(around);
         self.fetch(around);
         self.announce();
@@ -402,136 +471,6 @@ impl Server {
             app = self.disk.apps.range::<AppId, _>(after).next().map(|(id, _)| id.clone());
         }
         self.send_reports(around);
-    }
-
-    fn read_inbox(&mut self, around: &Around<'_>, log: &mut Log) {
-        for Packet { id, what, .. } in std::mem::take(&mut self.agent.inbox) {
-            match what {
-                What::Answer(input) if self.agent.open.is_some_and(|(open, _)| open == id) => {
-                    self.agent.open = None;
-                    self.ask(input, around);
-                }
-                What::Taken(taken) if self.agent.sending.is_some_and(|(sent, _)| sent == id) => {
-                    self.agent.sending = None;
-                    match taken {
-                        Some(taken) => {
-                            self.agent.outbox.answered(&taken);
-                            self.agent.changes += 1;
-                        }
-                        None => self.agent.outbox.not_answered(around.now_ms),
-                    }
-                }
-                What::Guided(answer) => self.guided(id, answer, around.now_ms),
-                What::Claimed(granted) => self.claimed(id, granted, around.now_ms, log),
-                _ => {}
-            }
-        }
-        if self.agent.open.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
-            self.agent.open = None;
-            self.ask(Input::NoAnswer, around);
-        }
-        if self.agent.rest_until_ms.is_some_and(|until_ms| until_ms <= around.now_ms) {
-            self.agent.rest_until_ms = None;
-            self.ask(Input::Woken, around);
-        }
-        if self.agent.sending.is_some_and(|(_, until_ms)| until_ms <= around.now_ms) {
-            self.agent.sending = None;
-            self.agent.outbox.not_answered(around.now_ms);
-        }
-    }
-
-    /// Steps with what came of the last question, until the next one is open.
-    fn ask(&mut self, input: Input, around: &Around<'_>) {
-        let now_ms = around.now_ms;
-        let address = address_of(&self.id);
-        let carries = self.member.is_some();
-        let mut input = Some(input);
-        while let Some(given) = input.take() {
-            let Agent { asking, members, .. } = &mut self.agent;
-            let members = Members { known: members, own: carries.then_some(address.as_str()) };
-            for effect in asking.step(now_ms, members, given) {
-                match effect {
-                    Effect::Obey(received) => {
-                        let start = self.disk.boot_epoch;
-                        self.take_orders(*received);
-                        if start != self.disk.boot_epoch {
-                            return;
-                        }
-                    }
-                    Effect::OldIncarnation { .. } | Effect::Displaced { .. } => {}
-                    Effect::AskRegistry => {
-                        if let Some(members) = around.members.filter(|_| self.linked) {
-                            self.learn_members(members);
-                        }
-                        input = Some(Input::RegistryAsked);
-                    }
-                    Effect::Ask(whom, question) => {
-                        let patience_ms = match question {
-                            Question::Orders => ANSWER_MS_MAX,
-                            Question::Change { .. } => WAIT_MS_MAX + ANSWER_MS_MAX,
-                            Question::Join => TAKEN_MS_MAX,
-                            Question::Kill => KILL_MS_MAX,
-                        };
-                        let id = self.agent.number();
-                        self.agent.open = Some((id, now_ms + patience_ms));
-                        let doing = self.doing();
-                        self.send(whom.server, id, What::Ask { question, doing });
-                    }
-                    Effect::Rest { until_ms } => self.agent.rest_until_ms = Some(until_ms),
-                }
-            }
-        }
-    }
-
-    /// Orders, as if they had been answered to a question asked at `asked_ms`.
-    pub(crate) fn obey(&mut self, orders: Orders, asked_ms: u64) {
-        let (valid_ms, leader) = (ORDERS_VALID_MS, None);
-        self.take_orders(Received { orders, asked_ms, valid_ms, leader });
-    }
-
-    fn take_orders(&mut self, mut received: Received) {
-        if std::mem::take(&mut self.hears_earlier) {
-            for orders in &mut received.orders.apps {
-                let earlier = self.earlier.get(&orders.app);
-                orders.activation = earlier.cloned().or(orders.activation.take());
-            }
-        }
-        let (own, heard) = (BootEpoch(self.disk.boot_epoch), received.orders.heard);
-        if self.agent.received.is_none() && is_earlier_disk(&received.orders, own) {
-            self.crash();
-            self.disk.boot_epoch = heard.0;
-            return self.start();
-        }
-        self.learn_members(&received.orders.members);
-        if received.leader.is_some() {
-            self.agent.leader.clone_from(&received.leader);
-        }
-        for orders in &received.orders.apps {
-            if !self.disk.apps.contains_key(&orders.app) {
-                self.disk.apps.insert(orders.app.clone(), AppRecord::default());
-                self.boot(&orders.app);
-            }
-        }
-        for orders in &received.orders.apps {
-            self.keep(&orders.app, &orders.keep);
-        }
-        for app in self.agent.apps.values_mut() {
-            app.reached.heard(received.asked_ms);
-        }
-        self.agent.received = Some(received);
-        self.agent.changes += 1;
-    }
-
-    fn learn_members(&mut self, members: &[MemberAddress]) {
-        if !members.is_empty() && self.agent.members != members {
-            self.agent.members = members.to_vec();
-        }
-    }
-
-    /// The leader: as the member here knows it, else as another member named it.
-    fn leader(&self) -> Option<&ServerId> {
-        let own = self.member.as_ref().and_then(|member| member.view.leader());
-        own.or(self.agent.leader.as_ref())
     }
 
     fn doing(&self) -> BTreeMap<AppId, doing::Doing> {
@@ -552,11 +491,13 @@ impl Server {
         if self.agent.received.is_none() {
             return;
         }
-        let Agent { outbox, members, .. } = &mut self.agent;
-        if let Some(sending) = outbox.next(around.now_ms, members) {
+        let Agent { outbox, book, .. } = &mut self.agent;
+        let next = outbox.next(around.now_ms, book.borrow().current());
+        if let Some(sending) = next {
             let id = self.agent.number();
             self.agent.sending = Some((id, around.now_ms + TAKEN_MS_MAX));
-            self.send(sending.to.server, id, What::Report(sending.reports));
+            let to = Place::of(&sending.to.server, &sending.to.address);
+            self.send(to, id, What::Report(sending.reports));
         }
     }
 

@@ -23,10 +23,11 @@ use super::chaos::Mutation;
 use super::group::Group;
 use super::log::Log;
 use super::net::{Net, Packet, Weather};
+use super::place::Place;
 use super::prober::Prober;
 use super::registry::Registry;
 use super::server::member::Setup;
-use super::server::{Around, Holdings, Server, register};
+use super::server::{Around, Holdings, Hub, Server, register};
 
 /// One step of the clock of servers, in milliseconds. Members and packets have their own times.
 pub(crate) const TICK_MS: u64 = 100;
@@ -223,11 +224,14 @@ impl Fleet {
         act(server, log);
         // What a server says that is cut off is lost on the way.
         let linked = server.linked;
+        let busy_until_ms = server.busy_until_ms;
         for mut packet in server.sends().filter(|_| linked) {
             if let Some(mutation) = self.mutation {
                 packet.alter(mutation);
             }
-            net.send(log.now_ms, packet, self.weather, &mut self.rng);
+            // A member speaks once its log is written.
+            let at_ms = log.now_ms.max(busy_until_ms);
+            net.send(at_ms, packet, self.weather, &mut self.rng);
         }
     }
 
@@ -286,7 +290,7 @@ impl Fleet {
         self.registry.arrive(self.now_ms);
         let mut groups = std::mem::take(&mut self.groups);
         for group in groups.values_mut() {
-            for server in group.servers.values_mut() {
+            for server in group.servers.values_mut().chain(group.copies.values_mut()) {
                 server.linked = server.reaches(&self.behaviours);
             }
             if self.errands(group) && self.advance(group, self.now_ms) {
@@ -294,7 +298,9 @@ impl Fleet {
                 self.advance(group, self.now_ms);
             }
             group.let_go();
-            self.prober.look(self.now_ms, group, &self.behaviours);
+            group.settle_copies();
+            let calm = self.weather.is_calm();
+            self.prober.look(self.now_ms, group, &self.behaviours, calm);
             group.told = group.log.events.len();
         }
         self.groups = groups;
@@ -328,8 +334,12 @@ impl Fleet {
     /// Members step and packets arrive up to `until_ms`, each at its time. Returns false when it
     /// was broken off (`break_at`).
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
-        let Group { servers, log, net, told, .. } = group;
+        let Group { servers, copies, log, net, told, .. } = group;
         let mut servers: Vec<&mut Server> = servers.values_mut().collect();
+        if !copies.is_empty() {
+            servers.extend(copies.values_mut());
+            servers.sort_by(|one, other| one.id.cmp(&other.id));
+        }
         // Few servers carry a member, and only those wake.
         let wakes = |(at, server): (usize, &&mut Server)| Some((server.wakes_ms()?, at));
         let mut wakes: Vec<(u64, usize)> = servers.iter().enumerate().filter_map(wakes).collect();
@@ -343,9 +353,10 @@ impl Fleet {
             log.now_ms = log.now_ms.max(next_ms);
             let at = if next_ms == net.next_ms() {
                 let packets = net.next(next_ms);
-                let to = &packets[0].to;
-                // The server may have left.
-                let Ok(at) = servers.binary_search_by(|server| server.id.cmp(to)) else { continue };
+                let Some(at) = position(&servers, &packets[0].to) else {
+                    nobody_there(&mut servers, packets, log.now_ms, net);
+                    continue;
+                };
                 self.arrived(&mut servers, at, packets, log, net);
                 at
             } else {
@@ -371,15 +382,20 @@ impl Fleet {
         log: &mut Log,
         net: &mut Net,
     ) {
-        let Server { linked, paused_until_ms, .. } = *servers[at];
+        let Server { linked, paused_until_ms, busy_until_ms, .. } = *servers[at];
         if !linked {
             return;
         }
         if paused_until_ms > log.now_ms {
             return packets.into_iter().for_each(|packet| net.put(paused_until_ms, packet));
         }
+        if busy_until_ms > log.now_ms {
+            let later = packets.extract_if(.., |packet| !packet.what.is_answer());
+            later.for_each(|packet| net.put(busy_until_ms, packet));
+        }
         if self.first_leads {
-            packets.retain(|packet| !packet.is_candidacy() || may_stand(servers, &packet.from));
+            packets
+                .retain(|packet| !packet.is_candidacy() || may_stand(servers, &packet.from.server));
         }
         self.do_with(servers[at], log, net, |server, log| server.receive(packets, log));
     }
@@ -387,14 +403,15 @@ impl Fleet {
     /// The errands of members: what they read, and what the leader writes. Returns false when it
     /// was broken off.
     fn errands(&mut self, group: &mut Group) -> bool {
-        let Group { servers, log, net, told, offers, .. } = group;
-        for server in servers.values_mut() {
-            let reaches = server.ability;
+        let Group { servers, copies, log, net, told, offers, .. } = group;
+        for server in servers.values_mut().chain(copies.values_mut()) {
+            let mut reaches = server.ability;
+            reaches.repository &= server.is_refreshed();
             let answers = !self.registry.away && server.linked && reaches.registry;
             let registry = answers.then_some(&self.registry.view);
             let offers = (self.mirrors && reaches.repository).then_some(&*offers);
             let Some(member) = &mut server.member else { continue };
-            if server.paused_until_ms > log.now_ms {
+            if server.paused_until_ms.max(server.busy_until_ms) > log.now_ms {
                 continue;
             }
             let writes = !self.registry.refuses;
@@ -431,9 +448,10 @@ impl Fleet {
             .servers
             .iter()
             .filter(|(_, server)| asked && reachable(server))
-            .map(|(id, server)| (id.clone(), server.holdings()))
+            .map(|(id, server)| (id.clone(), (server.place.clone(), server.holdings())))
             .collect();
-        let members = self.registry.members.get(&group.log.state.group);
+        let Group { servers, copies, log, net, places, .. } = group;
+        let members = self.registry.members.get(&log.state.group).filter(|_| !self.registry.away);
         let around = Around {
             now_ms: self.now_ms,
             behaviours: &self.behaviours,
@@ -441,14 +459,14 @@ impl Fleet {
             mirrors: self.mirrors,
             lacking: &self.lacking,
             fetch_ms: self.fetch_ms,
-            members: members.filter(|_| !self.registry.away).map(Vec::as_slice),
+            hub: members.map(|members| Hub { members, places }),
         };
-        for server in group.servers.values_mut() {
-            server.tick(&around, &mut group.log);
+        for server in servers.values_mut().chain(copies.values_mut()) {
+            server.tick(&around, log);
             server.linked = server.reaches(&self.behaviours);
             let linked = server.linked;
             for packet in server.sends().filter(|_| linked) {
-                group.net.send(self.now_ms, packet, self.weather, &mut self.rng);
+                net.send(self.now_ms, packet, self.weather, &mut self.rng);
             }
         }
     }
@@ -466,6 +484,27 @@ impl Fleet {
                     && log.state.apps.values().any(|app| {
                         app.phase.name() == name && (wave.is_none() || wave == number(&app.phase))
                     })
+            }
+        }
+    }
+}
+
+/// Which of these machines, in the order of their servers, is in that place.
+fn position(machines: &[&mut Server], place: &Place) -> Option<usize> {
+    let first = machines.partition_point(|machine| machine.id < place.server);
+    let own = machines[first..].iter().take_while(|machine| machine.id == place.server);
+    own.enumerate().find(|(_, machine)| machine.place == *place).map(|(at, _)| first + at)
+}
+
+/// Packets came where no machine of that server is: whoever sent them sees that.
+fn nobody_there(machines: &mut [&mut Server], packets: Vec<Packet>, now_ms: u64, net: &mut Net) {
+    for Packet { from, to, id, what, .. } in packets {
+        match what.refusal() {
+            Some(what) => net.put(now_ms, Packet::new(to, from, id, what)),
+            None => {
+                if let Some(at) = position(machines, &from) {
+                    machines[at].missed(&to);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 //! - **disks** fail before or after a batch is durable, which ends the process; power fails at any
 //!   event; some disks are permanently lost, and the server returns under a new number;
 //! - **clocks** run at different speeds, and processes pause;
+//! - **a member lies**, in some runs;
 //! - **clients** propose, read on any member, transfer leadership, change the membership, and take
 //!   snapshots, all at random.
 //!
@@ -15,11 +16,13 @@
 
 mod chaos;
 mod checker;
+mod lies;
 mod member;
 mod network;
 mod script;
 mod world;
 
 pub use checker::{Checker, NOT_A_VOTER, NOT_CONVERGED, STALE_READ};
+pub use lies::Lies;
 pub use script::Script;
 pub use world::{Outcome, Setup, Violation, run};

@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::chaos::{self, Chaos};
 use super::checker::{Checker, NOT_CONVERGED};
+use super::lies::{Lies, alter};
 use super::member::{After, Machine, Member};
 use super::network::Network;
 
@@ -30,6 +31,9 @@ const HEAL_MS: u64 = 60_000;
 /// Pause between two final commands proposed to the healed group, in milliseconds.
 const HEAL_PROPOSE_MS: u64 = 500;
 
+/// The member that lies, in runs with lies: a founder, and the only voter of some groups.
+const LIAR: RaftId = RaftId(1);
+
 /// The extremes of election timeout and heartbeat, and the defaults, in milliseconds.
 const TIMINGS_MS: [(u64, u64); 4] = [(250, 50), (2_000, 400), (2_000, 50), (500, 100)];
 
@@ -46,6 +50,8 @@ pub struct Setup {
     pub lying_disks: bool,
     /// Whether members draw election timeouts and heartbeats within the bounds, each its own.
     pub timings: bool,
+    /// What one member lies about until everything heals.
+    pub lies: Lies,
     /// Whether to record a line for every event.
     pub trace: bool,
 }
@@ -60,6 +66,7 @@ impl Setup {
             weaken: Weaken::default(),
             lying_disks: false,
             timings: false,
+            lies: Lies::Nothing,
             trace: false,
         }
     }
@@ -122,7 +129,11 @@ impl fmt::Display for Violation {
 /// The first violation.
 pub fn run(setup: Setup) -> Result<Outcome, Box<Violation>> {
     let mut world = World::new(setup);
-    let result = world.play();
+    let mut result = world.play();
+    if setup.lies == Lies::Everything && result.is_err() {
+        // Nobody promised anything: only a panic is a violation.
+        result = Ok(());
+    }
     let World { outcome, trace, .. } = world;
     match result {
         Ok(()) => Ok(outcome),
@@ -362,14 +373,19 @@ impl World {
                     self.compact(id);
                 }
                 for envelope in effects.messages {
-                    self.send(&envelope);
+                    self.send(envelope);
                 }
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, envelope: &Envelope) {
+    fn send(&mut self, mut envelope: Envelope) {
+        let lies = if self.healing { Lies::Nothing } else { self.setup.lies };
+        if lies != Lies::Nothing && envelope.from == LIAR && self.rng.random_ratio(1, 3) {
+            alter(&mut envelope, lies, &mut self.rng);
+        }
+        let envelope = &envelope;
         if matches!(envelope.message, cohort_consensus::Message::Snapshot { .. }) {
             self.outcome.snapshots += 1;
         }

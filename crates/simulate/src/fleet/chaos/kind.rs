@@ -19,7 +19,7 @@ pub(super) enum Kind {
     Leaves,
     Crashes,
     LosesPower,
-    LosesArtifacts,
+    Wiped,
     IsCutOff,
     ComesBack,
     Transfer,
@@ -44,6 +44,14 @@ pub(super) enum Kind {
     LosesLog,
     Image,
     HearsEarlier,
+    Copied,
+    CopyEnds,
+    Moves,
+    ClockJumps,
+    DiskFills,
+    DiskReadOnly,
+    DiskSlow,
+    Repaired,
     RegistryRefuses,
     RegistrySlow,
     MirrorsAway,
@@ -62,7 +70,7 @@ const RATES: &[(Kind, &[u32])] = {
         (Kind::Leaves, USUAL),
         (Kind::Crashes, TWICE),
         (Kind::LosesPower, USUAL),
-        (Kind::LosesArtifacts, &[0, 1]),
+        (Kind::Wiped, USUAL),
         (Kind::IsCutOff, TWICE),
         (Kind::ComesBack, &[4, 6]),
         (Kind::Transfer, USUAL),
@@ -87,6 +95,14 @@ const RATES: &[(Kind, &[u32])] = {
         (Kind::LosesLog, USUAL),
         (Kind::Image, &[1, 2, 4, 8]),
         (Kind::HearsEarlier, USUAL),
+        (Kind::Copied, USUAL),
+        (Kind::CopyEnds, &[1, 2]),
+        (Kind::Moves, USUAL),
+        (Kind::ClockJumps, USUAL),
+        (Kind::DiskFills, USUAL),
+        (Kind::DiskReadOnly, USUAL),
+        (Kind::DiskSlow, USUAL),
+        (Kind::Repaired, &[4, 6]),
         (Kind::RegistryRefuses, USUAL),
         (Kind::RegistrySlow, USUAL),
         (Kind::MirrorsAway, USUAL),
@@ -110,6 +126,8 @@ impl Kind {
             Kind::Joins
                 | Kind::Leaves
                 | Kind::ComesBack
+                | Kind::CopyEnds
+                | Kind::Repaired
                 | Kind::Transfer
                 | Kind::Release
                 | Kind::Policy
@@ -146,6 +164,8 @@ impl Chaos {
                 if ids.len() > 2 && self.voters(&group) > 1 && !self.lost_lately() =>
             {
                 self.say_of(&group, &format!("{server} leaves"));
+                // A second machine of a removed server can bring it back: `docs/testing.md`.
+                self.group(&group).copies.remove(&server);
                 self.fleet.leave(&group, &server);
             }
             (Kind::Joins | Kind::Leaves, _) => {}

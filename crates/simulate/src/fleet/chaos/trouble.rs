@@ -9,6 +9,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::{Chaos, Kind};
+use crate::fleet::server::Part;
 use crate::fleet::world::TICK_MS;
 
 /// How long a process pauses at most, in milliseconds.
@@ -19,6 +20,14 @@ const LONG_PAUSE_MS_MAX: u32 = 20_000;
 /// How long writes of the registry take at most, in milliseconds: longer than an election, and than
 /// a change of members.
 const SLOW_WRITES_MS_MAX: u32 = 60_000;
+/// Where clocks jump to, in milliseconds ahead: right, a little off, metadata expired, certificates
+/// not valid yet or any more, and the first second of Unix time.
+const CLOCKS_MS: [i64; 7] = {
+    const DAY_MS: i64 = 86_400_000;
+    [0, 120_000, -120_000, 2 * DAY_MS, -2 * DAY_MS, 400 * DAY_MS, -40_000 * DAY_MS]
+};
+/// How long each write of a slow disk takes at most, in milliseconds.
+const SYNC_MS_MAX: u32 = 400;
 /// Time between two logs that are lost, in milliseconds: a group replaces one voter at a time.
 const LOST_EVERY_MS: u64 = 12_000;
 
@@ -84,12 +93,6 @@ impl Chaos {
             Kind::LosesPower => {
                 self.say_of(group, &format!("{server} loses power"));
                 self.server(group, server).power_off();
-            }
-            Kind::LosesArtifacts => {
-                self.say_of(group, &format!("{server} loses what it holds"));
-                let server = self.server(group, server);
-                server.crash();
-                server.disk.held.clear();
             }
             Kind::IsCutOff => {
                 self.say_of(group, &format!("{server} is cut off"));
@@ -158,7 +161,97 @@ impl Chaos {
             Kind::MachineGone => self.lose(group, server, Loss::Machine),
             Kind::LosesLog => self.lose(group, server, Loss::Log),
             Kind::Image => self.lose(group, server, Loss::SinceImage),
+            other => self.machine_trouble(other, group, server),
+        }
+    }
+
+    /// What happens to the machine of a server.
+    fn machine_trouble(&mut self, kind: Kind, group: &GroupId, server: &ServerId) {
+        match kind {
+            Kind::Wiped => self.wipe(group, server),
+            Kind::ClockJumps => {
+                let ahead_ms = CLOCKS_MS[self.draw(CLOCKS_MS.len() as u32) as usize];
+                self.say_of(group, &format!("the clock of {server} is {ahead_ms} ms ahead"));
+                self.server(group, server).clock_ahead_ms = ahead_ms;
+            }
+            Kind::DiskFills => {
+                self.say_of(group, &format!("the disk of {server} is full"));
+                self.server(group, server).fill();
+            }
+            Kind::DiskReadOnly => {
+                self.say_of(group, &format!("the disk of {server} is read-only"));
+                let server = self.server(group, server);
+                server.crash();
+                server.read_only = true;
+                server.start();
+            }
+            Kind::DiskSlow => {
+                let sync_ms = u64::from(self.draw(SYNC_MS_MAX));
+                self.say_of(group, &format!("writes of {server} take {sync_ms} ms"));
+                self.server(group, server).sync_ms = sync_ms;
+            }
+            Kind::Repaired => {
+                self.say_of(group, &format!("disk and clock of {server} are repaired"));
+                self.server(group, server).repair();
+            }
+            Kind::Copied => {
+                // The only voter of a group has nobody who could know its copy; and one that takes
+                // the place of a server has lost its log.
+                let known = &self.fleet.groups[group];
+                let carries = known.servers[server].disk.log.is_some();
+                let lost = self.lost_lately() || !known.copies.is_empty();
+                if carries && (self.voters(group) < 3 || lost) {
+                    return;
+                }
+                self.say_of(group, &format!("a copy of {server} starts"));
+                self.group(group).copy(server);
+            }
+            Kind::CopyEnds => {
+                self.say_of(group, "copies end");
+                self.group(group).copies.clear();
+            }
+            Kind::Moves => self.move_servers(group, server),
             other => unreachable!("{other:?} concerns no server"),
+        }
+    }
+
+    /// A server loses a part of its data directory; all of it where its group survives that.
+    fn wipe(&mut self, group: &GroupId, server: &ServerId) {
+        let parts = [Part::Artifacts, Part::Apps, Part::Kill, Part::BootEpoch, Part::Everything];
+        let part = parts[self.draw(parts.len() as u32) as usize];
+        let known = &self.fleet.groups[group];
+        // Nobody undoes a change that cuts the server off once its record is lost.
+        let first = &known.servers[server];
+        let changes = first.disk.apps.values().any(|record| record.under_way()) || !first.linked;
+        if known.gone.contains(server) || changes && matches!(part, Part::Apps | Part::Everything) {
+            return;
+        }
+        if part == Part::Everything && known.servers[server].disk.log.is_some() {
+            if !self.survives_a_loss(group) {
+                return;
+            }
+            self.logs_lost += 1;
+            self.lost_ms = self.fleet.now_ms;
+        }
+        self.say_of(group, &format!("{server} loses {part:?}"));
+        self.server(group, server).wipe(part);
+    }
+
+    /// One server gets another address, or most, or all at the same time.
+    fn move_servers(&mut self, group: &GroupId, server: &ServerId) {
+        let (all, reboots) = (self.draw(4), self.draw(2) == 0);
+        let known = &self.fleet.groups[group];
+        let mut ids: Vec<ServerId> = known.servers.keys().cloned().collect();
+        let rng = &mut self.fleet.rng;
+        match all {
+            0 => {}
+            1 => ids.retain(|_| rng.random_ratio(3, 4)),
+            _ => ids = vec![server.clone()],
+        }
+        ids.retain(|id| known.servers.contains_key(id) && !known.gone.contains(id));
+        self.say_of(group, &format!("{ids:?} get other addresses; with a reboot: {reboots}"));
+        for id in ids {
+            self.group(group).move_server(&id, reboots);
         }
     }
 
@@ -218,6 +311,7 @@ impl Chaos {
             && known.net.cut.is_empty()
             && known.servers.values().all(|server| server.linked && server.up)
             && known.leaving.is_empty()
+            && known.copies.is_empty()
             && self.voters(group) >= 3
             && !view.raft.change_pending
             && !self.lost_lately()

@@ -6,6 +6,9 @@ use cohort_core::ids::{AppId, ServerId};
 use cohort_core::report::Step;
 
 use crate::fleet::build;
+use crate::fleet::server::Part;
+
+const DAY_MS: i64 = 86_400_000;
 
 /// The words of one line: the verb, plain words, and `key=value` pairs.
 pub(super) struct Line<'a> {
@@ -32,6 +35,23 @@ impl<'a> Line<'a> {
 
     pub(super) fn app(&self) -> AppId {
         AppId::new(self.pairs.get("app").copied().unwrap_or("web")).expect("an app")
+    }
+
+    /// The part of a data directory that is lost.
+    pub(super) fn part(&self) -> Part {
+        match self.pairs["part"] {
+            "artifacts" => Part::Artifacts,
+            "apps" => Part::Apps,
+            "kill" => Part::Kill,
+            "boot-epoch" => Part::BootEpoch,
+            _ => Part::Everything,
+        }
+    }
+
+    /// How far a clock is ahead, in milliseconds.
+    pub(super) fn ahead_ms(&self) -> i64 {
+        let days = self.pairs["ahead"].strip_suffix('d').expect("a number of days");
+        days.parse::<i64>().expect("a number of days") * DAY_MS
     }
 
     pub(super) fn rest(&self) -> String {

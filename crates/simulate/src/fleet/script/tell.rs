@@ -149,6 +149,22 @@ impl Script {
         }
     }
 
+    /// Which machine the group takes for each of these servers, and which one it refused lately.
+    pub(super) fn hosts(&mut self, line: &Line<'_>, out: &mut String) {
+        let group = self.group();
+        let now_ms = group.log.now_ms;
+        for server in line.words.iter().flat_map(|word| servers_of(word)) {
+            let Some(known) = group.log.state.servers.get(&server) else { continue };
+            let _ = write!(out, "{server} is {}, at {}", known.process.host, known.address);
+            let refused = group.leader_view().and_then(|(_, view)| view.copies.of(&server, now_ms));
+            match refused {
+                Some(refused) => writeln!(out, "; {} is refused", refused.host),
+                None => writeln!(out),
+            }
+            .expect("a string");
+        }
+    }
+
     /// Who votes, and who only holds the log, as the leader has applied.
     pub(super) fn voters(&mut self, out: &mut String) {
         self.fleet.settle(false);

@@ -1,16 +1,19 @@
 //! How a virtual server comes to carry the group's log, and what drives its member.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
 use super::member::{Carried, Ended, INCARNATION};
-use super::{Disk, Kill, Server, Service};
+use super::{Around, Disk, Kill, MACHINE_SHIFT, Server, Service};
 use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::What;
+use crate::fleet::place::Place;
 
 /// How long an answer to a claim is waited for, in milliseconds.
 const CLAIM_MS_MAX: u64 = 2_000;
@@ -22,14 +25,25 @@ impl Server {
         let Some((own, disk)) = &self.disk.log else { return };
         let store = FaultyStore::open(disk).expect("no record is ever torn here");
         let (now_ms, killed) = (self.now_ms + self.ahead_ms, self.kill.stopping().cloned());
-        let me = (self.id.clone(), self.disk.boot_epoch, self.lives);
-        self.member = Some(Box::new(Carried::open(now_ms, me, *own, store, &self.setup, killed)));
+        let me = (self.place.clone(), self.disk.boot_epoch, self.lives);
+        let book = Rc::clone(&self.agent.book);
+        let carried = Carried::open(now_ms, me, *own, store, &self.setup, killed, book);
+        self.member = Some(Box::new(carried));
     }
 
     /// The machine as it is now, for [`Self::restore`].
     pub(crate) fn image(&self) -> (Disk, BTreeMap<AppId, Service>) {
         let log = self.disk.log.as_ref().map(|(member, disk)| (*member, disk.image()));
         (Disk { log, ..self.disk.clone() }, self.services.clone())
+    }
+
+    /// Another machine starts elsewhere, with what is on this one's disk.
+    pub(crate) fn copy(&self, place: Place) -> Server {
+        let number = u64::from(place.number);
+        let mut copy = Server::new(self.now_ms, place, Arc::clone(&self.setup));
+        (copy.lives, copy.boots) = (number << MACHINE_SHIFT, number << MACHINE_SHIFT);
+        copy.restore(self.image());
+        copy
     }
 
     /// The machine is restored from an image, and starts.
@@ -55,13 +69,20 @@ impl Server {
     /// When the member wants to step, by the fleet's clock; none if there is no member.
     pub(crate) fn wakes_ms(&self) -> Option<u64> {
         let wakes_ms = self.member.as_ref()?.wakes_ms();
-        Some(wakes_ms.saturating_sub(self.ahead_ms).max(self.paused_until_ms))
+        let free_ms = self.paused_until_ms.max(self.busy_until_ms);
+        Some(wakes_ms.saturating_sub(self.ahead_ms).max(free_ms))
     }
 
     /// Whether the member here tells people that a server is unknown.
     pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
         let now_ms = now_ms + self.ahead_ms;
         self.member.as_ref().is_some_and(|member| member.shows_unknown(server, now_ms))
+    }
+
+    /// How far each clock is ahead of most others, as the member here tells people; 0: it agrees.
+    pub(crate) fn shows_clocks(&self, now_ms: u64) -> BTreeMap<ServerId, i64> {
+        let member = self.member.as_ref();
+        member.map_or_else(BTreeMap::new, |member| member.shows_clocks(now_ms + self.ahead_ms))
     }
 
     /// Lets the member do something, and whatever follows from it now.
@@ -73,19 +94,20 @@ impl Server {
         let now_ms = log.now_ms + self.ahead_ms;
         let member = self.member.as_mut()?;
         let acted = act(member, now_ms, log);
+        let written = member.written();
         let ended = member.step(now_ms, self.disk_fails, log);
+        if self.sync_ms > 0 && member.written() != written {
+            self.busy_until_ms = log.now_ms + self.sync_ms;
+        }
         self.agent.outgoing.append(&mut member.outgoing);
         match ended {
             Ended::Not => {}
             Ended::Failed => self.crash(),
-            Ended::Stopped => {
-                self.crash();
-                self.start();
-            }
+            Ended::Stopped => self.restart(),
+            Ended::Copied => self.end(),
             Ended::WentBack => {
-                self.crash();
                 self.disk.log = None;
-                self.start();
+                self.start_over();
             }
         }
         Some(acted)
@@ -93,19 +115,23 @@ impl Server {
 
     /// Claims the member that the orders name; starts over when they name another one than the log
     /// on the disk is of.
-    pub(super) fn follow_member_order(&mut self, now_ms: u64, log: &mut Log) {
-        let Some(received) = &self.agent.received else { return };
-        if let Some((own, _)) = &self.disk.log {
+    pub(super) fn follow_member_order(&mut self, around: &Around<'_>, log: &mut Log) {
+        let now_ms = around.now_ms;
+        if let (Some((own, _)), Some(member)) = (&self.disk.log, &self.member) {
             if now_ms >= self.agent.look_ms {
                 self.agent.look_ms = now_ms + LOOK_EVERY_MS;
-                if carries_another(received, now_ms, INCARNATION, *own) {
-                    self.crash();
+                let received = self.agent.received.as_ref();
+                if received.is_some_and(|it| carries_another(it, now_ms, INCARNATION, *own)) {
                     self.disk.log = None;
-                    self.start();
+                    return self.restart();
+                }
+                if member.view.raft.leader.is_none() {
+                    self.ask_registry(around, false);
                 }
             }
             return;
         }
+        let Some(received) = &self.agent.received else { return };
         let Some(order) = received.orders.member.as_ref().filter(|_| now_ms >= self.agent.claim.1)
         else {
             return;
@@ -114,11 +140,12 @@ impl Server {
         if self.is_off(Mutation::NewMember) {
             return self.carry(order.member, cohort_store::Disk::new(), log);
         }
-        let mut others = self.agent.members.iter().filter(|member| member.server != self.id);
+        let book = self.agent.book.borrow();
+        let mut others = book.current().iter().filter(|member| member.server != self.id);
         let count = others.clone().count().max(1);
-        let Some(to) = others.nth(self.agent.claims % count).map(|to| to.server.clone()) else {
-            return;
-        };
+        let to = others.nth(self.agent.claims % count);
+        let Some(to) = to.map(|to| Place::of(&to.server, &to.address)) else { return };
+        drop(book);
         let id = self.agent.number();
         self.agent.claims += 1;
         self.agent.claim = (Some((id, member)), now_ms + CLAIM_MS_MAX);

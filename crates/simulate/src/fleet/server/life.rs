@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use cohort_core::ids::AppId;
+use cohort_server::copies::contested_pause_ms;
 
-use super::{Agent, Server};
+use super::{Agent, RESTART_MS, Server};
 use crate::fleet::chaos::Mutation;
 use crate::fleet::net::Packet;
 
@@ -18,8 +19,9 @@ impl Server {
     /// Returns what its connections say as they end.
     fn die(&mut self) -> Vec<Packet> {
         self.up = false;
+        (self.contested, self.restart_ms) = (0, None);
         self.crash_in = None;
-        self.paused_until_ms = 0;
+        (self.paused_until_ms, self.busy_until_ms) = (0, 0);
         (self.disk_fails, self.stops) = (false, false);
         if let Some((_, disk)) = &self.disk.log {
             disk.crash();
@@ -28,6 +30,34 @@ impl Server {
             }
         }
         self.member.take().map_or(Vec::new(), |member| member.hang_up())
+    }
+
+    /// The agent ends, and starts again at once.
+    pub(super) fn restart(&mut self) {
+        let contested = self.contested;
+        self.crash();
+        self.contested = contested;
+        self.start();
+    }
+
+    /// The same because its disk went back, or another agent speaks for its server; after a pause
+    /// if that was found before.
+    pub(super) fn start_over(&mut self) {
+        let contested = self.contested + 1;
+        match contested_pause_ms(contested) {
+            Some(pause_ms) => {
+                self.crash();
+                self.restart_ms = Some(self.now_ms + pause_ms);
+            }
+            None => self.restart(),
+        }
+        self.contested = contested;
+    }
+
+    /// The process ends with an error, and is started again.
+    pub(super) fn end(&mut self) {
+        self.crash();
+        self.restart_ms = Some(self.now_ms + RESTART_MS);
     }
 
     /// The machine dies, and does not even end its connections.
@@ -45,7 +75,13 @@ impl Server {
         if self.up {
             return;
         }
+        if self.read_only {
+            // It waits until it can write.
+            self.restart_ms = Some(self.now_ms + RESTART_MS);
+            return;
+        }
         self.up = true;
+        self.restart_ms = None;
         self.kill = Arc::clone(&self.disk.kill);
         self.check_latch();
         self.disk.boot_epoch += 1;

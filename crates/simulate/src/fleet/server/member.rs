@@ -9,28 +9,30 @@ use cohort_core::ability::Ability;
 use cohort_core::command::{Body, COMMAND_VERSION, Command};
 use cohort_core::doing::Doing;
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, RequestId, ServerId};
+use cohort_core::machine::Machine;
 use cohort_core::orders::Orders;
-use cohort_core::state::Process;
-use cohort_server::answers::ReportsRefused;
-use cohort_server::answers::{self, Committing, Joining};
-use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
+use cohort_server::answers::{self, Committing};
+use cohort_server::asking::Input as Answer;
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::health_pace::HealthPace;
 use cohort_server::leading::Placer;
+use cohort_server::machines::Machines;
 use cohort_server::member::{
     Input, Member, MemberError, Note, Output, Proposed, Ticket, View, serialized,
 };
 use cohort_store::FaultyStore;
 use cohort_transfer::Tracker;
 
-use crate::fleet::build;
+use super::Book;
 use crate::fleet::chaos::Mutation;
 use crate::fleet::log::Log;
 use crate::fleet::net::{Packet, What};
+use crate::fleet::place::Place;
 
 mod commits;
 mod errands;
 mod reports;
+mod requests;
 
 use errands::Read;
 use reports::Batch;
@@ -61,7 +63,7 @@ pub(crate) struct Setup {
 /// A request to whose sender an answer goes back.
 #[derive(Debug)]
 struct Request {
-    from: ServerId,
+    from: Place,
     id: u64,
 }
 
@@ -72,11 +74,14 @@ impl Request {
     }
 }
 
+/// What an agent says with each question.
+type Said = (BTreeMap<AppId, Doing>, Machine);
+
 /// Who waits for an answer of the member.
 #[derive(Debug)]
 enum Waits {
     /// A server, for orders no older than that entry.
-    Orders(Request, BTreeMap<AppId, Doing>, u64),
+    Orders(Request, Said, u64),
     Commit(Box<Commit>),
     /// Another member, on behalf of its own client.
     Forward(Request),
@@ -118,7 +123,8 @@ pub(crate) struct Carried {
     /// What the member last showed.
     pub(crate) view: Arc<View>,
     pub(crate) outgoing: Vec<Packet>,
-    server: ServerId,
+    here: Place,
+    book: Book,
     own: MemberId,
     member: Member<FaultyStore>,
     opened_ms: u64,
@@ -127,6 +133,7 @@ pub(crate) struct Carried {
     racks: usize,
     now_ms: u64,
     contacts: Contacts,
+    machines: Machines,
     health_pace: HealthPace,
     tracker: Tracker,
     asked: BTreeMap<Ticket, Waits>,
@@ -162,31 +169,35 @@ pub(crate) enum Ended {
     Failed,
     /// The disk is an earlier one.
     WentBack,
+    /// Another machine runs the same member.
+    Copied,
 }
 
 impl Carried {
     /// Opens the member whose log is in `store`.
     pub(crate) fn open(
         now_ms: u64,
-        (server, boot_epoch, life): (ServerId, u64, u64),
+        (here, boot_epoch, life): (Place, u64, u64),
         own: MemberId,
         store: FaultyStore,
         setup: &Setup,
         killed: Option<String>,
+        book: Book,
     ) -> Carried {
         let mut config = Config::new(setup.group.as_str(), INCARNATION.0, RaftId(own.0));
         (config.boot_epoch, config.life) = (boot_epoch, life);
         config.limits = setup.limits;
         config.seed = setup.seed;
         config.weaken.lease_reads = setup.mutation == Some(Mutation::StaleReads);
-        let (name, group) = (server.clone(), setup.group.clone());
+        let (name, group) = (here.server.clone(), setup.group.clone());
         let member = Member::open(now_ms, name, group, store, config, killed);
         let mut member = member.expect("a member wrote this log");
         member.place_by(setup.placer);
         Carried {
             view: Arc::new(member.view()),
             outgoing: Vec::new(),
-            server,
+            here,
+            book,
             own,
             member,
             opened_ms: now_ms,
@@ -194,6 +205,7 @@ impl Carried {
             racks: setup.racks,
             now_ms,
             contacts: Contacts::default(),
+            machines: Machines::default(),
             health_pace: HealthPace::default(),
             tracker: Tracker::default(),
             asked: BTreeMap::new(),
@@ -213,6 +225,11 @@ impl Carried {
         }
     }
 
+    /// How often it has written to its log.
+    pub(crate) fn written(&self) -> u64 {
+        self.member.log().written()
+    }
+
     /// How often a member had written to its log, as far as this one's disk knows.
     pub(crate) fn knows_written(&self, of: MemberId) -> u64 {
         self.member.log().marks().get(&RaftId(of.0)).map_or(0, |mark| mark.written)
@@ -221,101 +238,6 @@ impl Carried {
     /// When it wants to step again, by the server's clock.
     pub(crate) fn wakes_ms(&self) -> u64 {
         self.wakes_ms
-    }
-
-    /// A packet has come, for the member or for the agent around it. [`Self::step`] follows.
-    pub(crate) fn receive(&mut self, now_ms: u64, packet: Packet, log: &mut Log) {
-        self.clock(now_ms);
-        let Packet { from, id, what, .. } = packet;
-        let request = Request { from, id };
-        match what {
-            What::Raft(envelope) => self.inputs.push(Input::Received(envelope)),
-            What::Ask { question, doing } => self.asked(request, &question, doing, log),
-            What::Report(reports) => {
-                let by = (&request.from, request.life());
-                let checked = answers::check_reports(&self.view.state, by, &reports, INCARNATION);
-                match checked {
-                    Ok(()) => {}
-                    Err(ReportsRefused::OtherAgent) => {
-                        return self.reply(request, What::Taken(None));
-                    }
-                    Err(refused) => panic!("{refused:?}: agents report for themselves, in limits"),
-                }
-                let left = self.renumbered(log.now_ms, reports);
-                self.next_report(Batch { request, left, taken: Vec::new(), arrived_ms: now_ms });
-            }
-            What::Forward(command) => {
-                assert!(answers::for_members(&command.body), "{command:?} was passed on");
-                let ticket = self.wait(Waits::Forward(request));
-                self.inputs.push(Input::Propose { ticket, command });
-            }
-            What::Forwarded(outcome) => {
-                let Some((_, commit)) = self.forwarded.remove(&request.id) else { return };
-                match outcome {
-                    Some(rejection) => self.committed(commit, Some(rejection), log),
-                    None => self.failed(commit, log),
-                }
-            }
-            What::Claim(member) => {
-                let server = request.from.clone();
-                let ticket = self.wait(Waits::Claim(request));
-                self.inputs.push(Input::Claim { ticket, server, member });
-            }
-            What::Contacts(contacts, ability) => {
-                let reaches = Input::Reaches { voter: request.from, ability };
-                self.inputs.extend(self.view.asks_voters.then_some(reaches));
-                for (server, (age_ms, doing)) in contacts {
-                    self.contacts.heard(now_ms, &server, age_ms, doing);
-                }
-            }
-            What::Transfer(report) => {
-                let guidance = self.track(&request.from, report);
-                self.reply(request, What::Guided(guidance));
-            }
-            What::Answer(_) | What::Taken(_) | What::Guided(_) | What::Claimed(_) | What::Noted => {
-            }
-        }
-    }
-
-    fn asked(
-        &mut self,
-        request: Request,
-        question: &Question,
-        doing: BTreeMap<AppId, Doing>,
-        log: &mut Log,
-    ) {
-        match question {
-            Question::Orders => {
-                let ticket = self.wait(Waits::Orders(request, doing, log.applied));
-                self.inputs.push(Input::Read { ticket });
-            }
-            Question::Change { known } => {
-                self.heard(&request, doing);
-                let (orders, hash) = self.orders_of(&request);
-                if answers::answers_now(self.view.raft.leader.is_some(), hash, *known) {
-                    return self.reply(request, What::Answer(Answer::Changed));
-                }
-                let until_ms = self.now_ms + WAIT_MS_MAX;
-                self.held.push(Held { request, orders, until_ms });
-            }
-            Question::Kill => self.reply(request, What::Answer(Answer::Changed)),
-            Question::Join => {
-                let (server, address) = (request.from.clone(), address_of(&request.from));
-                let process = Process { life: request.life(), host: server.to_string() };
-                match answers::joining(&self.view, &server, &address, &process) {
-                    Joining::Done => self.reply(request, What::Answer(Answer::Joined(true))),
-                    Joining::New if !log.admitted.contains(&server) => {
-                        self.reply(request, What::Answer(Answer::Joined(false)));
-                    }
-                    Joining::New | Joining::Moved => {
-                        let actor = format!("agent {server}");
-                        let rack = build::rack_of(&server, self.racks);
-                        let body = Body::AddServer { server, address, rack, process };
-                        self.commit(actor, None, body, Client::Join(request));
-                    }
-                }
-            }
-        }
     }
 
     /// A command of a person, or in another's name. [`Self::step`] follows.
@@ -361,7 +283,7 @@ impl Carried {
         }
         let held = self.held.into_iter();
         ended.extend(held.map(|held| (held.request, What::Answer(Answer::NoAnswer))));
-        let from = self.server;
+        let from = self.here;
         let packet = |(Request { from: to, id }, what)| Packet::new(from.clone(), to, id, what);
         ended.into_iter().map(packet).collect()
     }
@@ -383,8 +305,14 @@ impl Carried {
         ticket
     }
 
-    fn send(&mut self, to: ServerId, id: u64, what: What) {
-        self.outgoing.push(Packet::new(self.server.clone(), to, id, what));
+    fn send(&mut self, to: Place, id: u64, what: What) {
+        self.outgoing.push(Packet::new(self.here.clone(), to, id, what));
+    }
+
+    /// Where this server tries a member.
+    fn place_of(&self, member: RaftId) -> Option<Place> {
+        let book = self.book.borrow();
+        book.of(MemberId(member.0)).map(|(server, address)| Place::of(server, address))
     }
 
     fn reply(&mut self, request: Request, what: What) {
@@ -397,7 +325,7 @@ impl Carried {
         self.timers(log);
         loop {
             self.steps += 1;
-            assert!(self.steps < STEPS_AT_ONCE_MAX, "{} never rests", self.server);
+            assert!(self.steps < STEPS_AT_ONCE_MAX, "{} never rests", self.here.server);
             let inputs = std::mem::take(&mut self.inputs);
             if self.mutation == Some(Mutation::Silence) {
                 self.hear_everybody();
@@ -405,8 +333,11 @@ impl Carried {
             let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
                 Ok(outputs) => outputs,
                 Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
+                Err(MemberError::Node(NodeError::Copied { .. })) => return Ended::Copied,
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
-                Err(error) => panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.server),
+                Err(error) => {
+                    panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.here.server)
+                }
             };
             let shown = outputs.iter().rev().find_map(|output| match output {
                 Output::View(view) => Some(&view.raft),
@@ -436,8 +367,8 @@ impl Carried {
     fn perform(&mut self, output: Output, log: &mut Log) {
         match output {
             Output::Send(envelope) => {
-                // A number that nobody carries yet has no connection.
-                if let Some(to) = log.carriers.get(&envelope.to).cloned() {
+                // A number that the group has not named has no connection.
+                if let Some(to) = self.place_of(envelope.to) {
                     self.send(to, 0, What::Raft(Box::new(envelope)));
                 }
             }
@@ -447,6 +378,10 @@ impl Carried {
                 if news {
                     let known = &view.state.servers;
                     self.contacts.retain(|server| known.contains_key(server));
+                    self.machines.retain(|server| known.contains_key(server));
+                }
+                if view.state.servers != self.view.state.servers {
+                    self.book.borrow_mut().learn(&view.state.member_addresses());
                 }
                 if news || view.killed != self.view.killed {
                     self.orders.clear();
@@ -472,12 +407,12 @@ impl Carried {
                 other => panic!("{other:?} was answered as a command"),
             },
             Output::Read { ticket, fresh } => {
-                let Waits::Orders(request, doing, floor) = self.answered(ticket) else {
+                let Waits::Orders(request, said, floor) = self.answered(ticket) else {
                     panic!("{ticket:?} was answered as a read");
                 };
                 if fresh {
                     log.read(floor, &self.view);
-                    self.heard(&request, doing);
+                    self.heard(&request, said);
                 }
                 let answer = if fresh { self.orders(&request) } else { Answer::NoAnswer };
                 self.reply(request, What::Answer(answer));
@@ -501,48 +436,8 @@ impl Carried {
         }
     }
 
-    /// What the agent that speaks for a server says of itself.
-    fn heard(&mut self, request: &Request, doing: BTreeMap<AppId, Doing>) {
-        if answers::speaks_for(&self.view.state, &request.from, request.life()) {
-            self.contacts.heard(self.now_ms, &request.from, 0, doing);
-        }
-    }
-
-    fn orders_of(&mut self, request: &Request) -> (Option<Orders>, u64) {
-        let (server, life) = (&request.from, request.life());
-        let known = self.orders.entry((server.clone(), life));
-        known.or_insert_with(|| answers::orders(&self.view, server, life)).clone()
-    }
-
-    fn orders(&mut self, request: &Request) -> Answer {
-        let (orders, hash) = self.orders_of(request);
-        let (mut orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
-        if let Some(orders) = &mut orders {
-            orders.heard = start_of(orders.heard);
-        }
-        let elsewhere = answers::elsewhere(&self.view.state, &request.from, request.life());
-        Answer::Orders { orders, elsewhere, valid_ms: ORDERS_VALID_MS, leader, hash }
-    }
-
     fn answered(&mut self, ticket: Ticket) -> Waits {
         self.asked.remove(&ticket).unwrap_or_else(|| panic!("{ticket:?} was answered twice"))
-    }
-
-    /// Answers the held questions whose orders have changed, or whose time is up.
-    fn answer_held(&mut self) {
-        let (view, now_ms) = (&self.view, self.now_ms);
-        let (leaderless, killed) = (view.raft.leader.is_none(), view.killed.is_some());
-        // The same orders have the same hash.
-        let over = |held: &mut Held| {
-            held.until_ms <= now_ms
-                || leaderless
-                || !answers::speaks_for(&view.state, &held.request.from, held.request.life())
-                || view.state.orders(&held.request.from, killed) != held.orders
-        };
-        let over: Vec<Held> = self.held.extract_if(.., over).collect();
-        for held in over {
-            self.reply(held.request, What::Answer(Answer::Changed));
-        }
     }
 
     fn next_tick_ms(&self) -> u64 {
@@ -578,16 +473,11 @@ impl Carried {
         }
         if self.pass_on_ms <= now_ms {
             self.pass_on_ms = now_ms + PASS_ON_EVERY_MS;
-            self.pass_on_contacts(log);
+            self.pass_on_contacts();
         }
     }
 }
 
 pub(crate) fn command(actor: String, request: Option<RequestId>, body: Body) -> Command {
     Command { version: COMMAND_VERSION, incarnation: INCARNATION, actor, request, body }
-}
-
-/// Where a server is reached.
-pub(crate) fn address_of(server: &ServerId) -> String {
-    format!("{server}:7417")
 }

@@ -22,7 +22,7 @@ impl Server {
         let agent = &self.agent.apps[app];
         let trial = agent.tried.as_ref().map(health);
         let health = agent.watched.as_ref().map(health);
-        let Agent { received, outbox, apps, .. } = &mut self.agent;
+        let Agent { received, refused, outbox, apps, .. } = &mut self.agent;
         let orders = received.as_ref().and_then(|received| received.of(app));
         let debtless = orders
             .filter(|_| off == Some(Mutation::DebtsBeforeTraffic))
@@ -42,7 +42,7 @@ impl Server {
             now,
             orders: debtless.as_ref().or(orders),
             orders_fresh: received.as_ref().is_some_and(fresh),
-            refused: false,
+            refused: *refused,
             killed: self.kill.stopping().is_some(),
             confirmed: outbox.confirmed().get(app).copied(),
             record: unfenced.as_ref().unwrap_or(&here.record),

@@ -85,6 +85,7 @@ impl Server {
             Some(Fault::Takes(..) | Fault::DiesAfter(_) | Fault::CutsNetwork) | None => None,
         };
         let failed = failed.or_else(|| match step {
+            Step::Prepare if self.full => failure(Blame::Surroundings, "no space left"),
             Step::Check => {
                 let activation = self.agent.apps[app].record.local.activation.as_ref();
                 let checks = activation.map_or(Vec::new(), |known| known.order.checks.clone());

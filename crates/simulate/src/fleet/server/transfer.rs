@@ -1,6 +1,7 @@
 //! How ordered bytes reach a virtual server: the production fetcher over a virtual network, guided
 //! by the leader's tracker.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,11 +15,11 @@ use cohort_transfer::{
     What, unit_count,
 };
 
-use super::member::address_of;
 use super::{Agent, Server};
 use crate::fleet::behaviour::Behaviours;
 use crate::fleet::build;
 use crate::fleet::net::What as Says;
+use crate::fleet::place::Place;
 use crate::fleet::world::TICK_MS;
 
 /// The only mirror, as the fetcher names it.
@@ -26,8 +27,16 @@ const MIRROR: (usize, &str) = (0, "mirror");
 /// How long the answer to a report is waited for, in milliseconds.
 const ANSWER_MS_MAX: u64 = 2_000;
 
-/// What the servers of a group hold, as others can see it: whole or in part.
-pub(crate) type Holdings = BTreeMap<ServerId, BTreeMap<Digest, UnitSet>>;
+/// What the servers of a group hold, as others can see it: whole or in part; and where.
+pub(crate) type Holdings = BTreeMap<ServerId, (Place, BTreeMap<Digest, UnitSet>)>;
+
+/// What the hub knows of a group.
+pub(crate) struct Hub<'a> {
+    /// Its members, as its leader wrote them.
+    pub(crate) members: &'a [MemberAddress],
+    /// Where each server is, as it told itself.
+    pub(crate) places: &'a RefCell<BTreeMap<ServerId, Place>>,
+}
 
 /// What a server needs to know of its world for one tick.
 pub(crate) struct Around<'a> {
@@ -40,8 +49,16 @@ pub(crate) struct Around<'a> {
     pub(crate) lacking: &'a BTreeSet<Digest>,
     /// How long the whole artifact takes from one source, in milliseconds.
     pub(crate) fetch_ms: u64,
-    /// Where the group's members are, by the registry; none while it does not answer.
-    pub(crate) members: Option<&'a [MemberAddress]>,
+    /// None while it does not answer.
+    pub(crate) hub: Option<Hub<'a>>,
+}
+
+impl Around<'_> {
+    /// What a server holds that answers at this address.
+    fn held_by(&self, source: &Source) -> Option<&BTreeMap<Digest, UnitSet>> {
+        let (place, held) = self.holdings.get(&source.server)?;
+        (*place == Place::of(&source.server, &source.address)).then_some(held)
+    }
 }
 
 /// Everything about transfers that an agent has in memory.
@@ -112,12 +129,12 @@ impl Fetch {
         let mut news = false;
         for (id, flight) in self.requests.clone() {
             let server = match &flight.target {
-                Target::Server(source) => Some(&source.server),
+                Target::Server(source) => Some(source),
                 Target::Mirror(_) => None,
             };
             let full = UnitSet::full(have.count());
             let offered = match server {
-                Some(server) => around.holdings.get(server).map(|all| all.get(&artifact)),
+                Some(source) => around.held_by(source).map(|all| all.get(&artifact)),
                 None => around.mirrors.then(|| {
                     let served = !around.lacking.contains(&artifact);
                     served.then_some(&full)
@@ -196,15 +213,13 @@ impl Server {
         if self.agent.fetched == self.agent.changes {
             return;
         }
-        let leader = self.leader().filter(|leader| **leader != self.id);
-        let leader =
-            leader.map(|server| Source { server: server.clone(), address: address_of(server) });
+        let leader = self.leader().filter(|leader| leader.server != self.id);
         let Agent { received, fetching, .. } = &mut self.agent;
         let Some(received) = received else { return };
         for (_, asked) in fetching.to_verify(around.now_ms, &received.orders, leader.as_ref()) {
             let release = &asked.release;
             let manifests = &mut self.disk.manifests;
-            let has = |source: &Source| around.holdings.contains_key(&source.server);
+            let has = |source: &Source| around.held_by(source).is_some();
             if around.mirrors || asked.sources.iter().any(has) {
                 manifests.insert(release.manifest.clone());
             }
@@ -264,7 +279,8 @@ impl Server {
         {
             return;
         }
-        let Some(leader) = self.leader().cloned() else { return };
+        let Some(leader) = self.leader() else { return };
+        let leader = Place::of(&leader.server, &leader.address);
         let transfers = &self.agent.transfers;
         let reports = transfers.fetches.iter().take(REPORTS_MAX).map(|(artifact, fetch)| {
             let count = unit_count(fetch.fetcher.order().release.length);

@@ -46,11 +46,11 @@ impl Carried {
         match next {
             Next::Done { rejection, .. } => self.committed(commit, Some(rejection), log),
             Next::Forward { to, within_ms } => {
-                let Some(server) = log.carriers.get(&RaftId(to.0)).cloned() else {
+                let Some(place) = self.place_of(RaftId(to.0)) else {
                     return self.failed(commit, log);
                 };
                 let (id, command) = (self.id(), Box::new(commit.command.clone()));
-                self.send(server, id, What::Forward(command));
+                self.send(place, id, What::Forward(command));
                 self.forwarded.insert(id, (self.now_ms + within_ms, commit));
             }
             Next::Again { after_ms } => self.again.push((self.now_ms + after_ms, commit)),

@@ -20,7 +20,6 @@ use cohort_transfer::tracker::{Participant, TransferAnswer, TransferRequest};
 
 use super::{Carried, Waits, command};
 use crate::fleet::chaos::Mutation;
-use crate::fleet::log::Log;
 use crate::fleet::net::What;
 
 /// What a leader has exchanged with the registry and the repository in its term.
@@ -37,20 +36,20 @@ pub(super) struct Read {
 }
 
 impl Carried {
-    pub(super) fn pass_on_contacts(&mut self, log: &Log) {
+    pub(super) fn pass_on_contacts(&mut self) {
         // By its number: a server that has left the group may still lead.
         let leader = self.view.raft.leader.filter(|_| !self.view.raft.is_leader());
-        let Some(leader) = leader.and_then(|leader| log.carriers.get(&leader)).cloned() else {
-            return;
-        };
+        let Some(leader) = leader.and_then(|leader| self.place_of(leader)) else { return };
         for batch in self.contacts.batches(self.now_ms) {
             let mut doing = batch.doing();
+            let mut machines = BTreeMap::new();
             let ages = batch.ages_ms(self.now_ms).into_iter().map(|(server, age_ms)| {
                 let doing = doing.remove(&server).unwrap_or_default();
+                machines.extend(self.machines.of(&server).map(|it| (server.clone(), it)));
                 (server, (age_ms, doing))
             });
             let contacts = ages.collect();
-            self.send(leader.clone(), 0, What::Contacts(contacts, self.ability));
+            self.send(leader.clone(), 0, What::Contacts(contacts, machines, self.ability));
         }
     }
 
@@ -97,6 +96,12 @@ impl Carried {
         registry.filter(|_| writes).map_or(Vec::new(), |_| self.write_records())
     }
 
+    /// How far each server's clock is ahead of the others', in milliseconds, as people are told.
+    pub(crate) fn shows_clocks(&self, now_ms: u64) -> BTreeMap<ServerId, i64> {
+        let faults = self.machines.faults(now_ms).into_iter();
+        faults.map(|(server, faults)| (server, faults.clock_ahead_ms)).collect()
+    }
+
     /// Whether people are told that a server is unknown.
     pub(crate) fn shows_unknown(&self, server: &ServerId, now_ms: u64) -> bool {
         self.view.is_unknown(server, &self.contacts, now_ms)
@@ -131,7 +136,7 @@ impl Carried {
         let records = due(&self.view.state, &self.view.raft.configuration, &self.read.written);
         for record in &records {
             if let Some(body) = self.read.written.took(record.clone()) {
-                let command = Box::new(command(format!("leader {}", self.server), None, body));
+                let command = Box::new(command(format!("leader {}", self.here.server), None, body));
                 let ticket = self.wait(Waits::Record);
                 self.inputs.push(Input::Propose { ticket, command });
             }
@@ -162,7 +167,7 @@ impl Carried {
         }
         let known = state.servers.get(server)?;
         let (address, rack) = (known.address.clone(), known.rack.clone());
-        let leads = *server == self.server;
+        let leads = *server == self.here.server;
         let from = Participant { server: server.clone(), address, rack, leads };
         self.tracker.report(&from, &request, Duration::from_millis(self.now_ms)).ok()
     }
