@@ -154,10 +154,10 @@ impl Turn<'_> {
         }
     }
 
-    /// A server that pays a debt is not the rollout's progress until it has paid: one that never
-    /// can would keep a stuck rollout from being found stuck.
+    /// A server that pays a debt is not a rollback's progress until it has paid: one that never can
+    /// would keep a stuck rollback from being found stuck.
     fn progress_by(&mut self, purpose: Purpose) {
-        if purpose != Purpose::Debt {
+        if purpose != Purpose::Debt || self.app.phase.forward().is_some() {
             self.progress();
         }
     }

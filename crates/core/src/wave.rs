@@ -10,8 +10,8 @@ use crate::state::{App, Rollout, ServerApp, State};
 /// The servers of the next wave, chosen from those that are ready, which come in order of their
 /// ids.
 ///
-/// Servers on which the app is out of service come first: they take no capacity, and would delay the
-/// others.
+/// Servers on which the app is out of service come first: they take no capacity, and would delay
+/// the others.
 /// Members spread over the waves, because a bad release may take its host down. The leader's server
 /// comes last.
 pub(crate) fn choose(

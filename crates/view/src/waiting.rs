@@ -190,7 +190,6 @@ fn is_taken(command: &Command, phase: PhaseName) -> bool {
     }
 }
 
-#[expect(clippy::too_many_lines, reason = "an arm for each thing that is waited for")]
 fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
     let retry = || Command::RolloutRetry { group: group.clone(), app: app.clone() };
     let mend = || Hint::run_to("mend the checks of the policy", Command::AppApply);

@@ -256,10 +256,11 @@ impl Chaos {
     }
 
     fn tell_member(&mut self, group: &GroupId, server: &ServerId, input: Input) {
-        self.say_of(group, &format!("{server}: {input:?}"));
-        if self.fleet.groups[group].servers[server].paused_until_ms > self.fleet.now_ms {
+        let Some(here) = self.fleet.groups[group].servers.get(server) else { return };
+        if here.paused_until_ms > self.fleet.now_ms {
             return;
         }
+        self.say_of(group, &format!("{server}: {input:?}"));
         self.fleet.with_server(group, server, |server, log| {
             server.stops |= matches!(input, Input::Stop);
             server.step_member(log, |member, _, _| member.input(input));
