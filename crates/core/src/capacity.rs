@@ -52,9 +52,9 @@ pub fn standing(state: &State, server: &ServerId) -> Standing {
 
 /// Whether a change for this purpose takes capacity away. A server that is already out costs
 /// nothing more, unless the app itself serves there, or the server was lost mid-change: then it may
-/// be serving after all. Nor does going back to nothing where nothing else runs: nothing would serve
-/// afterwards either. Only a removed app is stopped within `max_unavailable` even so: a mistake has
-/// to leave time for the kill switch.
+/// be serving after all. Nor does going back to nothing where nothing else runs: nothing would
+/// serve afterwards either. Only a removed app is stopped within `max_unavailable` even so: a
+/// mistake has to leave time for the kill switch.
 #[must_use]
 pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> bool {
     let to_nothing = purpose != Purpose::Wave
