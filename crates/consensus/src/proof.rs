@@ -296,7 +296,7 @@ impl<S: LogStore> Node<S> {
     }
 
     fn vouched(&mut self, by: RaftId, verdict: Verdict, leader: Option<RaftId>) {
-        let (clock, led) = (self.clock, self.leader().is_some());
+        let clock = self.clock;
         let proof = &mut self.proof;
         match verdict {
             Verdict::Fine => {
@@ -313,9 +313,8 @@ impl<S: LogStore> Node<S> {
             Verdict::Unknown => {
                 proof.fine.remove(&by);
             }
-            // One that acts already was vouched for by enough; only a leader can still object. It
-            // may be one that this member cannot follow, since it is in a later term.
-            Verdict::Older { .. } if proof.proven && (leader != Some(by) || led) => {}
+            // One that acts already was vouched for by enough; only its leader can still object.
+            Verdict::Older { .. } if proof.proven => {}
             Verdict::Older { written } => self.went_back(by, written),
         }
         let proof = &mut self.proof;

@@ -42,6 +42,8 @@ pub struct LocalActivation {
     pub order: ActivationOrder,
     /// What ran before: the only release that the host may go back to on its own.
     pub previous: Option<Release>,
+    /// The server had left traffic for the change that this one replaced.
+    pub left: bool,
     /// The last hook that failed and was ignored, as the order allows, and how.
     pub ignored: Option<String>,
     pub progress: Progress,
@@ -84,7 +86,7 @@ impl LocalActivation {
         match &self.progress {
             Progress::Begun { step, .. }
             | Progress::Done { step, .. }
-            | Progress::Failed { step, .. } => *step >= Step::Drain,
+            | Progress::Failed { step, .. } => self.left || *step >= Step::Drain,
             Progress::Undone { .. } | Progress::GivenBack | Progress::Complete => false,
         }
     }
@@ -234,7 +236,9 @@ fn accept(
     held: &[Digest],
     moment: Moment,
 ) -> StepAction {
-    if order.hold == Some(Hold::Withdrawn) && order.fence > local.highest {
+    // One that is out of traffic for the change before needs this one to come back.
+    let left = local.activation.as_ref().is_some_and(LocalActivation::drained);
+    if order.hold == Some(Hold::Withdrawn) && order.fence > local.highest && !left {
         return StepAction::GiveBack { order: order.clone() };
     }
     let step = match &order.release {
@@ -247,7 +251,7 @@ fn accept(
     if order.fence < local.highest {
         return StepAction::Settled;
     }
-    match permission(order, step, false, moment) {
+    match permission(order, step, left, moment) {
         Some(wait) => StepAction::Wait(wait),
         None => StepAction::Accept { order: order.clone(), step },
     }

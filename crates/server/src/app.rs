@@ -360,8 +360,8 @@ impl App {
             // paying a debt comes before traffic.
             if busy.is_none_or(|activation| activation.order.purpose != Purpose::Debt) {
                 effects.push(Effect::TakeTraffic);
+                self.took_traffic = true;
             }
-            self.took_traffic = true;
         }
     }
 

@@ -146,3 +146,26 @@ fn a_withdrawn_order_is_given_back_until_the_server_leaves_traffic_and_never_beg
     let goes_on = StepAction::Run { step: Step::Drain, attempt: 2 };
     assert_eq!(ordered(&prepared, withdrawn), goes_on);
 }
+
+#[test]
+fn a_withdrawn_order_is_not_given_back_by_a_server_that_is_out_of_traffic_for_the_one_before() {
+    let first = order(Purpose::Wave);
+    let mut record = AppRecord::default();
+    record.local.current = Some(release("1.0.0"));
+    record.accept(first.clone(), Step::Prepare, |_| true, NOW);
+    record.begin(Step::Drain, 1, NOW);
+    let fence = Fence { generation: Generation(3), ..first.fence };
+    let second = ActivationOrder { fence, purpose: Purpose::RollBack, ..first };
+    let withdrawn = ActivationOrder { hold: Some(Hold::Withdrawn), ..second.clone() };
+    // Not before it accepts the second order, and not after.
+    let accepts = StepAction::Accept { order: withdrawn.clone(), step: Step::Prepare };
+    assert_eq!(ordered(&record, withdrawn.clone()), accepts);
+    record.accept(second.clone(), Step::Prepare, |_| true, NOW);
+    record.done(Step::Prepare, 1);
+    let goes_on = StepAction::Run { step: Step::Drain, attempt: 1 };
+    let held = ActivationOrder { hold: Some(Hold::Capacity), ..second };
+    for order in [withdrawn, held] {
+        assert_eq!(ordered(&record, order), goes_on);
+    }
+    assert!(record.takes_traffic().is_err());
+}

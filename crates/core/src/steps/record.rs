@@ -146,12 +146,15 @@ impl AppRecord {
         now: BootTime<'_>,
     ) {
         let previous = self.previous_for(keeps);
+        let before = self.local.activation.as_ref();
+        let left = self.blocked || before.is_some_and(LocalActivation::drained);
         self.later = None;
         self.confirm = None;
         self.await_confirmation(step, order.fence, now);
         self.local.highest = order.fence;
         let progress = Progress::Begun { step, attempt: 1 };
-        self.local.activation = Some(LocalActivation { order, previous, ignored: None, progress });
+        let ignored = None;
+        self.local.activation = Some(LocalActivation { order, previous, left, ignored, progress });
     }
 
     /// Gives an order back that has not begun.
@@ -161,7 +164,8 @@ impl AppRecord {
         self.confirm = None;
         self.local.highest = order.fence;
         let progress = Progress::GivenBack;
-        self.local.activation = Some(LocalActivation { order, previous, progress, ignored: None });
+        let (left, ignored) = (false, None);
+        self.local.activation = Some(LocalActivation { order, previous, left, ignored, progress });
     }
 
     /// What the host may go back to on its own: the last release that ran well here, never a
@@ -261,6 +265,7 @@ impl AppRecord {
         let activation = self.local.activation.as_ref()?;
         let between = matches!(activation.progress, Progress::Begun { .. } | Progress::Done { .. })
             && activation.drained()
+            && !activation.left
             && !activation.stopped();
         activation.previous.as_ref().filter(|previous| {
             between

@@ -271,7 +271,9 @@ impl Turn<'_> {
         if let Some(debt) = here.debt.as_mut().filter(|_| change.purpose == Purpose::Debt) {
             debt.tries = debt.tries.saturating_sub(1);
         }
-        self.progress_by(change.purpose);
+        if self.app.phase.forward().is_some() {
+            self.progress();
+        }
         true
     }
 

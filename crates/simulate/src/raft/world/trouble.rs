@@ -183,10 +183,14 @@ impl World {
         let known = |id: RaftId, written: u64| {
             let mut others = self.members.values().filter(|other| other.config.id != id);
             others.all(|other| {
+                // A voter that still waits for the end of a joint change needs the others' votes.
+                let votes = leader.configuration.voters.contains(&other.config.id);
                 let knows = |store: &FaultyStore| {
                     let image = store.image();
+                    let settled = image.hard_state().commit >= leader.configuration_index;
                     let mark = image.marks().get(&id);
-                    image.last_index() == Index(0) || mark.is_some_and(|m| m.written > written)
+                    image.last_index() == Index(0)
+                        || (mark.is_some_and(|m| m.written > written) && (settled || !votes))
                 };
                 match &other.process {
                     Some(process) => knows(process.node.store()),
