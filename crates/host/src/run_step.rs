@@ -114,8 +114,8 @@ impl AppHost {
         self.tell(Traffic::Out { reason: NoTraffic::Installing });
         let current = self.record.local.current.as_ref();
         let ignored = match current {
-            // Without a service that the host stops, only the hook can. One whose file cannot be read
-            // is stopped by what the host knows.
+            // Without a service that the host stops, only the hook can. One whose file cannot be
+            // read is stopped by what the host knows.
             Some(current)
                 if self.service_file(current).is_ok_and(|file| file.service.is_none()) =>
             {
