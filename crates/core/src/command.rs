@@ -108,7 +108,8 @@ pub enum Planned {
     /// Allows one server to change what it runs, for this purpose. `voters` are the servers of the
     /// group's voters if a release is to go to one of them: it may take its host down.
     Grant { server: ServerId, purpose: Purpose, voters: BTreeSet<ServerId> },
-    /// Takes back a grant that has no room any more: others may need the server, or the room.
+    /// Takes back a grant that has no room any more, or leads where the plan no longer goes: others
+    /// may need the server, or the room.
     Withdraw { server: ServerId },
     /// Declares a silent server lost: the rollout continues without it, and it is in debt.
     LoseServer { server: ServerId, silent_ms: u64 },
