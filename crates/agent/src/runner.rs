@@ -9,7 +9,7 @@ use cohort_core::command::Rejection;
 use cohort_core::ids::{AppId, Incarnation};
 use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
 use cohort_server::asking::{
-    ANSWER_MS_MAX, Asking, Effect, Input, Members, Question, Received, WAIT_MS_MAX, Whom,
+    ANSWER_MS_MAX, Asking, CHANGE_MS_MAX, Effect, Input, Members, Question, Received, Whom,
 };
 use cohort_server::membership::{Obedience, obedience};
 use cohort_wire::agent::{
@@ -125,17 +125,18 @@ impl Runner {
             }
             Effect::Ask(whom, Question::Orders) => self.ask(&whom).await,
             Effect::Ask(whom, Question::Change { known }) => {
-                let deadline = Duration::from_millis(WAIT_MS_MAX + ANSWER_MS_MAX);
+                let deadline = Duration::from_millis(CHANGE_MS_MAX);
                 tokio::select! {
                     biased;
-                    answer = self.question(&whom, WAIT, known, deadline) => {
-                        if let Ok(answer) = answer {
+                    answer = self.question(&whom, WAIT, known, deadline) => match answer {
+                        Ok(answer) => {
                             self.shared.latch(answer.kill).await;
+                            Input::Changed
                         }
-                    }
-                    () = self.tell_steps(&whom) => {}
+                        Err(error) => self.missed(&whom, &error),
+                    },
+                    () = self.tell_steps(&whom) => Input::Changed,
                 }
-                Input::Changed
             }
             Effect::Ask(whom, Question::Kill) => {
                 let target = self.shared.target(&whom.server, &whom.address);
@@ -156,7 +157,7 @@ impl Runner {
                     ..
                 }) => {
                     self.shared.runs_elsewhere(&host);
-                    Input::Joined(false)
+                    Input::RunsElsewhere { host }
                 }
                 Ok(CommandAnswer { rejection, .. }) => {
                     tracing::warn!(?rejection, member = %whom.server, "refused by the group");
@@ -184,12 +185,14 @@ impl Runner {
                     hash: answer.hash,
                 }
             }
-            Err(error) => {
-                tracing::debug!(error = chain(&error), member = %whom.server, "no orders");
-                self.shared.book.lock().missed(&whom.server, &whom.address);
-                Input::NoAnswer
-            }
+            Err(error) => self.missed(whom, &error),
         }
+    }
+
+    fn missed(&self, whom: &Whom, error: &CallError) -> Input {
+        tracing::debug!(error = chain(error), member = %whom.server, "no orders");
+        self.shared.book.lock().missed(&whom.server, &whom.address);
+        Input::NoAnswer
     }
 
     async fn question(

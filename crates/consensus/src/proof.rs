@@ -323,9 +323,12 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// The process of a peer that is heard right now, as its `life`.
+    /// The process of a member that is heard right now, as its `life`; this member's own, too.
     #[must_use]
     pub fn life_of(&self, peer: RaftId) -> Option<u64> {
+        if peer == self.config.id {
+            return Some(self.proof.life);
+        }
         let known = self.proof.lives.get(&peer)?;
         let heard = known.heard.is_some_and(|heard| heard + LIFE_TICKS > self.clock);
         heard.then_some(known.life)

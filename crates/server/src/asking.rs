@@ -12,6 +12,9 @@ pub const ORDERS_VALID_MS: u64 = 5_000;
 /// How long a member holds a request for changed orders, in milliseconds. 2 s: a server is heard
 /// from at least that often.
 pub const WAIT_MS_MAX: u64 = 2_000;
+/// Longest wait for the response to a held request, in milliseconds: one that is silent for longer is
+/// gone, and another member is asked.
+pub const CHANGE_MS_MAX: u64 = WAIT_MS_MAX + 1_000;
 /// Longest wait for a response to a request for orders, in milliseconds: two read rounds.
 pub const ANSWER_MS_MAX: u64 = 3_000;
 
@@ -74,8 +77,7 @@ pub enum Effect {
     Obey(Box<Received>),
     /// A server responded for an old incarnation; its orders are ignored.
     OldIncarnation { server: ServerId, incarnation: Incarnation },
-    /// The group took this agent in, and now another one keeps speaking for the server, on this
-    /// host.
+    /// The group took this agent in, and now another one speaks for the server, on this host.
     Displaced { host: String },
     /// Look up the group's members in the registry.
     AskRegistry {
@@ -109,10 +111,12 @@ pub enum Input {
         leader: Option<ServerId>,
         hash: u64,
     },
-    /// [`Question::Change`] or [`Question::Kill`] ended: answered or timed out.
+    /// [`Question::Change`] was answered, or is not needed any more; or [`Question::Kill`] ended.
     Changed,
-    /// Whether the group accepted this server; false if it refused.
+    /// Whether the group accepted this server; false if it refused, or did not answer.
     Joined(bool),
+    /// The group refused this agent: another one runs as its server, on this host.
+    RunsElsewhere { host: String },
     /// The member did not respond, or refused.
     NoAnswer,
 }
@@ -210,7 +214,7 @@ impl Asking {
                 displaced.into_iter().chain([self.join(whom, AfterJoin::Rest)]).collect()
             }
             (Open::Orders(whom), _) => {
-                self.next_member();
+                self.turn = self.turn.wrapping_add(1);
                 self.open = Open::Kill;
                 vec![Effect::Ask(whom, Question::Kill)]
             }
@@ -221,12 +225,20 @@ impl Asking {
                     self.introduced = true;
                     self.ask(now_ms, members)
                 }
+                // What it knows is from before the other one took its place.
+                Input::RunsElsewhere { host } if self.displaced > 0 => {
+                    vec![Effect::Displaced { host }, self.rest(now_ms)]
+                }
                 _ => vec![self.rest(now_ms)],
             },
             (Open::Join { whom, after: AfterJoin::Change { known } }, input) => {
                 self.introduced = input == Input::Joined(true);
-                self.open = Open::Change;
-                vec![Effect::Ask(whom, Question::Change { known })]
+                vec![self.hold(whom, known)]
+            }
+            // Not the same one again: it may be gone, and others know where the leader is.
+            (Open::Change, Input::NoAnswer) => {
+                self.turn = self.turn.wrapping_add(1);
+                self.ask_on(now_ms, members)
             }
             (Open::Change | Open::Nothing, _) => self.ask(now_ms, members),
         }
@@ -235,7 +247,7 @@ impl Asking {
     fn answered(&mut self, received: Received, hash: u64, whom: Whom) -> Vec<Effect> {
         let incarnation = received.orders.incarnation;
         if incarnation < self.incarnation {
-            self.next_member();
+            self.turn = self.turn.wrapping_add(1);
             let server = whom.server;
             self.open = Open::Registry { then_rest: true };
             let ask = Effect::AskRegistry { tell: false };
@@ -244,13 +256,17 @@ impl Asking {
         self.heard(&whom);
         self.incarnation = incarnation;
         let next = if self.introduced {
-            self.open = Open::Change;
-            Effect::Ask(whom, Question::Change { known: hash })
+            self.hold(whom, hash)
         } else {
             // Reports a new address to the group; the same one changes nothing.
             self.join(whom, AfterJoin::Change { known: hash })
         };
         vec![Effect::Obey(Box::new(received)), next]
+    }
+
+    fn hold(&mut self, whom: Whom, known: u64) -> Effect {
+        self.open = Open::Change;
+        Effect::Ask(whom, Question::Change { known })
     }
 
     fn join(&mut self, whom: Whom, after: AfterJoin) -> Effect {
@@ -262,11 +278,6 @@ impl Asking {
         (self.pause_ms, self.rounds) = (PAUSE_MS_MIN, 0);
         self.preferred = Some(whom.server.clone());
         self.turn = 0;
-    }
-
-    fn next_member(&mut self) {
-        self.preferred = None;
-        self.turn = self.turn.wrapping_add(1);
     }
 
     /// After a member that did not respond: the next one, or after all of them, a rest.

@@ -132,6 +132,46 @@ fn after_one_member_the_next_is_asked_and_after_all_it_rests_longer_each_time() 
 }
 
 #[test]
+fn after_a_held_question_without_an_answer_another_member_is_asked() {
+    let mut world = World::new(1);
+    let asked = world.first();
+    let _ = world.step(answer(1, 7));
+    let _ = world.step(Input::Joined(true));
+    let effects = world.step(Input::NoAnswer);
+    let [Effect::Ask(next, Question::Orders)] = &effects[..] else { panic!("{effects:?}") };
+    assert_ne!(*next, asked, "it may be gone");
+}
+
+/// The one that answered last comes first; none is asked twice before all were.
+#[test]
+fn every_member_is_asked_once_in_a_round() {
+    let mut world = World::new(1);
+    world.known = ["s1", "s2", "s3", "s4"].map(member).to_vec();
+    for _ in 0..4 {
+        let mut whom = world.first();
+        let mut asked = vec![whom.clone()];
+        loop {
+            let _ = world.step(Input::NoAnswer);
+            match &world.step(Input::Changed)[..] {
+                [Effect::Ask(next, Question::Orders)] => whom = next.clone(),
+                [Effect::AskRegistry { .. }] => break,
+                other => panic!("{other:?}"),
+            }
+            asked.push(whom.clone());
+        }
+        asked.sort_by(|one, other| one.server.cmp(&other.server));
+        assert_eq!(asked, ["s1", "s2", "s3", "s4"].map(self::whom));
+        // Next time another one answers first.
+        let _ = world.step(Input::RegistryAsked);
+        let _ = world.first();
+        let _ = world.step(Input::NoAnswer);
+        let _ = world.step(Input::Changed);
+        let _ = world.step(answer(1, 7));
+        let _ = world.step(Input::Joined(true));
+    }
+}
+
+#[test]
 fn orders_age_from_their_own_question_not_from_the_one_for_the_kill_registers() {
     let mut world = World::new(1);
     let _ = world.first();
@@ -187,6 +227,24 @@ fn an_agent_that_the_group_took_in_notices_that_another_one_speaks_for_its_serve
     assert_eq!(world.step(Input::Joined(true)), [orders]);
     let displaced = Effect::Displaced { host: "10.0.0.8".into() };
     assert_eq!(world.step(other())[0], displaced);
+}
+
+/// Its member may be one that nobody listens to any more.
+#[test]
+fn an_agent_that_was_taken_in_and_is_refused_starts_over() {
+    let mut world = World::new(1);
+    let asked = world.first();
+    let host = || "10.0.0.8".to_owned();
+    let refused = || Input::RunsElsewhere { host: host() };
+    let join = Effect::Ask(asked, Question::Join);
+    assert_eq!(world.step(no_orders(Some("10.0.0.8"))), std::slice::from_ref(&join));
+    let effects = world.step(refused());
+    assert!(matches!(effects[..], [Effect::Rest { .. }]), "a copy waits: {effects:?}");
+    let _ = world.first();
+    let _ = world.step(no_orders(Some("10.0.0.8")));
+    let _ = world.step(Input::Joined(true));
+    assert_eq!(world.step(no_orders(Some("10.0.0.8"))), [join]);
+    assert_eq!(world.step(refused())[0], Effect::Displaced { host: host() });
 }
 
 #[test]

@@ -69,9 +69,9 @@ impl Copies {
     /// Judges an agent that introduces itself. `listens_ms` is how long the leader has listened.
     ///
     /// One that calls from the same host has restarted: the earlier process has ended. On another
-    /// host, either the machine has moved, and the earlier process is silent from then on; or there
-    /// are two, if the earlier one was heard after the other had called for the first time, or if
-    /// its member still is: nobody would vouch for the other's.
+    /// host, the machine whose member is heard is the server: nobody would vouch for another. Where
+    /// none is heard, either the machine has moved, and the earlier process is silent from then on;
+    /// or there are two, if the earlier one was heard after the other had called for the first time.
     #[must_use]
     pub fn judge(
         &self,
@@ -87,8 +87,11 @@ impl Copies {
         if known.life == process.life || known.host == process.host || known.host.is_empty() {
             return Introduction::Accepted;
         }
-        if member_life.is_some_and(|life| life != process.life) {
-            return Introduction::Elsewhere { host: known.host.clone() };
+        // The machine with the group's log is the server, whichever agent came first.
+        match member_life {
+            Some(life) if life == process.life => return Introduction::Accepted,
+            Some(_) => return Introduction::Elsewhere { host: known.host.clone() },
+            None => {}
         }
         let heard_ms = contacts.of(server).map(|contact| contact.at_ms);
         let called = self.0.get(server).filter(|refusal| refusal.host == process.host);

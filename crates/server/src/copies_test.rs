@@ -78,6 +78,19 @@ fn a_copy_does_not_take_the_place_of_an_agent_whose_member_is_heard() {
     assert_eq!(judged(process(2, "a"), Some(1)), Introduction::Accepted, "it has restarted");
 }
 
+/// The group took a copy for a server that was silent, and then heard the first machine's member
+/// again: its agent speaks for the server, too.
+#[test]
+fn the_machine_whose_member_is_heard_is_the_server() {
+    let (group, contacts) = (group(), heard(100_000));
+    let judged = |life| {
+        let clock = (100_100, 60_000);
+        judge(&Copies::default(), &group, &contacts, clock, &process(2, "b"), life)
+    };
+    assert_eq!(judged(Some(2)), Introduction::Accepted);
+    assert_eq!(judged(Some(1)), Introduction::Elsewhere { host: "a".to_owned() });
+}
+
 #[test]
 fn a_leader_that_has_just_begun_does_not_know_yet() {
     let (group, contacts) = (group(), Contacts::default());

@@ -5,7 +5,7 @@ use cohort_core::ids::BootEpoch;
 use cohort_core::orders::{Orders, Source};
 use cohort_core::steps::AppRecord;
 use cohort_server::asking::{
-    ANSWER_MS_MAX, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, WAIT_MS_MAX,
+    ANSWER_MS_MAX, CHANGE_MS_MAX, Effect, Input, Members, ORDERS_VALID_MS, Question, Received,
 };
 use cohort_server::membership::{Obedience, OwnLog, obedience};
 use cohort_server::outbox::ANSWER_MS_MAX as TAKEN_MS_MAX;
@@ -95,13 +95,15 @@ impl Server {
                     Effect::Ask(whom, question) => {
                         let patience_ms = match question {
                             Question::Orders => ANSWER_MS_MAX,
-                            Question::Change { .. } => WAIT_MS_MAX + ANSWER_MS_MAX,
+                            Question::Change { .. } => CHANGE_MS_MAX,
                             Question::Join => TAKEN_MS_MAX,
                             Question::Kill => KILL_MS_MAX,
                         };
                         let id = self.agent.number();
                         let to = Place::of(&whom.server, &whom.address);
-                        let whom = Some(whom).filter(|_| question == Question::Orders);
+                        let whom = Some(whom).filter(|_| {
+                            matches!(question, Question::Orders | Question::Change { .. })
+                        });
                         let until_ms = now_ms + patience_ms;
                         self.agent.open = Some(Open { id, until_ms, whom });
                         let (doing, machine) = (self.doing(), self.machine_report());
@@ -166,7 +168,7 @@ impl Server {
         self.agent.changes += 1;
     }
 
-    fn own_log(&self) -> OwnLog {
+    pub(super) fn own_log(&self) -> OwnLog {
         match (&self.disk.log, &self.member) {
             (Some((member, _)), Some(carried)) => {
                 let proven = carried.view.raft.proven;

@@ -78,7 +78,13 @@ impl Carried {
                 self.reply(request, What::Taken(taken));
             }
             (Client::Join(request), outcome) => {
-                self.reply(request, What::Answer(Answer::Joined(outcome == Some(None))));
+                let answer = match outcome {
+                    Some(Some(Rejection::RunsElsewhere { host, .. })) => {
+                        Answer::RunsElsewhere { host }
+                    }
+                    outcome => Answer::Joined(outcome == Some(None)),
+                };
+                self.reply(request, What::Answer(answer));
             }
             (Client::Person(number), outcome) => {
                 log.outcomes.insert(number, outcome);
