@@ -11,8 +11,10 @@ use cohort_core::orders::AppOrders;
 use cohort_core::policy::Check;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{BootTime, StepAction};
-use cohort_host::{AppHost, HostError, RunningChecks};
-use cohort_server::app::{App, Doing as What, Effect, Running, Sight, preflight_result, step_of};
+use cohort_host::{AppHost, Boot, HostError, RunningChecks};
+use cohort_server::app::{
+    App, Booted, Doing as What, Effect, Running, Sight, preflight_result, step_of,
+};
 use cohort_server::fetching::shown;
 use tokio_util::sync::CancellationToken;
 
@@ -47,9 +49,9 @@ impl AppTask {
     }
 
     pub(crate) async fn boot(&mut self) -> Result<App, HostError> {
-        let found = self.host.boot().await?;
+        let Boot { found, started } = self.host.boot().await?;
         let patience_ms = self.shared.config.ready_without_orders_after.ms;
-        Ok(App::new((self.changes.clock)(), patience_ms, found))
+        Ok(App::new((self.changes.clock)(), patience_ms, Booted { found, started }))
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.

@@ -123,7 +123,9 @@ async fn orders(
 /// Records what the agent that speaks for a server says of itself.
 fn note(shared: &Shared, view: &View, server: &ServerId, body: OrdersRequest) {
     if answers::speaks_for(&view.state, server, body.life) {
-        shared.contacts.heard(server, 0, body.doing);
+        if body.machine.vouched {
+            shared.contacts.heard(server, 0, body.doing);
+        }
         shared.contacts.said(server, 0, body.machine);
     }
 }
@@ -227,12 +229,13 @@ async fn join_group(
     request.check()?;
     let view = handle.view();
     let process = Process { life: request.life, host: from.ip().to_canonical().to_string() };
-    match answers::joining(&view, &server, &request.address, &process) {
+    let address = request.address;
+    let body = match answers::joining(&view, &server, &address, &process) {
         Joining::Done => {
             let index = view.raft.applied.0;
             return Ok(Json(CommandAnswer { index, rejection: None }));
         }
-        Joining::Moved => {}
+        Joining::Moved => Body::MoveServer { server: server.clone(), address, process },
         Joining::New => {
             let record = cohort_registry::typed::read_server(&*shared.registry, &server)
                 .await
@@ -241,12 +244,10 @@ async fn join_group(
                 let error = format!("the registry does not have {server} in {}", shared.group);
                 return Err(ApiError::forbidden(error).hint("join with a fresh token"));
             }
+            let rack = request.rack;
+            Body::AddServer { server: server.clone(), address, rack, process }
         }
-    }
-    let known = view.state.servers.get(&server);
-    let rack = known.map_or(request.rack, |known| known.rack.clone());
-    let address = request.address;
-    let body = Body::AddServer { server: server.clone(), address, rack, process };
+    };
     let command = Shared::command(&handle, format!("agent {server}"), None, body);
     shared.commit(&handle, command).await.map(Json)
 }

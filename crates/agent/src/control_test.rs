@@ -9,6 +9,7 @@ use cohort_core::Body;
 use cohort_core::ids::{
     BootEpoch, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
@@ -283,7 +284,7 @@ async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
             life: 0,
             doing: Default::default(),
             known,
-            machine: Default::default(),
+            machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true },
         };
         let begun = tokio::time::Instant::now();
         let asked = asked("s2", &handle, request);

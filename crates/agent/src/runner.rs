@@ -79,8 +79,8 @@ impl Runner {
     ) -> Result<(), AgentError> {
         // Only before the first orders has this start sent no report.
         let own = self.shared.boot_epoch;
-        let unreported = self.shared.orders.borrow().is_none().then_some(own);
-        match obedience(&received, boot_time_ms(), self.shared.own_log(), unreported) {
+        let start = (own, self.shared.orders.borrow().is_some());
+        match obedience(&received, boot_time_ms(), self.shared.own_log(), start) {
             Obedience::Obey => {}
             Obedience::Ignore => return Ok(()),
             Obedience::Retired { incarnation, member } => {

@@ -128,7 +128,7 @@ impl Shared {
     pub(crate) fn machine(&self) -> Machine {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Machine { unix_ms, disk: *self.disk.borrow() }
+        Machine { unix_ms, disk: *self.disk.borrow(), vouched: self.own_log().vouched() }
     }
 
     /// This member is the leader, and cannot write to its log for long.

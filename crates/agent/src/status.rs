@@ -84,6 +84,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
         errands: errands(view, now_ms),
         voters: places(&view.raft.configuration.voters),
         standbys: places(&view.raft.configuration.standbys),
+        mute: view.mute.clone(),
         placing: view
             .placing
             .clone()

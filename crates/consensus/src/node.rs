@@ -483,6 +483,12 @@ impl<S: LogStore> Node<S> {
         }
     }
 
+    /// How many ticks ago this member last heard a peer in good standing; `None` if it never has.
+    #[must_use]
+    pub fn heard_ticks_ago(&self, peer: RaftId) -> Option<u64> {
+        self.heard.get(&peer).map(|heard| self.clock - heard)
+    }
+
     /// Whether a peer has not responded for the minimum election timeout.
     pub(crate) fn is_silent(&self, peer: RaftId) -> bool {
         let limit = u64::from(self.config.election_ticks_min);

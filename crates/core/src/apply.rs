@@ -51,6 +51,9 @@ impl State {
             Body::AddServer { server, address, rack, process } => {
                 self.add_server(server, (address, rack.as_deref(), process), events)
             }
+            Body::MoveServer { server, address, process } => {
+                self.move_server(server, address, process, events)
+            }
             Body::RemoveServer { server } => self.remove_server(server, events),
             Body::AllocateMember { server } => self.allocate_member(server),
             Body::RetireMember { server, member } => self.retire_member(server, *member),
@@ -115,11 +118,12 @@ impl State {
         (address, rack, process): (&str, Option<&str>, &Process),
         events: &mut Vec<Event>,
     ) -> Applied {
+        if self.servers.contains_key(server) {
+            return self.move_server(server, address, process, events);
+        }
         let (address, rack) = (address.to_owned(), rack.map(ToOwned::to_owned));
         let process = process.clone();
-        if let Some(known) = self.servers.get_mut(server) {
-            (known.address, known.rack, known.process) = (address, rack, process);
-        } else if self.servers.len() >= SERVERS_MAX {
+        if self.servers.len() >= SERVERS_MAX {
             return Err(Rejection::Limit { what: Limited::Servers, max: SERVERS_MAX as u64 });
         } else if !State::fits(self.servers.len() + 1, self.apps.len()) {
             let max = SERVER_APPS_MAX as u64;
@@ -138,6 +142,28 @@ impl State {
                     here.owe(self.clock, DebtReason::Joined);
                 }
                 app.servers.insert(server.clone(), here);
+            }
+        }
+        events.push(Event::ServersChanged);
+        Ok(())
+    }
+
+    /// Its rack is the one it joined with: voters are spread over racks, so a server that could
+    /// change its own could get itself a vote.
+    fn move_server(
+        &mut self,
+        server: &ServerId,
+        address: &str,
+        process: &Process,
+        events: &mut Vec<Event>,
+    ) -> Applied {
+        let known = self.server_mut(server)?;
+        let restarts = known.process.life != process.life;
+        (known.address, known.process) = (address.to_owned(), process.clone());
+        for app in self.apps.values_mut().filter(|_| restarts) {
+            // What it said was before its start: the machine may have been without power since.
+            if let Some(here) = app.servers.get_mut(server).filter(|it| it.running.is_some()) {
+                here.unsure = true;
             }
         }
         events.push(Event::ServersChanged);

@@ -120,7 +120,8 @@ fn taken_out(here: &ServerApp) -> bool {
 /// that before the report that follows.
 #[must_use]
 pub fn serves(here: &ServerApp, doing: Option<Step>) -> bool {
-    here.in_service && !(here.in_flight().is_some() && doing.is_some_and(has_left))
+    let leaves = here.in_flight().is_some() && doing.is_some_and(has_left);
+    here.in_service && !here.unsure && !leaves
 }
 
 /// Whether a server that is taking this step has left traffic, or is about to.
@@ -148,17 +149,34 @@ impl Held {
     /// Those of this state, in one pass over every app's servers.
     #[must_use]
     pub fn of(state: &State) -> Held {
+        Held::seen(state, &BTreeSet::new(), |_, _| false)
+    }
+
+    /// The same, with what only the leader knows: the servers that are `silent`, and whether a
+    /// server says that it has begun what it was granted.
+    pub(crate) fn seen(
+        state: &State,
+        silent: &BTreeSet<ServerId>,
+        says_begun: impl Fn(&AppId, &ServerId) -> bool,
+    ) -> Held {
         let mut granted = Vec::new();
         let begun = servers_where(state, |app, _, here| {
             let costs = taken_out(here) && here.in_flight().is_some_and(has_begun);
             costs || is_down_here(app, here)
         });
+        let mut out = begun;
+        out.extend(silent);
         for (id, app) in &state.apps {
             let open = app.in_flight().filter(|(_, change)| change.costs && !has_begun(change));
-            granted.extend(open.map(|(server, change)| (change.granted, server, id, app)));
+            for (server, change) in open {
+                if says_begun(id, server) {
+                    out.insert(server);
+                } else {
+                    granted.push((change.granted, server, id, app));
+                }
+            }
         }
         granted.sort_unstable_by_key(|(at, server, ..)| (*at, *server));
-        let mut out = begun;
         let mut held: BTreeMap<AppId, BTreeSet<ServerId>> = BTreeMap::new();
         for (_, server, id, app) in granted {
             let others = out.len() - usize::from(out.contains(server));

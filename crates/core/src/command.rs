@@ -49,8 +49,12 @@ pub enum Body {
     /// Advances the group clock, by at most [`CLOCK_STEP_MS_MAX`]. A late one is refused or short,
     /// never early: the time is the leader's whole reckoning, not a step.
     AdvanceClock { to: ClockMs },
-    /// A server joins, or its peer port (`host:port`), its rack, if known, or its agent changes.
+    /// A server joins, with its peer port (`host:port`) and its rack, if known. One that is in the
+    /// group already moves.
     AddServer { server: ServerId, address: String, rack: Option<String>, process: Process },
+    /// The peer port or the agent of a server changes. It does not join with that: one that was
+    /// removed meanwhile stays out.
+    MoveServer { server: ServerId, address: String, process: Process },
     /// A server leaves permanently.
     RemoveServer { server: ServerId },
     /// A server gets the next member number, so that it can carry the group's log.
@@ -134,6 +138,7 @@ impl Body {
             Body::SetUp { .. } => "set-up",
             Body::AdvanceClock { .. } => "advance-clock",
             Body::AddServer { .. } => "add-server",
+            Body::MoveServer { .. } => "move-server",
             Body::RemoveServer { .. } => "remove-server",
             Body::AllocateMember { .. } => "allocate-member",
             Body::RetireMember { .. } => "retire-member",

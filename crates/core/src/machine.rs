@@ -3,12 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 /// A server's machine, as its agent sees it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     /// Its wall clock, as Unix time in milliseconds.
     pub unix_ms: u64,
     pub disk: DiskSpace,
+    /// Whether the group's members vouch for the log on its disk, if it has one. Until they do, its
+    /// agent obeys nothing: what the group knows of its services may not be what they do.
+    pub vouched: bool,
 }
 
 /// How much the agent can still write to its data directory.

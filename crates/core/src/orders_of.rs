@@ -91,12 +91,14 @@ impl Asked<'_> {
         Some(self.fetch(&rollout.release, late || rollout.lead == *self.server))
     }
 
-    /// What the server was granted to run, even if it once reported having it: disks lose data. A
-    /// server that still has it fetches nothing.
+    /// What the server was granted to run, even if it once reported having it, and has begun to: a
+    /// server that has lost its disk begins again. One that still has it fetches nothing.
     fn fetch_granted(&self) -> Option<FetchOrder> {
         let change = self.here.in_flight()?;
         let release = change.release.as_ref()?;
-        if change.stage != ActivationStage::Granted || !self.here.has(&release.artifact) {
+        let comes = self.app.phase.forward().is_some_and(|rollout| rollout.release == *release);
+        let withdrawn = change.stage == ActivationStage::Withdrawn;
+        if withdrawn || (comes && !self.here.has(&release.artifact)) {
             return None;
         }
         Some(self.fetch(release, true))

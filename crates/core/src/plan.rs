@@ -185,9 +185,21 @@ impl Round {
             !is_counted_on(state, seen, leader, server)
                 && capacity::standing(state, server) != Standing::Idle
         });
-        out.extend(silent.cloned());
-        Round { used: out.clone(), out, held: Held::of(state) }
+        let silent: BTreeSet<ServerId> = silent.cloned().collect();
+        // A new leader takes no grant back for a silence that it cannot know of.
+        let knows = seen.leading_for_ms >= capacity::COUNTED_ON_MS;
+        let none = BTreeSet::new();
+        let known = if knows { &silent } else { &none };
+        let held = Held::seen(state, known, |app, server| says_begun(seen, app, server));
+        out.extend(silent);
+        Round { used: out.clone(), out, held }
     }
+}
+
+/// Whether a server says that it has begun a change of this app.
+fn says_begun(seen: &Observations, app: &AppId, server: &ServerId) -> bool {
+    let doing = seen.doing.get(&(app.clone(), server.clone()));
+    doing.is_some_and(|step| capacity::has_left(*step))
 }
 
 /// Whether a server was heard so recently that another one may be taken out of service. The same

@@ -80,8 +80,6 @@ pub enum WhyNot {
     TooManyVoters,
     /// The server has begun its change, or has none.
     NothingToWithdraw,
-    /// The change leads where the plan goes, and there is room for it.
-    StillWanted,
     /// An operator removed the app.
     BeingRemoved,
     AlreadyLost,

@@ -457,7 +457,7 @@ impl ServerApp {
     /// Whether the server is settled on the release and takes traffic.
     #[must_use]
     pub fn serves(&self, release: &Release) -> bool {
-        self.in_service && self.settled_on(Some(release))
+        self.in_service && !self.unsure && self.settled_on(Some(release))
     }
 
     /// The change in progress, unless it is void.

@@ -63,11 +63,13 @@ fn bodies() -> Vec<Body> {
     let labels = [("zone".to_owned(), "zone-a".to_owned())].into();
     let (address, rack) = ("10.0.0.1:7417".to_owned(), Some("rack-1".to_owned()));
     let process = Process { life: 7, host: "10.0.0.1".to_owned() };
+    let moved = (address.clone(), process.clone());
     let reason = || "a bad night".to_owned();
     let plain = [
         Body::SetUp { labels, platform: platform() },
         Body::AdvanceClock { to: ClockMs(2_000) },
         Body::AddServer { server: server(1), address, rack, process },
+        Body::MoveServer { server: server(1), address: moved.0, process: moved.1 },
         Body::RemoveServer { server: server(1) },
         Body::AllocateMember { server: server(1) },
         Body::RetireMember { server: server(1), member: MemberId(2) },
@@ -177,6 +179,7 @@ fn has_an_example(body: &Body) -> bool {
         Body::SetUp { .. }
         | Body::AdvanceClock { .. }
         | Body::AddServer { .. }
+        | Body::MoveServer { .. }
         | Body::RemoveServer { .. }
         | Body::AllocateMember { .. }
         | Body::RetireMember { .. }

@@ -225,3 +225,20 @@ fn a_reason_that_is_passed_on_is_short() {
     };
     assert_eq!(servers.len(), Reason::SERVERS_NAMED_MAX);
 }
+
+/// An agent's introduction was on its way while its server was removed.
+#[test]
+fn a_server_that_was_removed_does_not_come_back_by_moving() {
+    let mut state = group();
+    let apply = |state: &mut State, body| state.apply(&command(None, body)).map(|_| ());
+    let moves = |host: &str| {
+        let process = Process { life: 2, host: host.to_owned() };
+        Body::MoveServer { server: server(1), address: format!("{host}:7417"), process }
+    };
+    assert_eq!(apply(&mut state, moves("10.0.1.1")), Ok(()));
+    assert_eq!(state.servers[&server(1)].address, "10.0.1.1:7417");
+    assert_eq!(apply(&mut state, Body::RemoveServer { server: server(1) }), Ok(()));
+    let refused = Err(Rejection::NoServer { server: server(1) });
+    assert_eq!(apply(&mut state, moves("10.0.1.2")), refused);
+    assert!(!state.servers.contains_key(&server(1)));
+}

@@ -10,6 +10,15 @@ use crate::run_service::RunningService;
 use crate::run_step::fence_text;
 use crate::service::RunService;
 
+/// What [`AppHost::boot`] found and did.
+#[derive(Debug)]
+pub struct Boot {
+    /// An [`Outcome::Found`].
+    pub found: Outcome,
+    /// Whether the service is only just starting, now or after it exited.
+    pub started: bool,
+}
+
 impl AppHost {
     /// At the agent's start: makes sure that what ran before is running. Returns what it found, to
     /// be reported. [`Traffic::Starting`] stays until [`Self::take_traffic`].
@@ -19,7 +28,7 @@ impl AppHost {
     /// # Errors
     /// If something cannot be persisted. A service that cannot be started is not an error: it is
     /// logged, and `in_service` is false.
-    pub async fn boot(&mut self) -> Result<Outcome, HostError> {
+    pub async fn boot(&mut self) -> Result<Boot, HostError> {
         crate::orphan::end(&self.folder.join("hooks").join("running")).await;
         let local = self.local();
         if local.current.is_none()
@@ -29,10 +38,14 @@ impl AppHost {
             // The record was lost; the installation shows what runs here.
             self.change(|record| record.local.current = Some(found))?;
         }
+        let mut started = false;
         let in_service = match self.release_to_run() {
             None => false,
             Some(release) => match self.bring_up(release).await {
-                Ok(()) => self.record.takes_traffic().is_ok(),
+                Ok(brought_up) => {
+                    started = brought_up;
+                    self.record.takes_traffic().is_ok()
+                }
                 Err(Interrupt::Fatal(error)) => return Err(error),
                 Err(interrupt) => {
                     tracing::error!(app = %self.app, reason = %interrupt, "cannot start service");
@@ -40,7 +53,8 @@ impl AppHost {
                 }
             },
         };
-        Ok(Outcome::Found { release: self.record.local.current.clone(), in_service })
+        let found = Outcome::Found { release: self.record.local.current.clone(), in_service };
+        Ok(Boot { found, started })
     }
 
     /// Makes sure that a guard is running, and that it runs the current service; a new guard takes
@@ -66,21 +80,24 @@ impl AppHost {
         self.local().current.as_ref().filter(|_| !self.record.under_way())
     }
 
-    async fn bring_up(&self, release: &Release) -> Result<(), Interrupt> {
+    /// Returns whether the service is only just starting.
+    async fn bring_up(&self, release: &Release) -> Result<bool, Interrupt> {
         if self.releases.current().as_ref() != Some(release) {
             self.releases.switch(Some(release))?;
         }
         let Some(RunningService { control, mut spec }) = self.service_of(release, "boot")? else {
-            return Ok(());
+            return Ok(false);
         };
-        if control.status(&spec.name).await?.runs(release) {
-            return Ok(());
+        let status = control.status(&spec.name).await?;
+        if status.runs(release) {
+            return Ok(!status.is_running());
         }
         if let Some(activation) = &self.record.local.activation
             && activation.order.release.as_ref() == Some(release)
         {
             spec.key = fence_text(activation.order.fence);
         }
-        Ok(control.start(&spec).await?)
+        control.start(&spec).await?;
+        Ok(true)
     }
 }

@@ -41,6 +41,7 @@ mod undo;
 mod unpack;
 
 pub use app_host::{Acted, AppHost, AppHostConfig, Controls};
+pub use boot::Boot;
 pub use boot_epoch::{next_boot_epoch, pass_boot_epoch};
 pub use check::CheckContext;
 pub use clock::boot_time_ms;

@@ -81,7 +81,9 @@ pub fn for_people(body: &Body) -> bool {
 /// only a leader decides.
 #[must_use]
 pub fn for_members(body: &Body) -> bool {
-    matches!(body, Body::Report { .. } | Body::AddServer { .. }) || for_people(body)
+    let of_agents =
+        matches!(body, Body::Report { .. } | Body::AddServer { .. } | Body::MoveServer { .. });
+    of_agents || for_people(body)
 }
 
 /// Why a command is not forwarded.
@@ -171,9 +173,7 @@ pub enum Joining {
     New,
 }
 
-/// What is needed to have `server` in the group with this address and this agent. Its rack is the
-/// one it joined with: voters are spread over racks, so a server that could change its own could
-/// get itself a vote.
+/// What is needed to have `server` in the group with this address and this agent.
 #[must_use]
 pub fn joining(view: &View, server: &ServerId, address: &str, process: &Process) -> Joining {
     match view.state.servers.get(server) {

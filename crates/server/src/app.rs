@@ -110,6 +110,15 @@ pub enum Effect {
     Retire,
 }
 
+/// What the host's boot found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Booted {
+    /// An [`Outcome::Found`].
+    pub found: Outcome,
+    /// Whether the service is only just starting: it may take a while to answer, or never do.
+    pub started: bool,
+}
+
 /// One app on this server, between two looks. In memory only: a restarted agent starts over.
 #[derive(Debug, Clone)]
 pub struct App {
@@ -122,6 +131,8 @@ pub struct App {
     boot: Option<Outcome>,
     /// The service ran when the agent started, or an activation has started it since.
     booted: bool,
+    /// The boot has started the service, and no check has passed since.
+    cold: bool,
     took_traffic: bool,
     /// What the current running checks were started for.
     watched: Option<(Vec<Check>, Option<Digest>)>,
@@ -141,15 +152,17 @@ pub struct App {
 }
 
 impl App {
-    /// The state after the host's boot, which found `found` (an [`Outcome::Found`]).
+    /// The state after the host's boot.
     #[must_use]
-    pub fn new(now_ms: u64, ready_without_orders_after_ms: u64, found: Outcome) -> App {
+    pub fn new(now_ms: u64, ready_without_orders_after_ms: u64, booted: Booted) -> App {
+        let Booted { found, started } = booted;
         App {
             started_ms: now_ms,
             ready_without_orders_after_ms,
             reported: None,
             booted: matches!(found, Outcome::Found { in_service: true, .. }),
             boot: Some(found),
+            cold: started,
             took_traffic: false,
             watched: None,
             health: None,
@@ -196,7 +209,7 @@ impl App {
                 } else {
                     self.watched = None;
                     self.health = None;
-                    self.booted = true;
+                    (self.booted, self.cold) = (true, false);
                     effects.extend([Effect::Unwatch, Effect::Unfit(None)]);
                     self.end_trial(&mut effects);
                 }
@@ -217,8 +230,15 @@ impl App {
     }
 
     /// Whether what runs is fit for traffic, as far as known.
-    fn fit(&self) -> bool {
-        self.health.as_ref().map_or(self.booted, |health| health.in_service)
+    fn fit(&self, sight: &Sight<'_>) -> bool {
+        let up = self.booted && !self.is_starting(sight);
+        self.health.as_ref().map_or(up, |health| health.in_service)
+    }
+
+    /// Whether the service was started with the machine, and has yet to pass its checks. Without
+    /// orders, nobody knows them.
+    fn is_starting(&self, sight: &Sight<'_>) -> bool {
+        self.cold && sight.orders.is_some_and(|orders| !orders.checks.is_empty())
     }
 
     /// Reports what was found here: the first report to a group about an app on this server. A
@@ -226,13 +246,14 @@ impl App {
     fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         if sight.orders.is_none() {
             let release = sight.record.local.current.clone();
-            let in_service = release.is_some() && self.fit();
+            let in_service = release.is_some() && self.fit(sight);
             self.boot.get_or_insert(Outcome::Found { release, in_service });
         } else if let Some(mut found) = self.boot.take() {
             self.corrected_ms = Some(sight.now.ms);
             if let Outcome::Found { in_service, .. } = &mut found {
                 // A server that owes takes no traffic after a start.
                 *in_service &= !sight.orders.is_some_and(|orders| orders.owes);
+                *in_service &= !self.is_starting(sight);
             }
             effects.push(report(found));
         }
@@ -290,7 +311,8 @@ impl App {
         let at_rest = at_rest(step, local);
         let lost = orders.in_service.is_none() && *step != StepAction::Wait(StepWait::Confirmation);
         let other = at_rest && orders.run != local.current;
-        let in_service = self.took_traffic && self.fit() && sight.record.takes_traffic().is_ok();
+        let in_service =
+            self.took_traffic && self.fit(sight) && sight.record.takes_traffic().is_ok();
         let told = orders.in_service.is_none_or(|told| told == in_service);
         // A change that is no longer ordered, and has not drained, leaves the service as it is.
         let calm = drained || told;
@@ -351,7 +373,7 @@ impl App {
                 let waited_ms = sight.now.ms.saturating_sub(self.started_ms);
                 !sight.refused && waited_ms >= self.ready_without_orders_after_ms
             }
-        } && (self.fit() || sight.record.local.current.is_none());
+        } && (self.fit(sight) || sight.record.local.current.is_none());
         let busy = activation.filter(|activation| {
             !matches!(activation.progress, Progress::Complete | Progress::GivenBack)
         });
@@ -360,7 +382,7 @@ impl App {
             // paying a debt comes before traffic.
             if busy.is_none_or(|activation| activation.order.purpose != Purpose::Debt) {
                 effects.push(Effect::TakeTraffic);
-                self.took_traffic = true;
+                (self.took_traffic, self.cold) = (true, false);
             }
         }
     }
@@ -392,6 +414,7 @@ impl App {
             effects.push(Effect::Watch { checks: orders.checks.clone(), first });
         } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
             self.booted |= now.in_service;
+            self.cold &= !now.in_service;
             effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
             // That it broke does not wait: others may rely on this server.
             let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
@@ -421,8 +444,12 @@ impl App {
         let known = sight.health.or(self.health.as_ref()).filter(|_| same);
         let passed = sight.trial.filter(|trial| tried.is_some() && trial.in_service);
         passed.or(known).cloned().unwrap_or_else(|| {
-            let reason = if self.booted { "" } else { "the service did not come up" };
-            Health { in_service: self.booted, reason: reason.into() }
+            let reason = match (self.booted, self.is_starting(sight)) {
+                (false, _) => "the service did not come up",
+                (true, true) => "the service has been started, and has not passed its checks yet",
+                (true, false) => "",
+            };
+            Health { in_service: reason.is_empty(), reason: reason.into() }
         })
     }
 

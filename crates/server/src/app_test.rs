@@ -7,7 +7,7 @@ use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Reached, StepAction};
 
-use super::{App, Doing, Effect, Running, Sight, preflight_result};
+use super::{App, Booted, Doing, Effect, Running, Sight, preflight_result};
 use crate::announced::Announced;
 use crate::asking::Received;
 
@@ -98,7 +98,7 @@ impl World {
         record.local.current = Some(release(version));
         let found = Outcome::Found { release: Some(release(version)), in_service: true };
         World {
-            app: App::new(0, PATIENCE_MS, found),
+            app: App::new(0, PATIENCE_MS, Booted { found, started: false }),
             record,
             orders: None,
             health: None,
@@ -279,8 +279,28 @@ fn an_outcome_is_told_once_and_a_restarted_agent_tells_it_again() {
     assert_eq!(world.reports(), [Outcome::Applied]);
     assert_eq!(world.reports(), []);
     let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
-    world.app = App::new(0, PATIENCE_MS, found.clone());
+    world.app = App::new(0, PATIENCE_MS, Booted { found: found.clone(), started: false });
     assert_eq!(world.reports(), [found, Outcome::Applied]);
+}
+
+/// The machine was without power: its service was started, and takes 30 s to listen.
+#[test]
+fn a_service_that_was_started_with_its_machine_serves_once_its_checks_have_passed() {
+    let mut world = World::new("1.0.0");
+    let found = |in_service| Outcome::Found { release: Some(release("1.0.0")), in_service };
+    world.app = App::new(0, PATIENCE_MS, Booted { found: found(true), started: true });
+    let check = check("listens:1");
+    let orders = orders(None, Some("1.0.0"));
+    world.orders = Some(AppOrders { checks: vec![check], in_service: None, ..orders });
+    let effects = world.look();
+    assert!(!effects.contains(&Effect::TakeTraffic), "{effects:?}");
+    let told = |effect: &Effect| matches!(effect, Effect::Report { outcome, .. } if *outcome == found(false));
+    assert!(effects.iter().any(told), "{effects:?}");
+    world.health = Some(Health { in_service: true, reason: String::new() });
+    world.ms += 30_000;
+    let _ = world.look();
+    let effects = world.look();
+    assert!(effects.contains(&Effect::TakeTraffic), "{effects:?}");
 }
 
 #[test]

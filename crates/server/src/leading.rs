@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ability::Ability;
+use cohort_core::capacity::COUNTED_ON_MS;
 use cohort_core::command::CLOCK_STEP_MS_MAX;
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::RegistryView;
@@ -82,6 +83,7 @@ pub struct Leading {
     copies: Copies,
     /// What the next change of the voters is waiting for, and since when.
     placing: Option<(Placing, u64)>,
+    mute: BTreeSet<ServerId>,
     /// The last of the leader's own proposals not applied yet.
     planned_up_to: u64,
     ticked_ms: Option<u64>,
@@ -92,6 +94,15 @@ pub struct Leading {
     stale: bool,
     /// Since the last plan, the clock was advanced before another proposer's entry.
     clock_first: bool,
+}
+
+/// When this leader last heard the group's servers, on its monotonic clock, in milliseconds.
+#[derive(Debug)]
+pub struct Heard<'a> {
+    /// Their agents.
+    pub contacts: &'a Contacts,
+    /// Their members, other than the leader's own.
+    pub members: BTreeMap<ServerId, u64>,
 }
 
 impl Leading {
@@ -112,6 +123,7 @@ impl Leading {
             heirs: Heirs::default(),
             copies: Copies::default(),
             placing: None,
+            mute: BTreeSet::new(),
             planned_up_to: 0,
             ticked_ms: None,
             awake_since_ms: 0,
@@ -363,13 +375,19 @@ impl Leading {
         now_ms: u64,
         state: &State,
         placed: &Placed,
-        contacts: &Contacts,
+        heard: &Heard<'_>,
     ) -> Option<Placement> {
         self.placed_ms = Some(now_ms);
         let unheard = Unheard {
-            lately: self.unheard(now_ms, ORDERS_VALID_MS, state, contacts),
-            silent: self.unheard(now_ms, self.placer.replace_after_ms, state, contacts),
+            lately: self.unheard(now_ms, ORDERS_VALID_MS, state, heard),
+            silent: self.unheard(now_ms, self.placer.replace_after_ms, state, heard),
         };
+        let since_ms = self.listens_since_ms().unwrap_or(now_ms) + COUNTED_ON_MS;
+        let mute = heard
+            .members
+            .iter()
+            .filter(|(_, at_ms)| now_ms >= since_ms.max(**at_ms + COUNTED_ON_MS));
+        self.mute = mute.map(|(server, _)| server.clone()).collect();
         match placement(state, placed, &unheard, self.placer.carriers) {
             Next::Settled => self.placing = None,
             Next::Waits(on) => self.place_waits(now_ms, on),
@@ -462,19 +480,27 @@ impl Leading {
         self.placing.as_ref()
     }
 
-    /// The servers that have not been heard from for `after_ms`; never the leader's own. Silence
-    /// counts from the start of this leader's time: what other members heard before is unknown
+    /// The servers whose members this leader has not heard for [`COUNTED_ON_MS`], whatever their
+    /// agents say to other members.
+    #[must_use]
+    pub fn mute(&self) -> &BTreeSet<ServerId> {
+        &self.mute
+    }
+
+    /// The servers of which the agent, or the member, has not been heard for `after_ms`; never the
+    /// leader's own. Silence counts from the start of this leader's time: what other members heard before is unknown
     /// here.
     fn unheard(
         &self,
         now_ms: u64,
         after_ms: u64,
         state: &State,
-        contacts: &Contacts,
+        heard: &Heard<'_>,
     ) -> BTreeSet<ServerId> {
         let since_ms = self.listens_since_ms().unwrap_or(now_ms);
         let unheard = |server: &&ServerId| {
-            let heard_ms = contacts.of(server).map_or(0, |contact| contact.at_ms);
+            let heard_ms = heard.contacts.of(server).map_or(0, |contact| contact.at_ms);
+            let heard_ms = heard.members.get(*server).map_or(heard_ms, |at| heard_ms.min(*at));
             *server != self.server() && now_ms >= heard_ms.max(since_ms) + after_ms
         };
         state.servers.keys().filter(unheard).cloned().collect()

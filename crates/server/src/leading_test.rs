@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::capacity::COUNTED_ON_MS;
 use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, ServerId};
@@ -10,7 +11,7 @@ use cohort_core::waiting::Placing;
 use cohort_core::{Body, Command, Plan, State};
 
 use crate::contacts::Contacts;
-use crate::leading::{Leading, PLAN_EVERY_MS};
+use crate::leading::{Heard, Leading, PLAN_EVERY_MS};
 use crate::membership::{Founder, founding_state};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -28,6 +29,21 @@ fn state() -> State {
 
 fn plan_at(leading: &mut Leading, now_ms: u64) -> Plan {
     leading.plan(now_ms, &state(), &Contacts::default())
+}
+
+/// A voter whose agent reaches another member, and whose own member the leader does not hear.
+#[test]
+fn a_voter_that_is_mute_counts_as_silent_and_is_named() {
+    let mut leading = leading();
+    let (mut contacts, other) = (Contacts::default(), ServerId::new("s2").unwrap());
+    let now_ms = 1_000 + COUNTED_ON_MS;
+    contacts.heard(now_ms, &other, 0, BTreeMap::new());
+    for (heard_ms, mute) in [(now_ms - 300, false), (500, true)] {
+        let heard = Heard { contacts: &contacts, members: [(other.clone(), heard_ms)].into() };
+        let placed = Placed::default();
+        leading.place(now_ms, &state(), &placed, &heard);
+        assert_eq!(leading.mute().contains(&other), mute);
+    }
 }
 
 #[test]
@@ -221,7 +237,10 @@ fn a_change_of_voters_that_did_not_start_is_tried_again() {
     let placed = Placed { voters, caught_up: standbys.clone(), standbys, changing: false };
     let waits = Placing::Majority { heard: 1, voters: 3 };
     for now_ms in [1_000, 1_200, 1_400] {
-        let step = leading.place(now_ms, &state, &placed, &Contacts::default());
+        let step = {
+            let heard = Heard { contacts: &Contacts::default(), members: BTreeMap::new() };
+            leading.place(now_ms, &state, &placed, &heard)
+        };
         assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
         leading.place_waits(now_ms, waits.clone());
         assert_eq!(leading.placing(), Some(&(waits.clone(), 1_000)));

@@ -11,7 +11,7 @@ fn server(n: u64) -> ServerId {
 }
 
 fn clock(unix_ms: u64) -> Machine {
-    Machine { unix_ms, disk: DiskSpace::Enough }
+    Machine { unix_ms, disk: DiskSpace::Enough, vouched: true }
 }
 
 fn ahead_ms(machines: &Machines, now_ms: u64, n: u64) -> Option<i64> {
@@ -49,7 +49,7 @@ fn the_clock_that_differs_from_most_others_is_wrong() {
 #[test]
 fn what_was_said_long_ago_counts_no_more_and_news_is_not_overtaken() {
     let mut machines = Machines::default();
-    let full = Machine { unix_ms: NOON_MS, disk: DiskSpace::Exhausted };
+    let full = Machine { unix_ms: NOON_MS, disk: DiskSpace::Exhausted, vouched: true };
     machines.said(5_000, &server(1), 0, full);
     machines.said(6_000, &server(1), 2_000, clock(NOON_MS));
     assert_eq!(machines.of(&server(1)), Some(full));

@@ -10,7 +10,7 @@
 //! What a step proposes and what it received are persisted together, with one sync. If
 //! [`Member::wake_ms`] is in the past, there is already work for another step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_consensus::{
@@ -184,6 +184,8 @@ pub struct View {
     /// What the next change of the voters is waiting for, and since when, on the member's monotonic
     /// clock; `None` unless this member is the leader.
     pub placing: Option<(Placing, u64)>,
+    /// Servers whose members the leader has not heard lately ([`Leading::mute`]); empty elsewhere.
+    pub mute: BTreeSet<ServerId>,
     /// Whether the registry responds; `None` unless this member is the leader.
     pub registry: Option<bool>,
     /// The errands of the leader at the hub that fail; none unless this member is the leader.
@@ -367,6 +369,7 @@ impl<S: LogStore> Member<S> {
             raft: self.node.status(),
             waiting: self.waiting.clone(),
             placing: self.leading.placing().cloned(),
+            mute: self.leading.mute().clone(),
             registry: self.leading.registry_answers(),
             errands: self.leading.errands().clone(),
             refusals: self.leading.refusals().to_vec(),
@@ -526,7 +529,11 @@ impl<S: LogStore> Member<S> {
 
     /// The answer to an agent that may not speak for its server, if this member is the leader.
     fn refuses(&mut self, now_ms: u64, contacts: &Contacts, command: &Command) -> Option<Proposed> {
-        let Body::AddServer { server, process, .. } = &command.body else { return None };
+        let (Body::AddServer { server, process, .. } | Body::MoveServer { server, process, .. }) =
+            &command.body
+        else {
+            return None;
+        };
         if !self.node.leads() {
             return None;
         }

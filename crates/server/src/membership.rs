@@ -85,6 +85,14 @@ pub enum OwnLog {
     },
 }
 
+impl OwnLog {
+    /// Whether the agent obeys: it carries no log, or the group's members vouch for it.
+    #[must_use]
+    pub fn vouched(self) -> bool {
+        matches!(self, OwnLog::None | OwnLog::Open { proven: true, .. })
+    }
+}
+
 /// What a server does with orders that it received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obedience {
@@ -103,13 +111,13 @@ pub enum Obedience {
     },
 }
 
-/// Judges orders. `unreported` is the agent's start, as long as it has sent no report.
+/// Judges orders. `start` is the agent's, which has reported if it obeyed orders before.
 #[must_use]
 pub fn obedience(
     received: &Received,
     now_ms: u64,
     log: OwnLog,
-    unreported: Option<BootEpoch>,
+    (start, reported): (BootEpoch, bool),
 ) -> Obedience {
     match log {
         OwnLog::Closed => return Obedience::Ignore,
@@ -122,20 +130,21 @@ pub fn obedience(
         }
         OwnLog::None | OwnLog::Open { .. } => {}
     }
-    if unreported.is_some_and(|start| is_earlier_disk(&received.orders, start)) {
+    let earliest = BootEpoch(start.0.saturating_add(u64::from(reported)));
+    if is_earlier_disk(&received.orders, earliest) {
         return Obedience::EarlierDisk { heard: received.orders.heard };
     }
     Obedience::Obey
 }
 
-/// Whether this server's disk is an earlier one: the group has reports of this start or a later
-/// one, and this agent has sent none. The agent counts on from there: the group would ignore its
-/// reports as old ones. A member that names an impossible number is not believed: numbers are used
+/// Whether the group has reports of the `earliest` start that is not this agent's, or a later one.
+/// Its disk is an earlier one, or another machine spoke for the server meanwhile. The agent counts
+/// on from there: the group would ignore its reports as old ones. A member that names an impossible number is not believed: numbers are used
 /// up for good.
-fn is_earlier_disk(orders: &Orders, start: BootEpoch) -> bool {
+fn is_earlier_disk(orders: &Orders, earliest: BootEpoch) -> bool {
     // One that was lost counts from a clock that may be years behind the one before.
-    let highest = start.0.saturating_add(HEARD_AHEAD_MAX).max(BootEpoch::FIRST_MAX.0);
-    (start.0..=highest).contains(&orders.heard.0)
+    let highest = earliest.0.saturating_add(HEARD_AHEAD_MAX).max(BootEpoch::FIRST_MAX.0);
+    (earliest.0..=highest).contains(&orders.heard.0)
 }
 
 /// Whether this server founds the group. `bootstrap` is the incarnation that the registry issued

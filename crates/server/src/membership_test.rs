@@ -85,14 +85,16 @@ fn received(member: Option<u64>, heard: u64) -> Received {
 #[test]
 fn an_agent_that_starts_where_the_group_has_heard_it_already_has_an_earlier_disk() {
     let judged = |heard, start| obedience(&received(None, heard), 1_000, OwnLog::None, start);
-    let start = Some(BootEpoch(7));
+    let start = (BootEpoch(7), false);
     assert_eq!([judged(0, start), judged(6, start)], [Obedience::Obey; 2]);
     let heard = |heard| Obedience::EarlierDisk { heard: BootEpoch(heard) };
     assert_eq!([judged(7, start), judged(9, start)], [heard(7), heard(9)]);
     let this_year = 1_800_000_000;
     assert_eq!(judged(this_year, start), heard(this_year), "its clock began in 1970");
     assert_eq!(judged(1 << 39, start), Obedience::Obey, "no disk goes back that far");
-    assert_eq!(judged(9, None), Obedience::Obey, "of the reports of this start");
+    let reported = (BootEpoch(7), true);
+    assert_eq!(judged(7, reported), Obedience::Obey, "of the reports of this start");
+    assert_eq!(judged(8, reported), heard(8), "another machine spoke for the server meanwhile");
 }
 
 #[test]
@@ -100,13 +102,13 @@ fn orders_wait_until_the_group_vouches_for_the_log_on_the_disk() {
     let own = (FIRST, MemberId(4));
     let judged = |ordered, proven| {
         let log = OwnLog::Open { incarnation: own.0, member: own.1, proven };
-        obedience(&received(ordered, 0), 1_000, log, None)
+        obedience(&received(ordered, 0), 1_000, log, (BootEpoch(1), false))
     };
     assert_eq!(judged(Some(4), true), Obedience::Obey);
     assert_eq!(judged(Some(4), false), Obedience::Ignore, "it may be a copy");
     let retired = Obedience::Retired { incarnation: own.0, member: own.1 };
     assert_eq!([judged(Some(5), false), judged(None, false)], [retired; 2]);
-    let closed = obedience(&received(Some(4), 0), 1_000, OwnLog::Closed, None);
+    let closed = obedience(&received(Some(4), 0), 1_000, OwnLog::Closed, (BootEpoch(1), false));
     assert_eq!(closed, Obedience::Ignore);
 }
 

@@ -380,7 +380,7 @@ pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
         });
     }
     let unknown: Vec<(&ServerId, &ServerStatus)> = status.unknown_servers().collect();
-    let (first, _) = *unknown.first()?;
+    let Some(&(first, _)) = unknown.first() else { return mute(status) };
     let shown = || unknown.iter().take(UNKNOWN_NAMED_MAX);
     let mut sentence = format!(
         "no contact with {}: unknown whether {}",
@@ -390,17 +390,7 @@ pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
         ),
         if unknown.len() == 1 { "it serves" } else { "they serve" },
     );
-    let voters = status.voters.len();
-    let is_known = |server: &ServerId| unknown.iter().all(|(other, _)| *other != server);
-    let left = status.voters.iter().filter(|voter| is_known(&voter.server)).count();
-    if left < voters {
-        let means = match left.checked_sub(voters / 2 + 1) {
-            None => "the group has lost its majority".to_owned(),
-            Some(0) => "one more loss stops the group".to_owned(),
-            Some(spare) => format!("the group tolerates {spare} more failures"),
-        };
-        sentence.push_str(&format!("; {left} of {voters} voters left, {means}"));
-    }
+    sentence.push_str(&voters_left(status));
     let mut hints = vec![format!("start the agent on {first}, or check its network").into()];
     hints.extend(shown().map(|(server, _)| {
         let (group, server) = (status.group.clone(), (*server).clone());
@@ -408,6 +398,39 @@ pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
         Hint::run_to("if it is lost permanently", remove)
     }));
     Some(Problem { sentence, hints })
+}
+
+/// Voters that the leader does not hear, although their agents are heard by others.
+fn mute(status: &GroupStatus) -> Option<Problem> {
+    let mute: Vec<&ServerId> = status.mute.iter().collect();
+    let (first, leader) = (mute.first()?, status.leader.as_ref().unwrap_or(&status.answered_by));
+    let shown = mute.iter().take(UNKNOWN_NAMED_MAX).map(ToString::to_string);
+    let sentence = format!(
+        "{leader} does not hear the members on {}, although their agents reach others{}",
+        names(shown, mute.len() as u64),
+        voters_left(status),
+    );
+    let hints =
+        vec![format!("check the network between {leader} and {first}, in both directions").into()];
+    Some(Problem { sentence, hints })
+}
+
+/// How many voters are left and what happens if one more is lost; empty if none is missing.
+fn voters_left(status: &GroupStatus) -> String {
+    let voters = status.voters.len();
+    let is_lost = |server: &ServerId| {
+        status.mute.contains(server) || status.unknown_servers().any(|(other, _)| other == server)
+    };
+    let left = status.voters.iter().filter(|voter| !is_lost(&voter.server)).count();
+    if left == voters {
+        return String::new();
+    }
+    let means = match left.checked_sub(voters / 2 + 1) {
+        None => "the group has lost its majority".to_owned(),
+        Some(0) => "one more loss stops the group".to_owned(),
+        Some(spare) => format!("the group tolerates {spare} more failures"),
+    };
+    format!("; {left} of {voters} voters left, {means}")
 }
 
 /// How long a server has been silent: at least, if it may have asked the previous leader since.

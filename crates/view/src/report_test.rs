@@ -67,6 +67,19 @@ fn what_a_silent_server_does_is_unknown_and_people_are_told() {
     }
 }
 
+/// Its agent reaches another member; its own is on the wrong side of a cut.
+#[test]
+fn a_voter_that_the_leader_does_not_hear_is_told_although_its_agent_is_heard() {
+    let mut status = settled();
+    status.mute.insert(server("web-2"));
+    let report = report([status]);
+    let [problem] = &report.groups[0].problems[..] else { panic!("{:?}", report.groups) };
+    assert!(!report.healthy);
+    for said in ["web-2", "2 of 3 voters left, one more loss stops the group"] {
+        assert!(problem.sentence.contains(said), "{}", problem.sentence);
+    }
+}
+
 /// Nobody has heard from the server for this long.
 pub(crate) fn lose(status: &mut GroupStatus, name: &str, silent_ms: u64) {
     status.out.insert(server(name));

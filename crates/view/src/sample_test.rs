@@ -110,6 +110,7 @@ pub(crate) fn settled() -> GroupStatus {
         errands: Vec::new(),
         voters: voters.collect(),
         standbys: Vec::new(),
+        mute: BTreeSet::new(),
         placing: None,
         servers: servers.collect(),
         out: BTreeSet::new(),

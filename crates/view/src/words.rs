@@ -166,7 +166,6 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::NothingToGrant => "no wave or rollback is in progress",
         WhyNot::TooManyVoters => "too many of the group's voters are changing",
         WhyNot::NothingToWithdraw => "the server has begun its change, or has none",
-        WhyNot::StillWanted => "the change is still wanted, and there is room for it",
         WhyNot::AlreadyLost => "the server is already lost",
     }
 }

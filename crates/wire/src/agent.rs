@@ -256,6 +256,9 @@ pub struct GroupStatus {
     pub voters: Vec<MemberAddress>,
     /// Members that only replicate.
     pub standbys: Vec<MemberAddress>,
+    /// Servers whose members the leader has not heard lately, whatever their agents tell others:
+    /// their votes are lost. Empty if no leader responds.
+    pub mute: BTreeSet<ServerId>,
     /// What the next change of the voters is waiting for; `None` if they are as desired, or the
     /// leader does not respond.
     pub placing: Option<PlacingStatus>,

@@ -187,7 +187,7 @@ fn control() {
 }
 
 fn machine() -> Machine {
-    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough }
+    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough, vouched: true }
 }
 
 fn transfer() -> TransferStatus {
@@ -304,6 +304,7 @@ fn group_status() {
         }],
         voters: vec![member()],
         standbys: vec![],
+        mute: [server("s4")].into(),
         placing: Some(PlacingStatus {
             on: Placing::CatchingUp { servers: [server("web-2")].into() },
             for_ms: 12,

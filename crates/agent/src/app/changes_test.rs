@@ -5,7 +5,7 @@ use cohort_core::orders::{AppOrders, FetchOrder};
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Reached};
 use cohort_host::boot_time_ms;
-use cohort_server::app::{App, Effect, Running, Sight};
+use cohort_server::app::{App, Booted, Effect, Running, Sight};
 use tokio::time::{Instant, timeout};
 
 use super::Changes;
@@ -45,7 +45,7 @@ fn step() -> Running {
         room_for_health: true,
     };
     let found = Outcome::Found { release: None, in_service: false };
-    let effects = App::new(now.ms, 0, found).look(&sight);
+    let effects = App::new(now.ms, 0, Booted { found, started: false }).look(&sight);
     match effects.last() {
         Some(Effect::Act { running, .. }) => *running,
         other => panic!("{other:?}"),

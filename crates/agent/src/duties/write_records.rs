@@ -9,7 +9,7 @@ use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_registry::records::{
     GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
 };
-use cohort_registry::{Registry, RegistryError, typed};
+use cohort_registry::{FencedPut, Registry, RegistryError, typed};
 use cohort_server::answers::COMMAND_MS_MAX;
 use cohort_server::member::View;
 use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
@@ -124,14 +124,16 @@ async fn write(
             };
             let members = members.into_iter().map(member).collect();
             let record = MembersRecord { schema: SCHEMA, group, stamp, members };
-            let _ = typed::write_members(registry, &record).await?;
+            let put = typed::write_members(registry, &record).await?;
+            in_order(&record.group, server, put)?;
         }
         Record::Progress(progress) => {
             let record = progress_record(group, stamp, progress);
             // One that is there says when the phase began.
             let known = typed::read_group_record(registry, &record.group, &record.app).await?;
             if !known.is_some_and(|known| says(&known, &record)) {
-                let _ = typed::write_group_record(registry, &record).await?;
+                let put = typed::write_group_record(registry, &record).await?;
+                in_order(&record.group, server, put)?;
             }
         }
         Record::Gone { app, .. } => typed::forget_app(registry, &group, &app).await?,
@@ -141,11 +143,26 @@ async fn write(
             let verdict = GroupVerdict { app, version, platform, group, record };
             let known = typed::read_verdict(registry, &verdict).await?;
             if known.is_none_or(|known| known.bad != verdict.record.bad) {
-                let _ = typed::write_verdict(registry, &verdict).await?;
+                let put = typed::write_verdict(registry, &verdict).await?;
+                in_order(&verdict.group, server, put)?;
             }
         }
     }
     Ok(())
+}
+
+/// A leader that a later one has overtaken has written nothing.
+fn in_order(group: &GroupId, server: &ServerId, put: FencedPut) -> Result<(), RegistryError> {
+    match put {
+        FencedPut::Written | FencedPut::Unchanged => Ok(()),
+        FencedPut::Late => Err(RegistryError::Conflict {
+            reason: format!(
+                "a later leader of {group} has written this record; if {group} has no other leader, \
+                 its log went back to an earlier state, and needs a new incarnation: \
+                 cohort group recover {group} --first-server {server}"
+            ),
+        }),
+    }
 }
 
 /// Whether a stored record is the same one, written earlier.

@@ -7,7 +7,7 @@ use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::Incarnation;
 use cohort_core::phase::PhaseName;
 use cohort_registry::records::{GroupRecord, SCHEMA, Stamp, encode};
-use cohort_registry::typed::{read_bootstrap, read_group_info, read_members};
+use cohort_registry::typed::{read_bootstrap, read_group_info, read_members, write_group_record};
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
 use cohort_server::member::{Input, Proposed, View};
 use tokio::sync::watch;
@@ -164,6 +164,38 @@ async fn a_record_that_is_refused_is_told_and_does_not_hold_up_the_others() {
         other => panic!("{other:?}"),
     };
     tokio::task::block_in_place(|| while !mended() {});
+    drop((views, queue));
+    task.await.unwrap();
+}
+
+/// The only voter was restored from an image: it leads, with a log that others have seen further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_a_later_leader_is_told_and_not_taken_for_our_own() {
+    let lab = Lab::new().await;
+    let registry = lab.registry();
+    let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
+    let leading = with_web(lab.leading());
+    let (incarnation, term) = (leading.state.incarnation, leading.raft.term.0 + 1);
+    let record = GroupRecord {
+        schema: SCHEMA,
+        group: GROUP.parse().unwrap(),
+        app: web(),
+        stamp: Stamp { incarnation, term, index: 900 },
+        sequence: 9,
+        state: PhaseName::Running,
+        running: None,
+        target: None,
+        held_reason: None,
+        since: 0,
+    };
+    let _ = write_group_record(&*registry, &record).await.unwrap();
+    let (handle, views, queue) = handle(leading);
+    let (_away, times_away) = watch::channel(0);
+    let task = tokio::spawn(run(shared, handle, times_away));
+    let Input::Errand { errand: Errand::WriteRecords, ended } = next_input(&queue) else {
+        panic!("its record counts as written")
+    };
+    assert!(matches!(ended, Err(HubFault::Refused { .. })), "{ended:?}");
     drop((views, queue));
     task.await.unwrap();
 }

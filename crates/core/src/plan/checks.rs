@@ -25,7 +25,8 @@ impl Planner<'_> {
         let killed = self.seen.killed.is_some();
         let ready = trying.iter().filter(|server| !killed || !app.servers[**server].in_service);
         let ready = ready.map(|server| (*server).clone());
-        let servers = trial::may_take(self.state, app, self.round.out.clone(), ready);
+        let servers = trial::may_take(self.state, app, self.round.used.clone(), ready);
+        self.round.used.extend(servers.iter().cloned());
         let (mut failing, mut text) = (Vec::new(), String::new());
         let (mut flapping, mut left) = (Vec::new(), BTreeSet::new());
         for server in trying {

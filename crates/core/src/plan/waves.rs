@@ -280,17 +280,13 @@ impl Planner<'_> {
 
     /// Whether a server says that it has begun its change.
     fn has_begun(&self, server: &ServerId) -> bool {
-        let doing = self.seen.doing.get(&(self.id.clone(), server.clone()));
-        doing.is_some_and(|step| capacity::has_left(*step))
+        super::says_begun(self.seen, self.id, server)
     }
 
     /// Takes back what was granted and either has no room any more or is no longer wanted. A grant
     /// that may not begin would block other apps, newer releases and the way back, which may be
     /// what makes room; one that leads where the plan no longer goes, a server that cannot begin.
     pub(super) fn withdraw(&mut self) {
-        if self.seen.killed.is_some() {
-            return;
-        }
         for (server, change) in self.app.in_flight() {
             let may_begin = self.app.wants(change) && !self.round.held.holds(self.id, server);
             let granted = change.stage == ActivationStage::Granted;

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::{Applied, Turn};
-use crate::capacity::{self, Held};
+use crate::capacity;
 use crate::command::{Event, Planned, Rejection, WhyNot};
 use crate::ids::{AppId, Revision, ServerId};
 use crate::orders::{Fence, Purpose};
 use crate::phase::{Phase, WaveStep};
 use crate::reason::DebtReason;
 use crate::release::Release;
-use crate::state::{Activation, ActivationStage, App, Rollout, ServerApp, State};
+use crate::state::{Activation, ActivationStage, App, Rollout, State};
 use crate::{trial, wave};
 
 impl State {
@@ -23,14 +23,6 @@ impl State {
         };
         if let Planned::TakeChecks { revision, servers } = step {
             return self.clear_checks(app, *revision, servers);
-        }
-        if let Planned::Withdraw { server } = step
-            && let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight)
-            && app.wants(change)
-            && !Held::of(self).holds(app_id, server)
-        {
-            let (state, why) = (app.phase.name(), WhyNot::StillWanted);
-            return Err(Rejection::NotNow { state, why });
         }
         let Planned::Grant { server, purpose, voters } = step else { return Ok(false) };
         let purpose = *purpose;
@@ -222,6 +214,7 @@ impl Turn<'_> {
         }
         let App { servers, last_good, .. } = &mut *self.app;
         if let Some(here) = servers.get_mut(server)
+            && !here.unsure
             && here.settled_on(last_good.as_ref())
         {
             here.debt = None;

@@ -96,9 +96,9 @@ impl Turn<'_> {
         let App { servers, last_good, phase, .. } = &mut *self.app;
         let Some(here) = servers.get_mut(server) else { return false };
         here.found = true;
-        if let Some(change) = here.in_flight() {
-            // It has not begun: what it says of its service holds.
-            if here.unsure && change.not_begun() {
+        if here.in_flight().is_some() {
+            // It has restarted: what it says of its service holds.
+            if here.unsure {
                 here.unsure = false;
                 here.in_service = in_service;
             }

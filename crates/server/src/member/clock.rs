@@ -7,7 +7,7 @@ use cohort_consensus::{LogStore, TICK};
 
 use super::Member;
 
-const TICK_MS: u64 = TICK.as_millis() as u64;
+pub(super) const TICK_MS: u64 = TICK.as_millis() as u64;
 /// Ticks to catch up on after a pause of the process. 5: a quarter of a second counts, but a long
 /// sleep does not start an election on its own.
 const TICKS_CAUGHT_UP_MAX: u64 = 5;

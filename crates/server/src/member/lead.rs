@@ -1,6 +1,6 @@
 //! What a member does while it is the leader: plan, propose, and place the voters.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::{LogStore, MembershipError, RaftId};
 use cohort_core::Body;
@@ -8,8 +8,10 @@ use cohort_core::ids::{AppId, MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
 use cohort_core::waiting::{Placing, Waiting, WaitingOn};
 
+use super::clock::TICK_MS;
 use super::{Member, Note, Output};
 use crate::contacts::Contacts;
+use crate::leading::Heard;
 
 impl<S: LogStore> Member<S> {
     /// Whether it is the leader, and a plan is worth making now.
@@ -26,9 +28,10 @@ impl<S: LogStore> Member<S> {
         self.changed |= std::mem::replace(&mut self.asks, asks) != asks;
         let may_write = self.leading.may_write();
         if may_write && self.leading.may_place(now_ms) {
-            let placing = self.leading.placing().cloned();
+            let before = (self.leading.placing().cloned(), self.leading.mute().clone());
             self.place(now_ms, contacts);
-            self.changed |= self.leading.placing() != placing.as_ref();
+            let now = (self.leading.placing(), self.leading.mute());
+            self.changed |= now != (before.0.as_ref(), &before.1);
         }
         if may_write && !self.state.servers.contains_key(self.leading.server()) {
             self.hand_over_to_the_group();
@@ -96,7 +99,8 @@ impl<S: LogStore> Member<S> {
             caught_up: members(&self.node.caught_up()),
             changing: status.change_pending || status.configuration.is_joint(),
         };
-        let body = match self.leading.place(now_ms, &self.state, &placed, contacts) {
+        let heard = Heard { contacts, members: self.heard_members(now_ms) };
+        let body = match self.leading.place(now_ms, &self.state, &placed, &heard) {
             None => return,
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },
@@ -107,6 +111,22 @@ impl<S: LogStore> Member<S> {
         if let Some(index) = self.propose_own(body.clone()) {
             self.leading.proposed(now_ms, index, &body);
         }
+    }
+
+    /// When the members on other servers were last heard. A standby that never was may still be
+    /// starting; a voter was heard by an earlier leader.
+    fn heard_members(&self, now_ms: u64) -> BTreeMap<ServerId, u64> {
+        let (own, configuration) = (self.node.id(), self.node.configuration());
+        let members = configuration.members().into_iter().filter(|member| *member != own);
+        let heard = members.filter_map(|member| {
+            let heard_ms = match self.node.heard_ticks_ago(member) {
+                Some(ticks) => now_ms.saturating_sub(ticks * TICK_MS),
+                None if configuration.is_voter(member) => 0,
+                None => return None,
+            };
+            Some((self.state.server_of(MemberId(member.0))?.clone(), heard_ms))
+        });
+        heard.collect()
     }
 
     /// If the change does not start, the next plan tries again.

@@ -311,10 +311,14 @@ impl Prober {
             };
             let taken = self.taken.iter().filter(|(of, _)| of == name).map(|(_, id)| id);
             let mut others: BTreeSet<&ServerId> = taken.filter(before).collect();
+            // What the leader knows is an entry of the log a moment later, and is in the orders
+            // that a server may still have not got.
+            let ordered_ms = now_ms.saturating_sub(PLANNED_MS_MAX + ORDERS_VALID_MS);
             let granted_ms = self.granted.get(&(name.clone(), id.clone())).copied();
+            let at_ms = granted_ms.map(|at| at.max(ordered_ms));
             let known = state.servers.keys().filter(|other| {
                 let key = (name.clone(), (*other).clone());
-                *other != id && granted_ms.is_some_and(|at| self.was_known_to_be_away(at, &key))
+                *other != id && at_ms.is_some_and(|at| self.was_known_to_be_away(at, &key))
             });
             others.extend(known);
             let max = self.limits[&(name.clone(), app.clone())].keys().max().copied();

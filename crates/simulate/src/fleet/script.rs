@@ -149,6 +149,11 @@ impl Script {
                     }
                 }
             }
+            "part" => {
+                let [one, other] = [0, 1].map(|at| ServerId::new(line.words[at]).expect("an id"));
+                let ways = [(one.clone(), other.clone()), (other, one)];
+                self.group().net.cut.extend(ways);
+            }
             "hosts" => self.hosts(line, out),
             "join" | "leave" => {
                 let group = self.group.clone().expect("begin with `fleet`");

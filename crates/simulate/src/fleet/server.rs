@@ -433,7 +433,11 @@ impl Server {
     pub(crate) fn tick(&mut self, around: &Around<'_>, log: &mut Log) {
         let now_ms = around.now_ms;
         self.now_ms = now_ms;
-        for service in self.services.values_mut() {
+        for (app, service) in &mut self.services {
+            // Without a check, nobody could know.
+            let orders = self.agent.received.as_ref().and_then(|received| received.of(app));
+            let seen = orders.is_none_or(|orders| !orders.checks.is_empty());
+            service.cold_until_ms = service.cold_until_ms.filter(|at| seen && *at > now_ms);
             if service.dies_ms.is_some_and(|at| at <= now_ms) {
                 service.up = false;
                 service.dies_ms = None;

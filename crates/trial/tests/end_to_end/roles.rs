@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use cohort_core::Body;
 use cohort_core::command::Planned;
 use cohort_core::ids::{AppId, BootEpoch, Generation, GroupId, RequestId, ServerId};
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::report::{Outcome, Report};
 use cohort_identity::{Alpn, Identity, Peer, Role};
@@ -120,7 +121,7 @@ fn only_those_who_may() -> Result<()> {
     let orders = OrdersRequest {
         life: 1,
         doing: std::collections::BTreeMap::new(),
-        machine: Default::default(),
+        machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true },
         known: 0,
     };
     let orders = ToGroup::new(&group, orders);

@@ -136,6 +136,11 @@ impl Script {
                 let group = if many { format!("{id}: ") } else { String::new() };
                 let _ = writeln!(out, "{group}{}", cohort_view::waiting::placing_sentence(on));
             }
+            if let Some(view) = view.as_ref().filter(|view| !view.mute.is_empty()) {
+                let group = if many { format!("{id}: ") } else { String::new() };
+                let mute = ranges(&view.mute);
+                let _ = writeln!(out, "{group}the leader does not hear the members on {mute}");
+            }
             for waiting in view.iter().flat_map(|view| &view.waiting) {
                 let mut text = cohort_view::waiting::sentence(&waiting.on);
                 if group.log.state.apps.len() > 1 {

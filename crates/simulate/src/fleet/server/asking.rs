@@ -129,8 +129,8 @@ impl Server {
             }
         }
         let first = self.agent.received.is_none();
-        let unreported = first.then_some(BootEpoch(self.disk.boot_epoch));
-        match obedience(&received, self.now_ms, self.own_log(), unreported) {
+        let start = (BootEpoch(self.disk.boot_epoch), !first);
+        match obedience(&received, self.now_ms, self.own_log(), start) {
             Obedience::Obey => {}
             Obedience::Ignore => return,
             Obedience::Retired { .. } => {

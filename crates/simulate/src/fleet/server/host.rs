@@ -5,7 +5,7 @@ use cohort_core::orders::ActivationOrder;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::reported_when_done;
 use cohort_core::steps::{AppRecord, BootTime, Failure, Progress, Reached, StepAction};
-use cohort_server::app::{App, Effect, Running};
+use cohort_server::app::{App, Booted, Effect, Running};
 
 use super::{
     AppAgent, Around, OWES, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, TWICE, Working,
@@ -16,22 +16,31 @@ use crate::fleet::chaos::Mutation;
 /// the group acts on what it last heard.
 const RECOVERED_MS: u64 = 5_000;
 
+/// How long a service takes to answer after a start of its machine, in milliseconds.
+const COLD_MS: [u64; 3] = [0, 1_000, 20_000];
+
 impl Server {
     /// The host's boot of one app: brings up what ran, and tells what it found.
     pub(super) fn boot(&mut self, app: &AppId) {
         let record = self.disk.apps[app].clone();
         let release = record.local.current.clone();
         let service = self.services.entry(app.clone()).or_default();
+        let mut started = false;
         if release.is_some() && !record.under_way() {
             service.release.clone_from(&release);
+            started = !service.up;
             service.up = true;
+        }
+        if started {
+            let cold_ms = COLD_MS[usize::try_from(self.boots).unwrap_or(0) % COLD_MS.len()];
+            service.cold_until_ms = Some(self.now_ms + cold_ms);
         }
         let in_service = release.is_some() && record.takes_traffic().is_ok();
         // A starting agent is not ready until it knows better.
         (service.traffic, service.unfit) = (false, false);
         let found = Outcome::Found { release, in_service };
         let here = AppAgent {
-            app: App::new(self.now_ms, READY_WITHOUT_ORDERS_AFTER_MS, found),
+            app: App::new(self.now_ms, READY_WITHOUT_ORDERS_AFTER_MS, Booted { found, started }),
             record,
             reached: Reached::new(self.now_ms),
             running: None,

@@ -11,6 +11,8 @@ pub(crate) struct Service {
     pub(crate) release: Option<Release>,
     pub(crate) up: bool,
     pub(crate) traffic: bool,
+    /// Until when it does not answer yet, if the machine's start has started it.
+    pub(super) cold_until_ms: Option<u64>,
     /// Its running checks fail: the agent says that it is not ready.
     pub(super) unfit: bool,
     /// When it dies, if its release makes it die.
@@ -21,6 +23,7 @@ impl Service {
     /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
     pub(super) fn health(&self, checks: &[Check]) -> Health {
         let passes = |check: &Check| match &check.probe {
+            Probe::Tcp { .. } if self.cold_until_ms.is_some() => false,
             Probe::Tcp { address } => match address.as_str() {
                 "up" => true,
                 "never" => false,
@@ -44,6 +47,7 @@ impl Service {
     }
 
     pub(crate) fn serves(&self) -> bool {
-        self.up && self.traffic && !self.unfit && self.release.is_some()
+        let answers = self.up && self.cold_until_ms.is_none();
+        answers && self.traffic && !self.unfit && self.release.is_some()
     }
 }

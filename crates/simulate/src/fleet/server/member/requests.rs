@@ -104,10 +104,13 @@ impl Carried {
                     Joining::New if !log.admitted.contains(&server) => {
                         self.reply(request, What::Answer(Answer::Joined(false)));
                     }
-                    Joining::New | Joining::Moved => {
+                    joins @ (Joining::New | Joining::Moved) => {
                         let actor = format!("agent {server}");
                         let rack = build::rack_of(&server, self.racks);
-                        let body = Body::AddServer { server, address, rack, process };
+                        let body = match joins {
+                            Joining::Moved => Body::MoveServer { server, address, process },
+                            _ => Body::AddServer { server, address, rack, process },
+                        };
                         self.commit(actor, None, body, Client::Join(request));
                     }
                 }
@@ -118,7 +121,9 @@ impl Carried {
     /// What the agent that speaks for a server says of itself.
     pub(super) fn heard(&mut self, request: &Request, (doing, machine): Said) {
         if answers::speaks_for(&self.view.state, &request.from.server, request.life()) {
-            self.contacts.heard(self.now_ms, &request.from.server, 0, doing);
+            if machine.vouched {
+                self.contacts.heard(self.now_ms, &request.from.server, 0, doing);
+            }
             self.machines.said(self.now_ms, &request.from.server, 0, machine);
         }
     }
