@@ -30,7 +30,7 @@ pub(crate) fn not_yet(state: &State, app: &App, rollout: &Rollout) -> Vec<Server
     if rollout.policy.update.prestage == Prestage::All {
         return Vec::new();
     }
-    let mut servers = app.remaining(rollout);
+    let mut servers: BTreeSet<ServerId> = app.remaining(rollout).cloned().collect();
     servers.remove(&rollout.lead);
     for due in expected_next(state, app, rollout).iter().chain(current(app).into_iter().flatten()) {
         servers.remove(due);
@@ -51,7 +51,7 @@ fn expected_next(state: &State, app: &App, rollout: &Rollout) -> BTreeSet<Server
         Prestage::NextWave => {}
         Prestage::All | Prestage::Wave => return BTreeSet::new(),
     }
-    let mut ready: Vec<ServerId> = app.remaining(rollout).into_iter().collect();
+    let mut ready: Vec<ServerId> = app.remaining(rollout).cloned().collect();
     if let Some(servers) = current(app) {
         ready.retain(|server| !servers.contains(server));
     }

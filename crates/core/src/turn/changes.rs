@@ -10,7 +10,7 @@ use crate::orders::{Fence, Purpose};
 use crate::phase::{Phase, WaveStep};
 use crate::reason::DebtReason;
 use crate::release::Release;
-use crate::state::{Activation, ActivationStage, App, Rollout, ServerApp, State};
+use crate::state::{Activation, ActivationStage, App, Rollout, State};
 use crate::{trial, wave};
 
 impl State {
@@ -25,7 +25,7 @@ impl State {
             return self.clear_checks(app, *revision, servers);
         }
         if let Planned::Withdraw { server } = step
-            && let Some(change) = app.servers.get(server).and_then(ServerApp::in_flight)
+            && let Some(change) = app.servers.get(server).and_then(|here| here.in_flight())
             && app.wants(change)
             && !Held::of(self).holds(app_id, server)
         {
