@@ -102,7 +102,7 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Send this to a peer; what it promises has been persisted.
-    Send(Envelope),
+    Send(Box<Envelope>),
     /// The outcome of [`Input::Propose`].
     Answer { ticket: Ticket, outcome: Proposed },
     /// The outcome of [`Input::Read`]. If `fresh`, the last [`Output::View`] shows at least
