@@ -221,7 +221,7 @@ fn a_change_of_voters_that_did_not_start_is_tried_again() {
     let placed = Placed { voters, caught_up: standbys.clone(), standbys, changing: false };
     let waits = Placing::Majority { heard: 1, voters: 3 };
     for now_ms in [1_000, 1_200, 1_400] {
-        let step = leading.place(now_ms, &state, &placed, &Contacts::default());
+        let step = leading.place(now_ms, &state, placed.clone(), &Contacts::default());
         assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
         leading.place_waits(now_ms, waits.clone());
         assert_eq!(leading.placing(), Some(&(waits.clone(), 1_000)));

@@ -97,7 +97,7 @@ impl<S: LogStore> Member<S> {
             caught_up: members(&self.node.caught_up()),
             changing: status.change_pending || status.configuration.is_joint(),
         };
-        let body = match self.leading.place(now_ms, &self.state, &placed, contacts) {
+        let body = match self.leading.place(now_ms, &self.state, placed, contacts) {
             None => return,
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },
