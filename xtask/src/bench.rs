@@ -57,6 +57,9 @@ pub(crate) enum Better {
     Higher,
 }
 
+/// Name, unit, goal, and which direction is better.
+type Goal = (&'static str, &'static str, Option<f64>, Better);
+
 /// One measured figure and its goal.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
@@ -101,16 +104,21 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
         What::Rollout => rollout::measure,
         What::Failover => failover::measure,
-        What::Truth => truth::measure,
+        What::Truth => |programs, dir| Ok(truth::measure(programs, &dir)),
         What::Distribute(of) => return distribute::run(of, args),
     };
     let programs = args.programs()?;
     let dir = std::env::temp_dir().join(format!("cohort-bench-{}", std::process::id()));
-    let rows = measure(&programs, dir.clone())
-        .with_context(|| format!("logs are in {}", dir.join("logs").display()))?;
-    std::fs::remove_dir_all(&dir)?;
+    let logs = || format!("logs are below {}", dir.display());
+    let rows = measure(&programs, dir.clone()).with_context(logs)?;
     print(&rows, args.output)?;
-    Ok(true)
+    let measured = rows.iter().all(|row| row.measured.is_some());
+    if measured {
+        std::fs::remove_dir_all(&dir)?;
+    } else {
+        eprintln!("{}", logs());
+    }
+    Ok(measured)
 }
 
 impl BenchArgs {

@@ -35,10 +35,14 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
     built(release)
 }
 
+/// Where cargo puts what it builds with this profile.
+pub(crate) fn target(profile: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    target.map_or_else(|| root().join("target"), PathBuf::from).join(profile)
+}
+
 pub(crate) fn built(release: bool) -> Result<Programs> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), PathBuf::from)
-        .join(if release { "release" } else { "debug" });
+    let target = target(if release { "release" } else { "debug" });
     ensure!(
         target.join("cohort").exists(),
         "nothing built in {} yet; leave out --no-build",

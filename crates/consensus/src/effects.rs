@@ -40,7 +40,7 @@ pub struct Effects {
     /// The new role, term and leader, if any of them changed.
     pub role_changed: Option<(Role, Term, Option<RaftId>)>,
     /// Send these, in order.
-    pub messages: Vec<Envelope>,
+    pub messages: Vec<Box<Envelope>>,
     /// Call [`Node::compact`](crate::Node::compact) soon: the log has grown long, or a member needs
     /// a snapshot.
     pub snapshot_wanted: bool,

@@ -391,7 +391,7 @@ impl<S: LogStore> Node<S> {
     pub(crate) fn post(&mut self, to: RaftId, message: Message) {
         let written = self.store().image().written();
         let envelope = self.filter.envelope(to, written, message);
-        self.effects.messages.push(envelope);
+        self.effects.messages.push(Box::new(envelope));
     }
 
     /// A tick of an unproven member.

@@ -81,7 +81,7 @@ impl Group {
         }
         self.applied.entry(id).or_default().extend(effects.committed.clone());
         self.reads.entry(id).or_default().extend(effects.reads_ready.clone());
-        self.mail.extend(effects.messages.clone());
+        self.mail.extend(effects.messages.iter().map(|envelope| Envelope::clone(envelope)));
         effects
     }
 

@@ -7,6 +7,7 @@ use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
 use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::reason::DebtReason;
+use crate::shared::Shared;
 use crate::state::{
     APPS_MAX, Answered, App, Process, REQUESTS_MAX, SERVER_APPS_MAX, SERVERS_MAX, Server,
     ServerApp, State, push_bounded,
@@ -40,7 +41,13 @@ impl State {
             push_bounded(&mut self.requests, answered, REQUESTS_MAX);
         }
         outcome?;
-        self.settle(&command.actor, &mut events);
+        // The two that come in numbers change one app only.
+        let about = match &command.body {
+            Body::Report { report } => Some(&report.app),
+            Body::Plan { app, .. } => Some(app),
+            _ => None,
+        };
+        self.settle(about, &command.actor, &mut events);
         Ok(events)
     }
 
@@ -108,8 +115,10 @@ impl State {
     }
 
     fn server_mut(&mut self, server: &ServerId) -> Result<&mut Server, Rejection> {
-        let known = self.servers.get_mut(server);
-        known.ok_or_else(|| Rejection::NoServer { server: server.clone() })
+        match self.servers.get_mut(server) {
+            Some(known) => Ok(known),
+            None => Err(Rejection::NoServer { server: server.clone() }),
+        }
     }
 
     fn add_server(
@@ -134,14 +143,14 @@ impl State {
             let (member, placed, sequence) = (None, None, 0);
             let joins =
                 Server { address, rack, joined, member, placed, process, boot_epoch, sequence };
-            self.servers.insert(server.clone(), joins);
+            self.servers.insert(server.clone(), joins.into());
             for app in self.apps.values_mut() {
                 // The server may have been here before, activated under any earlier generation.
                 let mut here = ServerApp { activated: app.generation, ..ServerApp::default() };
                 if app.last_good.is_some() {
                     here.owe(self.clock, DebtReason::Joined);
                 }
-                app.servers.insert(server.clone(), here);
+                app.servers.insert(server.clone(), here.into());
             }
         }
         events.push(Event::ServersChanged);
@@ -222,7 +231,7 @@ impl State {
         } else {
             let mut app = App::new(revision, policy.clone());
             app.generation = self.first_generation;
-            let servers = self.servers.keys().map(|id| (id.clone(), ServerApp::default()));
+            let servers = self.servers.keys().map(|id| (id.clone(), Shared::default()));
             app.servers = servers.collect::<BTreeMap<_, _>>().into();
             self.removed.remove(&policy.app);
             self.apps.insert(policy.app.clone(), app);

@@ -41,13 +41,17 @@ pub enum Standing {
 /// A server's standing, over all apps.
 #[must_use]
 pub fn standing(state: &State, server: &ServerId) -> Standing {
-    if is_out(state, server) {
-        Standing::Out
-    } else if apps_on(state, server).any(|here| here.running.is_some()) {
-        Standing::Serving
-    } else {
-        Standing::Idle
+    let mut standing = Standing::Idle;
+    for app in state.apps.values() {
+        let Some(here) = app.servers.get(server) else { continue };
+        if is_down_here(app, here) || taken_out(here) {
+            return Standing::Out;
+        }
+        if here.running.is_some() {
+            standing = Standing::Serving;
+        }
     }
+    standing
 }
 
 /// Whether a change for this purpose takes capacity away. A server that is already out costs
@@ -62,7 +66,7 @@ pub fn costs(state: &State, app: &App, server: &ServerId, purpose: Purpose) -> b
         && !matches!(app.phase, Phase::Removing { .. })
         && apps_on(state, server).filter(|here| here.running.is_some()).count() <= 1;
     let may_serve = standing(state, server) == Standing::Serving
-        || app.servers.get(server).is_some_and(ServerApp::takes_traffic)
+        || app.servers.get(server).is_some_and(|here| here.takes_traffic())
         || apps_on(state, server).any(|here| here.unsure);
     may_serve && !to_nothing
 }
@@ -92,13 +96,6 @@ fn servers_where(
         found.extend(of_app.map(|(server, _)| server));
     }
     found
-}
-
-pub(crate) fn is_out(state: &State, server: &ServerId) -> bool {
-    state
-        .apps
-        .values()
-        .any(|app| is_down(app, server) || app.servers.get(server).is_some_and(taken_out))
 }
 
 /// Whether an app is out of service on this server, apart from changes in flight.
@@ -181,7 +178,7 @@ impl Held {
         for (_, server, id, app) in granted {
             let others = out.len() - usize::from(out.contains(server));
             let sure = !apps_on(state, server).any(|here| here.unsure);
-            let costs_nothing = sure && app.servers.get(server).is_some_and(is_away);
+            let costs_nothing = sure && app.servers.get(server).is_some_and(|here| is_away(here));
             if !costs_nothing && others >= app.max_unavailable(state.size()) as usize {
                 held.entry(id.clone()).or_default().insert(server.clone());
             }
@@ -207,5 +204,5 @@ fn is_away(here: &ServerApp) -> bool {
 }
 
 fn apps_on<'a>(state: &'a State, server: &'a ServerId) -> impl Iterator<Item = &'a ServerApp> {
-    state.apps.values().filter_map(move |app| app.servers.get(server))
+    state.apps.values().filter_map(move |app| app.servers.get(server).map(|here| &**here))
 }

@@ -45,6 +45,7 @@ pub mod shared;
 mod shared_test;
 pub mod state;
 pub mod steps;
+pub mod survey;
 pub mod trial;
 mod turn;
 pub mod waiting;

@@ -1,6 +1,5 @@
 //! From the committed state to the orders of one server.
 
-use crate::capacity::Held;
 use crate::ids::{AppId, ClockMs, Digest, ServerId};
 use crate::orders::{
     ActivationOrder, AppOrders, FetchOrder, Hold, MemberAddress, MemberOrder, Orders, Purpose,
@@ -11,6 +10,7 @@ use crate::policy::CheckPhase;
 use crate::prestage;
 use crate::release::Release;
 use crate::state::{Activation, ActivationStage, App, ServerApp, State};
+use crate::survey::Survey;
 use crate::trial::TrialResult;
 
 /// Sources named to one server. 4: enough to survive two that are gone, small in every response.
@@ -21,10 +21,16 @@ impl State {
     /// at the member that responds.
     #[must_use]
     pub fn orders(&self, server: &ServerId, killed: bool) -> Option<Orders> {
+        self.orders_by(&Survey::default(), server, killed)
+    }
+
+    /// The same, for one server of many: they share a survey of this state.
+    #[must_use]
+    pub fn orders_by(&self, survey: &Survey, server: &ServerId, killed: bool) -> Option<Orders> {
         let known = self.servers.get(server)?;
         let apps = self.apps.iter().filter_map(|(id, app)| {
             let here = app.servers.get(server)?;
-            let asked = Asked { state: self, id, app, server, here, killed };
+            let asked = Asked { state: self, survey, id, app, server, here, killed };
             Some(AppOrders {
                 app: id.clone(),
                 fetch: asked.fetches(),
@@ -44,7 +50,7 @@ impl State {
             server: server.clone(),
             apps: apps.collect(),
             member: known.member.map(|member| MemberOrder { member }),
-            members: self.member_addresses(),
+            members: survey.members(self).to_vec(),
             heard: known.boot_epoch,
         })
     }
@@ -63,6 +69,7 @@ impl State {
 /// The inputs of one server's orders for one app.
 struct Asked<'a> {
     state: &'a State,
+    survey: &'a Survey,
     id: &'a AppId,
     app: &'a App,
     server: &'a ServerId,
@@ -83,7 +90,8 @@ impl Asked<'_> {
     fn fetch_coming(&self) -> Option<FetchOrder> {
         let rollout = self.app.phase.forward()?;
         let has = self.here.has(&rollout.release.artifact);
-        if self.killed || has || !prestage::is_due(self.state, self.app, rollout, self.server) {
+        let is_next = || self.survey.is_next(self.state, self.id, self.server);
+        if self.killed || has || !prestage::is_due(self.app, rollout, self.server, is_next) {
             return None;
         }
         let in_wave = self.app.phase.wave().is_some_and(|(wave, _)| wave.contains(self.server));
@@ -137,18 +145,17 @@ impl Asked<'_> {
     /// Servers that have the whole release. The list starts at a different server for each
     /// requester, which spreads the load.
     fn sources(&self, release: &Release) -> Vec<Source> {
-        let holds = |(id, other): &(&ServerId, &ServerApp)| {
-            *id != self.server && other.has(&release.artifact)
-        };
-        let holders: Vec<&ServerId> =
-            self.app.servers.iter().filter(holds).map(|(id, _)| id).collect();
+        let holders = self.survey.holders(self.state, self.id, &release.artifact);
+        let own = holders.binary_search(self.server).ok();
+        let count = holders.len() - usize::from(own.is_some());
         let start = self.state.servers.get(self.server).map_or(0, |known| known.joined) as usize;
         let source = |i: usize| {
-            let server = holders[(start + i) % holders.len()].clone();
+            let at = (start + i) % count;
+            let server = holders[at + usize::from(own.is_some_and(|own| own <= at))].clone();
             let address = self.state.servers.get(&server)?.address.clone();
             Some(Source { server, address })
         };
-        (0..holders.len().min(SOURCES_MAX)).filter_map(source).collect()
+        (0..count.min(SOURCES_MAX)).filter_map(source).collect()
     }
 
     fn activation(&self) -> Option<ActivationOrder> {
@@ -190,7 +197,7 @@ impl Asked<'_> {
     fn is_held(&self) -> bool {
         let granted = |change: &Activation| change.stage == ActivationStage::Granted;
         self.here.in_flight().is_some_and(granted)
-            && Held::of(self.state).holds(self.id, self.server)
+            && self.survey.held(self.state).holds(self.id, self.server)
     }
 
     /// Servers that are changing, or will soon: do not move leadership there.

@@ -214,7 +214,7 @@ fn next_voters(
     voting: &BTreeSet<MemberId>,
 ) -> BTreeSet<MemberId> {
     let servers: BTreeMap<MemberId, (&ServerId, &Server)> =
-        state.servers.iter().filter_map(|(id, s)| Some((s.member?, (id, s)))).collect();
+        state.servers.iter().filter_map(|(id, s)| Some((s.member?, (id, &**s)))).collect();
     let known = |member: &&MemberId| servers.contains_key(*member);
     let present: BTreeSet<MemberId> = placed.voters.iter().filter(known).copied().collect();
     let mut voters: BTreeSet<MemberId> = &present & voting;

@@ -248,8 +248,8 @@ fn neither_an_unheard_server_nor_one_in_a_change_replaces_a_voter() {
     follow(&mut state, &mut placed);
     let mut app = App::new(Revision(1), policy());
     let lost = ServerApp { unsure: true, ..ServerApp::default() };
-    app.servers.extend(state.servers.keys().map(|id| (id.clone(), ServerApp::default())));
-    app.servers.insert(server(6), lost);
+    app.servers.extend(state.servers.keys().map(|id| (id.clone(), ServerApp::default().into())));
+    app.servers.insert(server(6), lost.into());
     state.apps.insert(AppId::new("web").unwrap(), app);
     let mut unheard = unheard(&[1]);
     unheard.lately.insert(server(7));

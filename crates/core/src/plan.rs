@@ -14,6 +14,7 @@ use crate::prestage;
 use crate::refused::Refused;
 use crate::release::Release;
 use crate::report::Step;
+use crate::shared::Shared;
 use crate::state::{App, DEBT_TRIES_MAX, Rollout, ServerApp, State};
 use crate::waiting::{Waiting, WaitingOn};
 
@@ -132,7 +133,7 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
 /// Whether a deadline or a timed wait of this app is running. A debt that waits for its server or
 /// for an operator needs no time.
 fn needs_time(app: &App, seen: &Observations) -> bool {
-    let pays = |(server, here): (&ServerId, &ServerApp)| {
+    let pays = |(server, here): (&ServerId, &Shared<ServerApp>)| {
         here.debt.as_ref().is_some_and(|debt| debt.tries < DEBT_TRIES_MAX)
             && seen.has_heard(server, app.policy_in_force().update.unreachable_after.ms)
     };
@@ -176,23 +177,33 @@ struct Round {
     used: BTreeSet<ServerId>,
     /// The changes that may not begin.
     held: Held,
+    /// A server that was not heard for this long may be dead, in milliseconds.
+    counted_on_ms: u64,
+    /// No server of the group has been silent for longer, in milliseconds.
+    silent_ms_max: u64,
 }
 
 impl Round {
     fn new(state: &State, seen: &Observations, leader: &ServerId) -> Round {
         let mut out = capacity::out_servers(state);
-        let silent = state.servers.keys().filter(|server| {
-            !is_counted_on(state, seen, leader, server)
+        let counted_on_ms = capacity::unknown_after_ms(state).min(capacity::COUNTED_ON_MS);
+        let (mut silent, mut silent_ms_max) = (BTreeSet::new(), 0);
+        for server in state.servers.keys() {
+            let silent_ms = silent_ms(seen, leader, server);
+            silent_ms_max = silent_ms_max.max(silent_ms);
+            if !is_counted_on(seen, leader, counted_on_ms, server)
                 && capacity::standing(state, server) != Standing::Idle
-        });
-        let silent: BTreeSet<ServerId> = silent.cloned().collect();
+            {
+                silent.insert(server.clone());
+            }
+        }
         // A new leader takes no grant back for a silence that it cannot know of.
         let knows = seen.leading_for_ms >= capacity::COUNTED_ON_MS;
         let none = BTreeSet::new();
         let known = if knows { &silent } else { &none };
         let held = Held::seen(state, known, |app, server| says_begun(seen, app, server));
         out.extend(silent);
-        Round { used: out.clone(), out, held }
+        Round { used: out.clone(), out, held, counted_on_ms, silent_ms_max }
     }
 }
 
@@ -202,10 +213,20 @@ fn says_begun(seen: &Observations, app: &AppId, server: &ServerId) -> bool {
     doing.is_some_and(|step| capacity::has_left(*step))
 }
 
+/// How long ago a server last asked for its orders, in milliseconds.
+fn silent_ms(seen: &Observations, leader: &ServerId, server: &ServerId) -> u64 {
+    if server == leader {
+        return 0;
+    }
+    // A new leader starts with what members report to it; it cannot know of silence before its
+    // time.
+    let heard = seen.contact_age_ms.get(server).copied().unwrap_or(u64::MAX);
+    heard.min(seen.leading_for_ms)
+}
+
 /// Whether a server was heard so recently that another one may be taken out of service. The same
 /// for all apps, and stricter than what makes it unknown: until then, it may be dead.
-fn is_counted_on(state: &State, seen: &Observations, leader: &ServerId, server: &ServerId) -> bool {
-    let bound_ms = capacity::unknown_after_ms(state).min(capacity::COUNTED_ON_MS);
+fn is_counted_on(seen: &Observations, leader: &ServerId, bound_ms: u64, server: &ServerId) -> bool {
     let heard = seen.contact_age_ms.get(server).copied();
     server == leader || heard.is_some_and(|age_ms| age_ms < bound_ms)
 }
@@ -241,18 +262,18 @@ impl<'a> Planner<'a> {
 
     /// How long ago a server last asked for its orders, in milliseconds.
     fn silent_ms(&self, server: &ServerId) -> u64 {
-        if server == self.leader {
-            return 0;
-        }
-        // A new leader starts with what members report to it; it cannot know of silence before its
-        // time.
-        let heard = self.seen.contact_age_ms.get(server).copied().unwrap_or(u64::MAX);
-        heard.min(self.seen.leading_for_ms)
+        silent_ms(self.seen, self.leader, server)
+    }
+
+    /// Whether any server has been silent for longer than the policy in force allows.
+    fn any_is_silent(&self) -> bool {
+        self.round.silent_ms_max > self.app.policy_in_force().update.unreachable_after.ms
     }
 
     /// Whether a server has been silent for longer than the policy in force allows.
     fn is_silent(&self, server: &ServerId) -> bool {
-        self.silent_ms(server) > self.app.policy_in_force().update.unreachable_after.ms
+        self.any_is_silent()
+            && self.silent_ms(server) > self.app.policy_in_force().update.unreachable_after.ms
     }
 
     /// Whether this leader or a previous one heard from a server within `unreachable_after`.

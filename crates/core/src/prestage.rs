@@ -13,8 +13,13 @@ use crate::reason::PausedBy;
 use crate::state::{App, Pause, Rollout, State};
 use crate::wave;
 
-/// Whether a server fetches the release now.
-pub(crate) fn is_due(state: &State, app: &App, rollout: &Rollout, server: &ServerId) -> bool {
+/// Whether a server fetches the release now; `is_next`: it is in [`expected_next`].
+pub(crate) fn is_due(
+    app: &App,
+    rollout: &Rollout,
+    server: &ServerId,
+    is_next: impl FnOnce() -> bool,
+) -> bool {
     // Found bad in another group: do not fetch it until an operator resumes.
     if matches!(rollout.pause, Some(Pause { by: PausedBy::Verdict { .. }, .. })) {
         return false;
@@ -22,7 +27,7 @@ pub(crate) fn is_due(state: &State, app: &App, rollout: &Rollout, server: &Serve
     rollout.lead == *server
         || rollout.policy.update.prestage == Prestage::All
         || current(app).is_some_and(|servers| servers.contains(server))
-        || expected_next(state, app, rollout).contains(server)
+        || is_next()
 }
 
 /// Servers that still need the release, do not have it, and do not fetch it yet.
@@ -30,7 +35,7 @@ pub(crate) fn not_yet(state: &State, app: &App, rollout: &Rollout) -> Vec<Server
     if rollout.policy.update.prestage == Prestage::All {
         return Vec::new();
     }
-    let mut servers = app.remaining(rollout);
+    let mut servers: BTreeSet<ServerId> = app.remaining(rollout).cloned().collect();
     servers.remove(&rollout.lead);
     for due in expected_next(state, app, rollout).iter().chain(current(app).into_iter().flatten()) {
         servers.remove(due);
@@ -46,12 +51,12 @@ fn current(app: &App) -> Option<&BTreeSet<ServerId>> {
 }
 
 /// The next wave as it would be chosen now; empty unless the policy wants it prefetched.
-fn expected_next(state: &State, app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
+pub(crate) fn expected_next(state: &State, app: &App, rollout: &Rollout) -> BTreeSet<ServerId> {
     match rollout.policy.update.prestage {
         Prestage::NextWave => {}
         Prestage::All | Prestage::Wave => return BTreeSet::new(),
     }
-    let mut ready: Vec<ServerId> = app.remaining(rollout).into_iter().collect();
+    let mut ready: Vec<ServerId> = app.remaining(rollout).cloned().collect();
     if let Some(servers) = current(app) {
         ready.retain(|server| !servers.contains(server));
     }

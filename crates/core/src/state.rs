@@ -1,6 +1,6 @@
 //! The replicated state of a group: plain data, written only by [`State::apply`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -76,7 +76,7 @@ pub struct State {
     pub next_member: MemberId,
     /// The position of the next server in joining order.
     pub next_joined: u64,
-    pub servers: Shared<BTreeMap<ServerId, Server>>,
+    pub servers: Shared<BTreeMap<ServerId, Shared<Server>>>,
     /// The generation that a new app starts with: above those of all that were removed, so that no
     /// server takes its orders for older ones.
     pub first_generation: Generation,
@@ -159,7 +159,7 @@ pub struct App {
     pub good_before: Shared<Vec<Release>>,
     pub phase: Phase,
     /// What is known about each server; the keys are the group's servers.
-    pub servers: Shared<BTreeMap<ServerId, ServerApp>>,
+    pub servers: Shared<BTreeMap<ServerId, Shared<ServerApp>>>,
     /// Releases not retried without an operator, newest last.
     pub rejected: Shared<Vec<Rejected>>,
     /// Ended rollouts, oldest first.
@@ -345,7 +345,7 @@ impl App {
 
     /// Whether no server runs the app, as far as every server has said.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.servers.values().all(ServerApp::has_stopped)
+        self.servers.values().all(|here| here.has_stopped())
     }
 
     /// Whether the app was removed, and nothing is left of it.
@@ -396,15 +396,15 @@ impl App {
     }
 
     /// The servers that the rollout has not yet moved to its release.
-    pub(crate) fn remaining(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
+    pub(crate) fn remaining(&self, rollout: &Rollout) -> impl Iterator<Item = &ServerId> {
         self.all_but_lost(rollout, |here| !here.serves(&rollout.release))
     }
 
     /// The servers that a rollback has not yet moved to `last_good`. If no release was ever good,
     /// only what the rollout touched is rolled back; the rest is left alone.
-    pub(crate) fn to_roll_back(&self, rollout: &Rollout) -> BTreeSet<ServerId> {
+    pub(crate) fn to_roll_back(&self, rollout: &Rollout) -> impl Iterator<Item = &ServerId> {
         let good = self.last_good.as_ref();
-        self.all_but_lost(rollout, |here| match good {
+        self.all_but_lost(rollout, move |here| match good {
             Some(_) => !here.settled_on(good),
             None => here.activation.is_some() || here.running.as_ref() == Some(&rollout.release),
         })
@@ -414,10 +414,12 @@ impl App {
         &self,
         rollout: &Rollout,
         wanted: impl Fn(&ServerApp) -> bool,
-    ) -> BTreeSet<ServerId> {
-        let open =
-            self.servers.iter().filter(|(id, here)| !rollout.lost.contains(*id) && wanted(here));
-        open.map(|(id, _)| id.clone()).collect()
+    ) -> impl Iterator<Item = &ServerId> {
+        let open = self
+            .servers
+            .iter()
+            .filter(move |(id, here)| wanted(here) && !rollout.lost.contains(*id));
+        open.map(|(id, _)| id)
     }
 
     /// The servers whose change has to finish before another release can take over: all that are

@@ -181,7 +181,7 @@ impl App {
     /// A server fails checks that it has just taken: goes back to those it had, and so does what
     /// it had proven by taking them.
     pub(crate) fn fall_back(&mut self, server: &ServerId, reason: &str) {
-        let Some(here) = self.servers.get_mut(server) else { return };
+        let Some(here) = self.servers.get_mut(server).map(|here| &mut **here) else { return };
         let Some(Trial { revision, falls, result }) = &mut here.trial else { return };
         let TrialResult::Taken { before, .. } = *result else { return };
         here.checks = before;

@@ -63,10 +63,12 @@ impl State {
         }
     }
 
-    /// Takes every arrow that needs no command, in every app.
-    pub(crate) fn settle(&mut self, actor: &str, events: &mut Vec<Event>) {
+    /// Takes every arrow that needs no command: in the app that the command was about, or in every
+    /// one. Which arrows an app takes does not depend on other apps.
+    pub(crate) fn settle(&mut self, about: Option<&AppId>, actor: &str, events: &mut Vec<Event>) {
         let (incarnation, platform, clock) = (self.incarnation, self.platform.as_ref(), self.clock);
-        for (id, app) in &mut self.apps {
+        let changed = |id: &AppId| about.is_none_or(|about| about == id);
+        for (id, app) in self.apps.iter_mut().filter(|(id, _)| changed(id)) {
             Turn { id, app, incarnation, platform, clock, actor, events }.settle();
         }
         for (id, gone) in self.apps.extract_if(.., |_, app| app.is_gone()) {

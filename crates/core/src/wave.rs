@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::capacity;
 use crate::ids::ServerId;
 use crate::orders::Purpose;
-use crate::state::{App, Rollout, ServerApp, State};
+use crate::state::{App, Rollout, State};
 
 /// The servers of the next wave, chosen from those that are ready, which come in order of their
 /// ids.
@@ -25,7 +25,8 @@ pub(crate) fn choose(
     let size = sizes.of_wave(rollout.waves + 1, state.size()) as usize;
     let is_member =
         |server: &&ServerId| state.servers.get(*server).is_some_and(|s| s.member.is_some());
-    let serves = |server: &ServerId| app.servers.get(server).is_some_and(ServerApp::takes_traffic);
+    let serves =
+        |server: &ServerId| app.servers.get(server).is_some_and(|here| here.takes_traffic());
     let mut out = capacity::out_servers(state);
     out.retain(|server| !serves(server));
     let mut order: Vec<&ServerId> = ready.iter().collect();

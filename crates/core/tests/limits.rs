@@ -209,7 +209,7 @@ fn a_full_group_fits_into_a_snapshot() {
             }
             let known = state.apps.get_mut(&app).unwrap();
             known.generation = Generation(7);
-            known.servers.values_mut().zip(0..).for_each(|(here, n)| *here = busy(n));
+            known.servers.values_mut().zip(0..).for_each(|(here, n)| **here = busy(n));
         }
         state.check().unwrap();
         let bytes = serde_json::to_vec(&state).unwrap().len();

@@ -45,7 +45,7 @@ pub fn elsewhere(state: &State, server: &ServerId, life: u64) -> Option<String> 
 #[must_use]
 pub fn orders(view: &View, server: &ServerId, life: u64) -> (Option<Orders>, u64) {
     let orders = match speaks_for(&view.state, server, life) {
-        true => view.state.orders(server, view.killed.is_some()),
+        true => view.orders(server),
         false => None,
     };
     let bytes = serde_json::to_vec(&orders).expect("orders have text keys only");

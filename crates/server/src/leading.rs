@@ -71,6 +71,8 @@ pub struct Leading {
     /// When each server joined under this leader; 0 for those that joined before.
     joined_ms: BTreeMap<ServerId, u64>,
     placed_ms: Option<u64>,
+    /// What the voters were last placed by, if that left nothing to do and the state is the same.
+    placed_by: Option<(Placed, Unheard)>,
     /// Why the repository's metadata is not refreshed.
     refresh_fails: Option<Lasting<Refused>>,
     errands: Errands,
@@ -116,6 +118,7 @@ impl Leading {
             planned_ms: None,
             joined_ms: BTreeMap::new(),
             placed_ms: None,
+            placed_by: None,
             refresh_fails: None,
             errands: Errands::default(),
             refreshed: false,
@@ -297,6 +300,7 @@ impl Leading {
     /// Records that the state or the membership has changed.
     pub fn state_changed(&mut self) {
         self.stale = true;
+        self.placed_by = None;
     }
 
     /// Whether a plan is due now: nothing of the last one is in flight, and there is news, or the
@@ -349,6 +353,9 @@ impl Leading {
 
     /// A server that joins has asked some member, which has not forwarded that yet.
     fn note_joined(&mut self, now_ms: u64, state: &State) {
+        if self.joined_ms.keys().eq(state.servers.keys()) {
+            return;
+        }
         let joins_ms = if self.planned_ms.is_none() { 0 } else { now_ms };
         for server in state.servers.keys() {
             if !self.joined_ms.contains_key(server) {
@@ -374,7 +381,7 @@ impl Leading {
         &mut self,
         now_ms: u64,
         state: &State,
-        placed: &Placed,
+        placed: Placed,
         heard: &Heard<'_>,
     ) -> Option<Placement> {
         self.placed_ms = Some(now_ms);
@@ -388,11 +395,17 @@ impl Leading {
             .iter()
             .filter(|(_, at_ms)| now_ms >= since_ms.max(**at_ms + COUNTED_ON_MS));
         self.mute = mute.map(|(server, _)| server.clone()).collect();
-        match placement(state, placed, &unheard, self.placer.carriers) {
+        let by = (placed, unheard);
+        if self.placed_by.as_ref() == Some(&by) {
+            return None;
+        }
+        self.placed_by = None;
+        match placement(state, &by.0, &by.1, self.placer.carriers) {
             Next::Settled => self.placing = None,
             Next::Waits(on) => self.place_waits(now_ms, on),
             Next::Step(step) => return Some(step),
         }
+        self.placed_by = Some(by);
         None
     }
 

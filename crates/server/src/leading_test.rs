@@ -40,8 +40,7 @@ fn a_voter_that_is_mute_counts_as_silent_and_is_named() {
     contacts.heard(now_ms, &other, 0, BTreeMap::new());
     for (heard_ms, mute) in [(now_ms - 300, false), (500, true)] {
         let heard = Heard { contacts: &contacts, members: [(other.clone(), heard_ms)].into() };
-        let placed = Placed::default();
-        leading.place(now_ms, &state(), &placed, &heard);
+        leading.place(now_ms, &state(), Placed::default(), &heard);
         assert_eq!(leading.mute().contains(&other), mute);
     }
 }
@@ -239,7 +238,7 @@ fn a_change_of_voters_that_did_not_start_is_tried_again() {
     for now_ms in [1_000, 1_200, 1_400] {
         let step = {
             let heard = Heard { contacts: &Contacts::default(), members: BTreeMap::new() };
-            leading.place(now_ms, &state, &placed, &heard)
+            leading.place(now_ms, &state, placed.clone(), &heard)
         };
         assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
         leading.place_waits(now_ms, waits.clone());

@@ -10,33 +10,36 @@
 //! What a step proposes and what it received are persisted together, with one sync. If
 //! [`Member::wake_ms`] is in the past, there is already work for another step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_consensus::{
     Config, Envelope, Handover, Image, Index, LogStore, MembershipError, Node, NodeError,
-    ProposeError, RaftId, ReadId, Role, Status, Term, TransferError,
+    ProposeError, RaftId, ReadId, Role, Term, TransferError,
 };
 use cohort_core::ability::Ability;
 use cohort_core::command::{COMMAND_VERSION, Limited, Rejection};
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{AppId, ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::refused::Refused;
 use cohort_core::shared::Shared;
 use cohort_core::state::HistoryEntry;
-use cohort_core::waiting::{Placing, Waiting};
+use cohort_core::survey::Survey;
+use cohort_core::waiting::Waiting;
 use cohort_core::{Body, Command, Event, Offer, State};
 
 use crate::contacts::Contacts;
-use crate::copies::{Copies, Introduced, Introduction};
-use crate::errands::Errands;
+use crate::copies::{Introduced, Introduction};
 use crate::leading::{Leading, Placer};
 
 mod apply;
 mod clock;
 mod lead;
+mod view;
+
+pub use view::View;
 
 /// How long a leadership transfer before a stop may take, in ticks: 2 s.
 const HANDOVER_TICKS_MAX: u32 = 40;
@@ -99,7 +102,7 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Send this to a peer; what it promises has been persisted.
-    Send(Envelope),
+    Send(Box<Envelope>),
     /// The outcome of [`Input::Propose`].
     Answer { ticket: Ticket, outcome: Proposed },
     /// The outcome of [`Input::Read`]. If `fresh`, the last [`Output::View`] shows at least
@@ -174,60 +177,6 @@ pub enum Note {
     NotCompacted(cohort_consensus::CompactError),
 }
 
-/// The published view: consistent, as of `raft.applied`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    pub state: Arc<State>,
-    pub raft: Status,
-    /// Why things are waiting, by the last plan; empty unless this member is the leader.
-    pub waiting: Shared<Vec<Waiting>>,
-    /// What the next change of the voters is waiting for, and since when, on the member's monotonic
-    /// clock; `None` unless this member is the leader.
-    pub placing: Option<(Placing, u64)>,
-    /// Servers whose members the leader has not heard lately ([`Leading::mute`]); empty elsewhere.
-    pub mute: BTreeSet<ServerId>,
-    /// Whether the registry responds; `None` unless this member is the leader.
-    pub registry: Option<bool>,
-    /// The errands of the leader at the hub that fail; none unless this member is the leader.
-    pub errands: Errands,
-    /// Mirrors and releases refused recently, for people.
-    pub refusals: Vec<Refused>,
-    /// Agents refused lately because another one runs as their server.
-    pub copies: Copies,
-    /// Why everything is stopped, while the kill switch is on.
-    pub killed: Option<String>,
-    /// What the group clock would read if an entry had advanced it at `clock_at_ms`; in an idle
-    /// group's log it stands still.
-    pub clock: ClockMs,
-    /// On the member's monotonic clock, in milliseconds; `None` before its first tick.
-    pub clock_at_ms: Option<u64>,
-    /// Since when it has listened as the leader, on its monotonic clock; `None` on other members.
-    pub listens_since_ms: Option<u64>,
-    /// Whether the leader asks its voters what they reach: it lacks something itself.
-    pub asks_voters: bool,
-}
-
-impl View {
-    /// The group clock now; it stands still while the kill switch is on.
-    #[must_use]
-    pub fn clock(&self, now_ms: u64) -> ClockMs {
-        let at_ms = self.clock_at_ms.filter(|_| self.killed.is_none()).unwrap_or(now_ms);
-        self.clock.plus(now_ms.saturating_sub(at_ms))
-    }
-
-    /// The leader's server, as far as this member knows.
-    #[must_use]
-    pub fn leader(&self) -> Option<&ServerId> {
-        self.state.server_of(MemberId(self.raft.leader?.0))
-    }
-
-    /// Whether this member is the leader and has committed in its term.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        self.raft.is_leader() && self.raft.ready
-    }
-}
-
 /// Why a member cannot continue; the agent exits.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
@@ -284,6 +233,7 @@ struct Reader {
 pub struct Member<S: LogStore> {
     node: Node<S>,
     state: Arc<State>,
+    survey: Arc<Survey>,
     leading: Leading,
     waiting: Shared<Vec<Waiting>>,
     /// By index: the term in which it was proposed, and the ticket to answer.
@@ -332,6 +282,7 @@ impl<S: LogStore> Member<S> {
         Ok(Member {
             node,
             state: Arc::new(state),
+            survey: Arc::default(),
             leading: Leading::new(server, killed),
             waiting: Shared::default(),
             proposals: BTreeMap::new(),
@@ -366,6 +317,7 @@ impl<S: LogStore> Member<S> {
     pub fn view(&self) -> View {
         View {
             state: Arc::clone(&self.state),
+            survey: Arc::clone(&self.survey),
             raft: self.node.status(),
             waiting: self.waiting.clone(),
             placing: self.leading.placing().cloned(),

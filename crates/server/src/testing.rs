@@ -124,7 +124,7 @@ impl Group {
         let Some(member) = self.members.get_mut(&n) else { return Ok(()) };
         for output in member.step(self.now_ms, &self.contacts, inputs)? {
             match output {
-                Output::Send(envelope) => self.mail.push(envelope),
+                Output::Send(envelope) => self.mail.push(*envelope),
                 Output::View(view) => {
                     self.views.insert(n, view);
                 }

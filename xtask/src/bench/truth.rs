@@ -1,15 +1,18 @@
 //! Whether what is decided and shown keeps up: the cost of a plan, an entry and a simulated step;
 //! what a group at rest writes; how long until a silent server is reported and replaced.
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use cohort_trial::release::WebRelease;
 use cohort_trial::{Fleet, Programs, watch};
 
-use super::{Better, GROUP, PLATFORM, POLICY, Row, one_group, one_group_with};
-use crate::build::cargo;
+use super::Better::{Higher, Lower};
+use super::{GROUP, Goal, PLATFORM, POLICY, Row, one_group, one_group_with};
+use crate::build::{cargo, succeed, target};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long entries of a group at rest are counted.
@@ -19,39 +22,118 @@ const SETTLES: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 /// `cohort status` exits with this code while something is not as it should be.
 const EXIT_NOT_WELL: i32 = 3;
+/// How long computing the figures of one part may take: twice the highest goal, and other work on
+/// the machine.
+const COMPUTES_MAX: Duration = Duration::from_secs(300);
 
-pub(crate) fn measure(programs: &Programs, mut dir: PathBuf) -> Result<Vec<Row>> {
-    let mut rows = computed()?;
-    rows.extend(idle(programs, dir.join("idle"))?);
-    rows.push(replaced(programs, dir.join("voter"))?);
-    dir.push("silence");
-    rows.push(told(programs, dir)?);
-    Ok(rows)
+/// Rows that are measured together.
+struct Part {
+    rows: &'static [Goal],
+    measure: Measure,
 }
 
-/// The figures that need no processes, from an example of the simulator.
-fn computed() -> Result<Vec<Row>> {
-    eprintln!("plans, entries and simulated steps (builds the simulator first)…");
+enum Measure {
+    /// Without processes, by the simulator's example of that name.
+    Computed,
+    /// With a fleet in this directory.
+    Fleet(fn(&Programs, PathBuf) -> Result<Vec<f64>>),
+}
+
+const PARTS: &[Part] = &[
+    Part {
+        rows: &[
+            ("plan.1000x5_ms", "ms", Some(10.0), Lower),
+            ("apply.1000x5_ms", "ms", Some(1.0), Lower),
+        ],
+        measure: Measure::Computed,
+    },
+    Part {
+        rows: &[("simulate.steps_per_s", "1/s", Some(50_000.0), Higher)],
+        measure: Measure::Computed,
+    },
+    Part { rows: &[("simulate.1000_s", "s", Some(120.0), Lower)], measure: Measure::Computed },
+    Part {
+        rows: &[
+            ("idle.entries_per_minute", "1/min", Some(1.0), Lower),
+            ("idle.owing_entries_per_minute", "1/min", Some(6.0), Lower),
+        ],
+        measure: Measure::Fleet(idle),
+    },
+    Part {
+        rows: &[("voter.replaced_s", "s", Some(15.0), Lower)],
+        measure: Measure::Fleet(replaced),
+    },
+    Part { rows: &[("silence.told_s", "s", Some(35.0), Lower)], measure: Measure::Fleet(told) },
+];
+
+/// Measures all rows; a failing part is reported, and the others continue.
+pub(crate) fn measure(programs: &Programs, dir: &Path) -> Vec<Row> {
+    let figures = build_figures();
+    let mut rows = Vec::new();
+    for Part { rows: goals, measure } in PARTS {
+        let first = goals[0].0;
+        let measured = match measure {
+            Measure::Fleet(measure) => measure(programs, dir.join(first)),
+            Measure::Computed => match &figures {
+                Ok(program) => computed(program, goals),
+                Err(error) => Err(anyhow::anyhow!("{error:#}")),
+            },
+        };
+        let values = measured.unwrap_or_else(|error| {
+            eprintln!("error: {first}: {error:#}");
+            Vec::new()
+        });
+        let mut values = values.into_iter();
+        rows.extend(
+            goals.iter().map(|(what, unit, goal, better)| {
+                Row::new(what, values.next(), unit, *goal, *better)
+            }),
+        );
+    }
+    rows
+}
+
+/// Builds what computes the figures that need no processes, as `cargo xtask simulate --release`
+/// builds the simulator.
+fn build_figures() -> Result<PathBuf> {
+    eprintln!("building the simulator…");
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package", "cohort-simulate"]);
-    let output = command.args(["--example", "figures"]).output().context("start cargo")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the simulator's figures: {}\n{errors}", output.status);
-    let row = |what: &'static str, unit, goal, better| {
-        let line = text.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok());
-        Row::new(what, line, unit, Some(goal), better)
+    command.args(["build", "--quiet", "--profile", "simulate", "--package", "cohort-simulate"]);
+    succeed(command.args(["--example", "figures"]))?;
+    Ok(target("simulate").join("examples/figures"))
+}
+
+/// The figures of these rows.
+fn computed(program: &Path, goals: &[Goal]) -> Result<Vec<f64>> {
+    let names: Vec<&str> = goals.iter().map(|(what, ..)| *what).collect();
+    eprintln!("computing {}…", names.join(", "));
+    let mut command = std::process::Command::new(program);
+    let mut child = command.args(&names).stdout(Stdio::piped()).spawn().context("start it")?;
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if begun.elapsed() > COMPUTES_MAX {
+            child.kill()?;
+            child.wait()?;
+            bail!("not computed after {COMPUTES_MAX:?}");
+        }
+        std::thread::sleep(POLL);
     };
-    Ok(vec![
-        row("plan.1000x5_ms", "ms", 10.0, Better::Lower),
-        row("apply.1000x5_ms", "ms", 1.0, Better::Lower),
-        row("simulate.steps_per_s", "1/s", 50_000.0, Better::Higher),
-        row("simulate.1000_s", "s", 120.0, Better::Lower),
-    ])
+    ensure!(status.success(), "{command:?}: {status}");
+    let mut text = String::new();
+    child.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+    let figure = |what: &&str| {
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(what)?.trim().parse().ok());
+        value.with_context(|| format!("no figure {what} in `{text}`"))
+    };
+    names.iter().map(figure).collect()
 }
 
 /// Entries that a group of ten writes in a minute at rest, and with one server that owes.
-fn idle(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
+fn idle(programs: &Programs, dir: PathBuf) -> Result<Vec<f64>> {
     let mut fleet = one_group(programs, dir, 10)?;
     let rests = entries_per_minute(&fleet)?;
     let owing = fleet.agents().keys().next_back().context("ten agents")?.clone();
@@ -67,10 +149,7 @@ fn idle(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     })?;
     let owes = entries_per_minute(&fleet)?;
     fleet.stop()?;
-    Ok(vec![
-        Row::lower("idle.entries_per_minute", rests, "1/min", 1.0),
-        Row::lower("idle.owing_entries_per_minute", owes, "1/min", 6.0),
-    ])
+    Ok(vec![rests, owes])
 }
 
 fn entries_per_minute(fleet: &Fleet) -> Result<f64> {
@@ -82,7 +161,7 @@ fn entries_per_minute(fleet: &Fleet) -> Result<f64> {
 }
 
 /// From the power cut of a voter that never comes back until the group has five others.
-fn replaced(programs: &Programs, dir: PathBuf) -> Result<Row> {
+fn replaced(programs: &Programs, dir: PathBuf) -> Result<Vec<f64>> {
     let mut fleet = one_group_with(programs, dir, 6, "replace_after = \"10s\"\n")?;
     let status = fleet.until(GROUP, PATIENCE, |status| status.voters.len() == 5)?;
     let mut voters = status.voters.iter().map(|voter| &voter.server);
@@ -94,12 +173,12 @@ fn replaced(programs: &Programs, dir: PathBuf) -> Result<Row> {
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     fleet.stop()?;
-    Ok(Row::lower("voter.replaced_s", seconds, "s", 15.0))
+    Ok(vec![seconds])
 }
 
 /// From the power cut of a server at rest until `cohort status` exits with 3 and `cohort why` names
 /// the server.
-fn told(programs: &Programs, dir: PathBuf) -> Result<Row> {
+fn told(programs: &Programs, dir: PathBuf) -> Result<Vec<f64>> {
     let mut fleet = one_group(programs, dir, 5)?;
     let leader = fleet.leader(GROUP)?.context("a group at rest has a leader")?;
     let lost = fleet.agents().keys().find(|name| *name != leader.as_str());
@@ -111,7 +190,7 @@ fn told(programs: &Programs, dir: PathBuf) -> Result<Row> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     fleet.stop()?;
-    Ok(Row::lower("silence.told_s", seconds, "s", 35.0))
+    Ok(vec![seconds])
 }
 
 fn is_told(fleet: &Fleet, server: &str) -> Result<bool> {

@@ -20,7 +20,7 @@ impl Planner<'_> {
         if !by_person && self.is_killed(since) {
             return;
         }
-        let owing = self.app.to_roll_back(rollout);
+        let owing: BTreeSet<ServerId> = self.app.to_roll_back(rollout).cloned().collect();
         if self.relieves(rollout, &owing) {
             return;
         }

@@ -26,7 +26,7 @@ impl Planner<'_> {
             return;
         }
         let (silent, reachable): (BTreeSet<ServerId>, BTreeSet<ServerId>) =
-            self.app.remaining(rollout).into_iter().partition(|server| self.is_silent(server));
+            self.app.remaining(rollout).cloned().partition(|server| self.is_silent(server));
         if reachable.is_empty() {
             for server in silent {
                 self.lose(&server);
@@ -105,6 +105,9 @@ impl Planner<'_> {
     /// may be the release that silenced it, so it counts against the budget, and is not watched.
     fn lose_silent(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>) {
         let app = self.app;
+        if !self.any_is_silent() {
+            return;
+        }
         for (server, here) in &app.servers {
             let moved = here.serves(&rollout.release);
             let silent = self.is_silent(server)
@@ -172,9 +175,9 @@ impl Planner<'_> {
 
     /// Takes a broken server that nothing else repairs into the wave, which waits for room.
     fn widen(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>) {
-        let broken = self.app.remaining(rollout).into_iter().find(|server| {
-            let here = &self.app.servers[server];
-            !wave.contains(server)
+        let broken = self.app.remaining(rollout).find(|server| {
+            let here = &self.app.servers[*server];
+            !wave.contains(*server)
                 && here.in_flight().is_none()
                 && capacity::is_down(self.app, server)
                 && self.is_heard(server)
@@ -183,7 +186,7 @@ impl Planner<'_> {
                     .as_ref()
                     .is_none_or(|debt| self.is_resting(here, debt) || self.app.last_good.is_none())
         });
-        if let Some(server) = broken {
+        if let Some(server) = broken.cloned() {
             self.propose(Planned::WidenWave { server });
         }
     }
@@ -249,7 +252,7 @@ impl Planner<'_> {
     }
 
     fn is_counted_on(&self, server: &ServerId) -> bool {
-        is_counted_on(self.state, self.seen, self.leader, server)
+        is_counted_on(self.seen, self.leader, self.round.counted_on_ms, server)
     }
 
     /// Whether another app is changing on the server; if so, waits for it.

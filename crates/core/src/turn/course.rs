@@ -61,7 +61,7 @@ fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
     let app = &*turn.app;
     let nobody_left = || {
         app.phase.between_waves().is_some()
-            && app.remaining(rollout).is_empty()
+            && app.remaining(rollout).next().is_none()
             && !app.servers.values().any(|here| here.settled_on(Some(&rollout.release)))
     };
     let (policy, size) = (&rollout.policy, turn.size());
@@ -153,7 +153,7 @@ impl Turn<'_> {
     /// rolling-back ─► held: every reachable server is back. Returns whether that happened.
     pub(super) fn hold(&mut self) -> bool {
         let Phase::RollingBack { rollout, reason, .. } = &self.app.phase else { return false };
-        if !self.app.to_roll_back(rollout).is_empty() {
+        if self.app.to_roll_back(rollout).next().is_some() {
             return false;
         }
         let (rollout, reason) = (rollout.clone(), reason.clone());

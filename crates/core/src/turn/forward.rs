@@ -184,7 +184,8 @@ impl Turn<'_> {
         if number != rollout.waves + 1 {
             return self.not_now(WhyNot::NotNextWave);
         }
-        if servers.is_empty() || !servers.is_subset(&self.app.remaining(rollout)) {
+        if servers.is_empty() || !servers.is_subset(&self.app.remaining(rollout).cloned().collect())
+        {
             return self.not_now(WhyNot::WrongServers);
         }
         if let Some(rollout) = self.app.phase.rollout_mut() {
@@ -200,7 +201,7 @@ impl Turn<'_> {
     /// `max_parallel`. The server may still have to fetch the bytes.
     pub(crate) fn widen_wave(&mut self, server: &ServerId) -> Applied {
         let remaining = self.app.phase.forward().map(|rollout| self.app.remaining(rollout));
-        if !remaining.is_some_and(|remaining| remaining.contains(server)) {
+        if !remaining.is_some_and(|mut remaining| remaining.any(|one| one == server)) {
             return self.not_now(WhyNot::WrongServers);
         }
         match &mut self.app.phase {

@@ -57,7 +57,7 @@ impl Turn<'_> {
     /// verified, wave-baked ─► running: every reachable server runs the release and was watched.
     fn finish(&mut self) -> bool {
         let Some(rollout) = self.app.phase.between_waves() else { return false };
-        if !self.app.remaining(rollout).is_empty() {
+        if self.app.remaining(rollout).next().is_some() {
             return false;
         }
         let rollout = rollout.clone();

@@ -73,6 +73,7 @@ impl<S: LogStore> Member<S> {
             .map_err(|source| MemberError::UnknownSnapshot { index, source })?;
         state.check().map_err(|reason| MemberError::Broken { index, reason })?;
         self.state = Arc::new(state);
+        self.survey = Arc::default();
         self.changed = true;
         Ok(())
     }
@@ -85,6 +86,7 @@ impl<S: LogStore> Member<S> {
         if command.version != COMMAND_VERSION {
             return Err(unknown(Unreadable::Version(command.version)));
         }
+        self.survey = Arc::default();
         let state = Arc::make_mut(&mut self.state);
         let outcome = state.apply(&command);
         if cfg!(debug_assertions) {

@@ -37,7 +37,8 @@ impl<S: LogStore> Member<S> {
             self.hand_over_to_the_group();
         }
         let voters = self.node.configuration().voters.iter();
-        let servers = voters.filter_map(|id| self.state.server_of(MemberId(id.0)));
+        let (survey, state) = (&self.survey, &self.state);
+        let servers = voters.filter_map(|id| survey.server_of(state, MemberId(id.0)));
         self.leading.voters(servers.cloned().collect());
         let mut plan = self.leading.plan(now_ms, &self.state, contacts);
         if !may_write {
@@ -100,7 +101,7 @@ impl<S: LogStore> Member<S> {
             changing: status.change_pending || status.configuration.is_joint(),
         };
         let heard = Heard { contacts, members: self.heard_members(now_ms) };
-        let body = match self.leading.place(now_ms, &self.state, &placed, &heard) {
+        let body = match self.leading.place(now_ms, &self.state, placed, &heard) {
             None => return,
             Some(Placement::Allocate(server)) => Body::AllocateMember { server },
             Some(Placement::Retire(server, member)) => Body::RetireMember { server, member },

@@ -1,6 +1,5 @@
 //! The network of one group: each packet may be lost, come twice, or come late.
 
-use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::{Envelope, Message};
@@ -202,19 +201,18 @@ impl Net {
         self.in_flight.first_key_value().map_or(u64::MAX, |((at_ms, ..), _)| *at_ms)
     }
 
-    /// Takes out the next packet that has arrived; with the first one from a member, all that have
-    /// arrived for the same member.
-    pub(crate) fn next(&mut self, now_ms: u64) -> Vec<Packet> {
+    /// Takes the next packet that has arrived into `arrived`, which is empty; with the first one
+    /// from a member, all that have arrived for the same member.
+    pub(crate) fn next(&mut self, now_ms: u64, arrived: &mut Vec<Packet>) {
         let first = self.in_flight.first_entry().filter(|first| first.key().0 <= now_ms);
-        let Some(first) = first.map(OccupiedEntry::remove) else { return Vec::new() };
-        let mut all = vec![first];
-        if matches!(all[0].what, What::Raft(_)) {
-            let to = all[0].to.clone();
+        let Some(first) = first else { return };
+        let first = first.remove();
+        let to = matches!(first.what, What::Raft(_)).then(|| first.to.clone());
+        arrived.push(first);
+        if let Some(to) = to.filter(|_| self.next_ms() <= now_ms) {
             let until = (now_ms, false, u64::MAX);
-            all.extend(
-                self.in_flight.extract_if(..=until, |_, packet| packet.to == to).map(|p| p.1),
-            );
+            let others = self.in_flight.extract_if(..=until, |_, packet| packet.to == to);
+            arrived.extend(others.map(|(_, packet)| packet));
         }
-        all
     }
 }

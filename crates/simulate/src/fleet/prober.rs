@@ -13,8 +13,8 @@ use cohort_server::asking::ORDERS_VALID_MS;
 
 use super::behaviour::Behaviours;
 use super::group::Group;
-use super::server::Service;
 use super::server::member::INCARNATION;
+use super::server::{Server, Service};
 use super::world::TICK_MS;
 
 mod clocks;
@@ -184,10 +184,10 @@ impl Prober {
     fn look_at_artifacts(now_ms: u64, group: &Group) {
         for (app, of) in &group.log.state.apps {
             let Some(good) = &of.last_good else { continue };
-            for (id, _) in of.servers.iter().filter(|(_, here)| here.has(&good.artifact)) {
-                let server = group.servers.get(id);
-                let removed = server.is_some_and(|it| it.collected.contains(&good.artifact));
-                assert!(!removed, "{now_ms} ms: {id} {COLLECTED} of {app}, {}", good.version);
+            let removed = |server: &&Server| server.collected.contains(&good.artifact);
+            for Server { id, .. } in group.servers.values().filter(removed) {
+                let has = of.servers.get(id).is_some_and(|here| here.has(&good.artifact));
+                assert!(!has, "{now_ms} ms: {id} {COLLECTED} of {app}, {}", good.version);
             }
         }
     }

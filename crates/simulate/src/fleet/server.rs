@@ -375,10 +375,10 @@ impl Server {
         }
     }
 
-    /// A packet has come. What is for the agent's tasks is read at the next tick.
-    pub(crate) fn receive(&mut self, mut packets: Vec<Packet>, log: &mut Log) {
+    /// Packets have come: takes them. What is for the agent's tasks is read at the next tick.
+    pub(crate) fn receive(&mut self, packets: &mut Vec<Packet>, log: &mut Log) {
         if self.up {
-            for packet in &mut packets {
+            for packet in &mut *packets {
                 if let Some(kill) = packet.kill.take() {
                     self.latch(&kill);
                 }
@@ -398,12 +398,12 @@ impl Server {
         }
         if self.member.is_some() {
             self.step_member(log, |member, now_ms, log| {
-                for packet in packets {
+                for packet in packets.drain(..) {
                     member.receive(now_ms, packet, log);
                 }
             });
         } else {
-            for Packet { from, id, what, .. } in packets {
+            for Packet { from, id, what, .. } in packets.drain(..) {
                 if let Some(what) = what.refusal() {
                     self.send(from, id, what);
                 }

@@ -343,6 +343,7 @@ impl Fleet {
         // Few servers carry a member, and only those wake.
         let wakes = |(at, server): (usize, &&mut Server)| Some((server.wakes_ms()?, at));
         let mut wakes: Vec<(u64, usize)> = servers.iter().enumerate().filter_map(wakes).collect();
+        let mut packets = Vec::new();
         loop {
             let (wake_ms, first) = wakes.iter().copied().min().unwrap_or((u64::MAX, 0));
             let next_ms = wake_ms.min(net.next_ms());
@@ -352,12 +353,12 @@ impl Fleet {
             }
             log.now_ms = log.now_ms.max(next_ms);
             let at = if next_ms == net.next_ms() {
-                let packets = net.next(next_ms);
+                net.next(next_ms, &mut packets);
                 let Some(at) = position(&servers, &packets[0].to) else {
-                    nobody_there(&mut servers, packets, log.now_ms, net);
+                    nobody_there(&mut servers, packets.drain(..), log.now_ms, net);
                     continue;
                 };
-                self.arrived(&mut servers, at, packets, log, net);
+                self.arrived(&mut servers, at, &mut packets, log, net);
                 at
             } else {
                 self.do_with(servers[first], log, net, |server, log| {
@@ -373,21 +374,21 @@ impl Fleet {
         }
     }
 
-    /// Packets have come for the server that is there.
+    /// Packets have come for the server that is there: takes them.
     fn arrived(
         &mut self,
         servers: &mut [&mut Server],
         at: usize,
-        mut packets: Vec<Packet>,
+        packets: &mut Vec<Packet>,
         log: &mut Log,
         net: &mut Net,
     ) {
         let Server { linked, paused_until_ms, busy_until_ms, .. } = *servers[at];
         if !linked {
-            return;
+            return packets.clear();
         }
         if paused_until_ms > log.now_ms {
-            return packets.into_iter().for_each(|packet| net.put(paused_until_ms, packet));
+            return packets.drain(..).for_each(|packet| net.put(paused_until_ms, packet));
         }
         if busy_until_ms > log.now_ms {
             let later = packets.extract_if(.., |packet| !packet.what.is_answer());
@@ -497,7 +498,12 @@ fn position(machines: &[&mut Server], place: &Place) -> Option<usize> {
 }
 
 /// Packets came where no machine of that server is: whoever sent them sees that.
-fn nobody_there(machines: &mut [&mut Server], packets: Vec<Packet>, now_ms: u64, net: &mut Net) {
+fn nobody_there(
+    machines: &mut [&mut Server],
+    packets: impl Iterator<Item = Packet>,
+    now_ms: u64,
+    net: &mut Net,
+) {
     for Packet { from, to, id, what, .. } in packets {
         match what.refusal() {
             Some(what) => net.put(now_ms, Packet::new(to, from, id, what)),

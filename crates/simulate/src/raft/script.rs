@@ -340,7 +340,7 @@ impl Script {
             lines.push(format!("{member}: read {} sees {index} [{}]", read.0, state.join(" ")));
         }
         lines.iter().for_each(|line| self.say(line));
-        self.mail.extend(effects.messages);
+        self.mail.extend(effects.messages.into_iter().map(|envelope| *envelope));
         Ok(())
     }
 

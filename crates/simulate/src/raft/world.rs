@@ -373,7 +373,7 @@ impl World {
                     self.compact(id);
                 }
                 for envelope in effects.messages {
-                    self.send(envelope);
+                    self.send(*envelope);
                 }
             }
         }

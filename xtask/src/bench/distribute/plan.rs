@@ -8,11 +8,8 @@ use cohort_trial::Programs;
 
 use super::zone::{Links, Transfer, Zone};
 use super::{DistributeArgs, PACKAGES, delta, faults, service};
-use crate::bench::Better::{self, Higher, Lower};
-use crate::bench::{Row, median};
-
-/// Name, unit, goal, and which direction is better.
-type Goal = (&'static str, &'static str, Option<f64>, Better);
+use crate::bench::Better::{Higher, Lower};
+use crate::bench::{Goal, Row, median};
 
 /// Plays a fault: the zone, the transfers of the base case, runs, and bytes of a MiB.
 type Fault = fn(&mut Zone, &[Transfer], usize, usize) -> Result<Vec<f64>>;

@@ -328,11 +328,11 @@ impl Carried {
             self.steps += 1;
             let most = STEPS_AT_ONCE_MAX * log.state.servers.len().max(1);
             assert!(self.steps < most, "{} never rests", self.here.server);
-            let inputs = std::mem::take(&mut self.inputs);
+            let mut inputs = std::mem::take(&mut self.inputs);
             if self.mutation == Some(Mutation::Silence) {
                 self.hear_everybody();
             }
-            let outputs = match self.member.step(now_ms, &self.contacts, inputs) {
+            let outputs = match self.member.step(now_ms, &self.contacts, inputs.drain(..)) {
                 Ok(outputs) => outputs,
                 Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
                 Err(MemberError::Node(NodeError::Copied { .. })) => return Ended::Copied,
@@ -341,6 +341,7 @@ impl Carried {
                     panic!("{} ms: {} stopped: {error:?}", log.now_ms, self.here.server)
                 }
             };
+            self.inputs = inputs;
             let shown = outputs.iter().rev().find_map(|output| match output {
                 Output::View(view) => Some(&view.raft),
                 _ => None,
@@ -371,7 +372,7 @@ impl Carried {
             Output::Send(envelope) => {
                 // A number that the group has not named has no connection.
                 if let Some(to) = self.place_of(envelope.to) {
-                    self.send(to, 0, What::Raft(Box::new(envelope)));
+                    self.send(to, 0, What::Raft(envelope));
                 }
             }
             Output::View(view) => {

@@ -147,13 +147,13 @@ impl Carried {
     /// Answers the held questions whose orders have changed, or whose time is up.
     pub(super) fn answer_held(&mut self) {
         let (view, now_ms) = (&self.view, self.now_ms);
-        let (leaderless, killed) = (view.raft.leader.is_none(), view.killed.is_some());
+        let leaderless = view.raft.leader.is_none();
         // The same orders have the same hash.
         let over = |held: &mut Held| {
             held.until_ms <= now_ms
                 || leaderless
                 || !answers::speaks_for(&view.state, &held.request.from.server, held.request.life())
-                || view.state.orders(&held.request.from.server, killed) != held.orders
+                || view.orders(&held.request.from.server) != held.orders
         };
         let over: Vec<Held> = self.held.extract_if(.., over).collect();
         for held in over {
