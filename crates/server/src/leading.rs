@@ -253,11 +253,13 @@ impl Leading {
         &self.errands
     }
 
-    /// Why newer releases may be unknown to this leader, once it is worth reporting.
-    fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
+    /// Why newer releases may be unknown to this leader, and for how long, once it is worth
+    /// reporting.
+    fn not_refreshed(&self, now_ms: u64) -> Option<(Refused, u64)> {
         let Lasting { why: refused, since_ms } = self.refresh_fails.as_ref()?;
-        let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
-        (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
+        let for_ms = now_ms.saturating_sub(*since_ms);
+        let told = for_ms >= UNREACHABLE_MS || !refused.why.is_unreachable();
+        told.then(|| (refused.clone(), for_ms))
     }
 
     /// Mirrors and releases that were refused recently, for people.

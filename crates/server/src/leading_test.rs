@@ -183,16 +183,19 @@ fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
         let _ = plan_at(leading, now_ms);
         leading.seen().not_refreshed.clone()
     };
-    let away = || Err(WhyRefused::NoMirror.into());
+    let unreachable = || WhyRefused::Unreachable { file: "timestamp.json".into() };
+    let away = || Err(unreachable().into());
     assert_eq!(plan_after(&mut leading, 1_000, away()), None);
     assert_eq!(plan_after(&mut leading, 30_999, away()), None);
-    assert_eq!(plan_after(&mut leading, 31_000, away()), Some(WhyRefused::NoMirror.into()));
+    let told = plan_after(&mut leading, 31_000, away());
+    assert_eq!(told, Some((unreachable().into(), 30_000)), "since the first failure");
     assert_eq!(plan_after(&mut leading, 32_000, Ok(())), None);
     assert_eq!(plan_after(&mut leading, 33_000, away()), None, "it starts over");
-    // What a clock or a key is to blame for does not pass.
-    let expired = WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 };
-    let told = plan_after(&mut leading, 34_000, Err(expired.clone().into()));
-    assert_eq!(told, Some(expired.into()));
+    // What a clock, a key or the configuration is to blame for does not pass.
+    for why in [WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 }, WhyRefused::NoMirror] {
+        let told = plan_after(&mut leading, 34_000, Err(why.clone().into()));
+        assert_eq!(told, Some((why.into(), 1_000)));
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Command;
 use crate::figures::{brief, names};
 use crate::hint::Hint;
-use crate::waiting::{is_idle, sentence};
+use crate::waiting::{AWAY_TOLERATED_MS, is_healthy, sentence};
 use crate::words;
 
 /// Unknown servers that one sentence names.
@@ -255,8 +255,10 @@ fn problems(
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
         problem(sentence(&on), vec![Command::KillStatus.into()]);
     }
-    for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
-        problem(errand_sentence(failing), errand_hints(failing));
+    let passes =
+        |failing: &ErrandStatus| failing.why.is_unreachable() && failing.for_ms < AWAY_TOLERATED_MS;
+    for failing in status.errands.iter().filter(|failing| !passes(failing)) {
+        problem(errand_sentence(failing), errand_hints(failing, status.leader.as_ref()));
     }
     // Why a policy cannot be used says more than that it is not there.
     let is_read = |app: &AppId| {
@@ -317,8 +319,12 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
 }
 
 /// What an operator can do, in addition to what the hub advises in its text.
-fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
+fn errand_hints(failing: &ErrandStatus, leader: Option<&ServerId>) -> Vec<Hint> {
     match (&failing.errand, &failing.why) {
+        (_, HubFault::Unreachable { .. }) => {
+            let leader = leader.map_or("the leader", ServerId::as_str);
+            vec![format!("start the hub, or check that {leader} reaches it").into()]
+        }
         (Errand::ReadPolicy { app }, HubFault::Removed { .. }) => vec![
             Hint::run_to("to remove it everywhere", Command::AppRemove { app: app.clone() }),
             Hint::run_to("to add it again", Command::AppApply),
@@ -427,7 +433,7 @@ impl AppReport {
         let in_service = app.servers.values().filter(|here| serves(here)).count();
         let unknown = group.servers.keys().filter(|server| is_unknown(app, group, server)).count();
         let reason = unhealthy_because(app, group);
-        let waiting = app.waiting.iter().filter(|waiting| !is_idle(&waiting.on));
+        let waiting = app.waiting.iter().filter(|waiting| waiting.on != WaitingOn::NewRelease);
         AppReport {
             state: app.state,
             healthy: reason.is_empty(),
@@ -478,7 +484,7 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
         return format!("{server} {problem}");
     }
     // A release that cannot start: refused, bad elsewhere, waiting for its stage.
-    let waiting = app.waiting.iter().find(|waiting| !is_idle(&waiting.on));
+    let waiting = app.waiting.iter().find(|waiting| !is_healthy(waiting));
     waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
 }
 

@@ -7,6 +7,7 @@ use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
 use cohort_core::report::Step;
 use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::WaitingStatus;
 
 use crate::command::Command;
 use crate::figures::{brief, names};
@@ -401,12 +402,21 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     }
 }
 
-/// Whether nothing needs to happen: the group runs the release that its channel names, as far as
-/// known while the hub or the mirrors are unreachable.
-#[must_use]
-pub fn is_idle(on: &WaitingOn) -> bool {
-    matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
-        || matches!(on, WaitingOn::NotRefreshed(refused) if refused.why.is_unreachable())
+/// How long the mirrors or the hub may be unreachable before a group that is otherwise healthy is
+/// not, in milliseconds. 5 min: a restart of either passes, and an outage that keeps releases and
+/// policies away is found while somebody may still be waiting for one.
+pub(crate) const AWAY_TOLERATED_MS: u64 = 5 * 60 * 1_000;
+
+/// Whether the group runs the release that its channel names, as far as known while the mirrors
+/// have been unreachable for a short time.
+pub(crate) fn is_healthy(waiting: &WaitingStatus) -> bool {
+    match &waiting.on {
+        WaitingOn::NewRelease => true,
+        WaitingOn::NotRefreshed(refused) => {
+            refused.why.is_unreachable() && waiting.for_ms < AWAY_TOLERATED_MS
+        }
+        _ => false,
+    }
 }
 
 /// The first few names, and the number of others.

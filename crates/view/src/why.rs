@@ -22,7 +22,7 @@ use crate::report::{
 };
 use crate::status::step;
 use crate::transfer;
-use crate::waiting::{concerns, hints, inspect_download, is_idle, placing_hints, placing_sentence};
+use crate::waiting::{concerns, hints, inspect_download, placing_hints, placing_sentence};
 use crate::words;
 
 /// A wait of an app, a server or a group.
@@ -64,6 +64,10 @@ pub fn waits(report: &FleetReport) -> Vec<Wait> {
     report.groups.iter().flat_map(group_waits).collect()
 }
 
+fn is_up_to_date(waiting: &WaitingStatus) -> bool {
+    waiting.on == WaitingOn::NewRelease
+}
+
 fn group_waits(report: &GroupReport) -> Vec<Wait> {
     let group = &report.group;
     let problems = report.problems.iter().map(|problem| Wait {
@@ -80,8 +84,9 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
     for (id, app) in report.status.iter().flat_map(|status| &status.apps) {
         let broken: Vec<Wait> =
             report.status.iter().flat_map(|status| broken(status, id, app)).collect();
-        let busy = !broken.is_empty() || app.waiting.iter().any(|waiting| !is_idle(&waiting.on));
-        let shown = app.waiting.iter().filter(|waiting| !busy || !is_idle(&waiting.on));
+        // Being up to date is worth a line only where nothing else is.
+        let rests = broken.is_empty() && app.waiting.iter().all(is_up_to_date);
+        let shown = app.waiting.iter().filter(|waiting| rests || !is_up_to_date(waiting));
         waits.extend(shown.map(|waiting| {
             let mut wait = Wait::of(group, id, app, waiting);
             wait.sentence.push_str(&fetch_details(&waiting.on, app));
@@ -284,7 +289,8 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
         let shown = app
             .waiting
             .iter()
-            .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
+            .filter(|waiting| !is_up_to_date(waiting))
+            .filter(|waiting| its_turn || concerns(&waiting.on, server));
         waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
         let here = app.servers.get(server);
         waits.extend(here.and_then(|here| ignored_hook(status, id, server, here)));
