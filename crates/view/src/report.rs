@@ -8,6 +8,8 @@ use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::Unfit;
+use cohort_core::state::ActivationStage;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, ErrandStatus, GroupStatus, ServerAppStatus, ServerStatus};
 use serde::{Deserialize, Serialize};
@@ -488,29 +490,41 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
     waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
 }
 
-/// What is wrong with an app on the servers of a settled group.
+/// What is wrong with an app on the group's servers. In a group that is not settled, what a server
+/// runs and owes is a matter of its turn: only what is broken counts.
 pub(crate) fn server_problems<'a>(
     app: &'a AppStatus,
     group: &'a GroupStatus,
 ) -> impl Iterator<Item = (&'a ServerId, String)> {
     let good = app.last_good.as_ref();
+    let settled = app.state == PhaseName::Running;
     group.servers.iter().filter_map(move |(server, known)| {
         let here = app.servers.get(server);
         let problem = match here {
             _ if known.unknown => "is silent: unknown whether it serves".to_owned(),
-            None => "has not reported yet".to_owned(),
+            None if settled => "has not reported yet".to_owned(),
             Some(here) if here.unknown => {
                 "was lost in a change, and has not said since what it runs".to_owned()
             }
-            Some(ServerAppStatus { debt: Some(debt), .. }) => {
+            Some(ServerAppStatus { debt: Some(debt), .. }) if settled => {
                 format!("is not back on the last good release: {}", words::debt(debt))
             }
-            Some(here) if here.running.as_ref() != good => runs(here),
-            Some(here) if !here.in_service => format!("is {}", traffic(here)),
-            Some(_) => return None,
+            Some(here) if settled && here.running.as_ref() != good => runs(here),
+            Some(here) if !here.in_service && (settled || is_broken(here)) => {
+                format!("is {}", traffic(here))
+            }
+            None | Some(_) => return None,
         };
         Some((server, problem))
     })
+}
+
+/// Whether a server is out of service although its change, if it was granted one, has not begun or
+/// has ended.
+fn is_broken(here: &ServerAppStatus) -> bool {
+    use ActivationStage::{Applied, Checked};
+    let fails = matches!(here.unfit, Some(Unfit::Unhealthy { .. } | Unfit::Failed { .. }));
+    fails && !matches!(here.activation, Some(Applied { .. } | Checked { .. }))
 }
 
 /// What an app waits for; a rollback says that it is one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cohort_core::doing::Download;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::phase::PhaseName;
+use cohort_core::reason::Unfit;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
     AppStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
@@ -163,14 +163,21 @@ fn ignored_hook(
     })
 }
 
-/// Servers at rest that do not do what they should, although nothing waits for them.
+/// Servers that do not do what they should, although nothing waits for them.
 fn broken(status: &GroupStatus, id: &AppId, app: &AppStatus) -> Vec<Wait> {
-    if app.state != PhaseName::Running {
-        return Vec::new();
-    }
+    // That something waits for it does not say that its checks fail.
+    let unhealthy = |server: &ServerId| {
+        let unfit = app.servers.get(server).and_then(|here| here.unfit.as_ref());
+        matches!(unfit, Some(Unfit::Unhealthy { .. }))
+    };
+    let says_why = |on: &WaitingOn| {
+        use WaitingOn::{Debt, NotStopped, ServerUnreachable};
+        matches!(on, Debt { .. } | NotStopped { .. } | ServerUnreachable { .. })
+    };
     let named = |server: &ServerId| {
+        let mut waiting = app.waiting.iter().filter(|waiting| concerns(&waiting.on, server));
         status.servers[server].unknown
-            || app.waiting.iter().any(|waiting| concerns(&waiting.on, server))
+            || waiting.any(|waiting| says_why(&waiting.on) || !unhealthy(server))
     };
     let wait = |(server, problem): (&ServerId, String)| Wait {
         server: Some(server.clone()),
