@@ -1,9 +1,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::ConnectInfo;
 use axum::extract::State as Context;
+use axum::routing::post;
+use axum::{Json, Router};
 use cohort_consensus::Role as RaftRole;
 use cohort_core::Body;
 use cohort_core::ids::{
@@ -12,17 +13,17 @@ use cohort_core::ids::{
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
-use cohort_identity::{Peer, Role};
+use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::{Op, Registry as _, Txn, keys};
 use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
 use cohort_server::asking::WAIT_MS_MAX;
-use cohort_server::member::{Proposed, View};
+use cohort_server::member::{Input, Proposed, View};
 use cohort_wire::agent::{
-    CommandAnswer, CommandRequest, ContactsRequest, JoinGroupRequest, OrdersRequest, ReportRequest,
-    ToGroup,
+    CommandAnswer, CommandRequest, ContactsRequest, FORWARD, JoinGroupRequest, OrdersRequest,
+    ReportRequest, ToGroup,
 };
-use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Handler};
 use cohort_wire::hub::ADDRESS_BYTES_MAX;
 use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
@@ -215,6 +216,52 @@ async fn only_operators_command_and_only_what_people_may() {
     assert_eq!(send(Role::Operator, &long, pause()).await.unwrap_err().status, 400);
     let Json(answer) = say(Role::Operator, pause()).await.unwrap();
     assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_write_tells_operators_what_its_disk_lacks() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let say = async || {
+        let body = Body::Pause { app: web(), reason: String::new() };
+        let message = to_group(CommandRequest { request: RequestId("r".to_owned()), body });
+        let ana = caller(Role::Operator, "ana");
+        super::command(Context(Arc::clone(&shared)), ana, ApiJson(message)).await
+    };
+    for (disk, kind) in [(DiskSpace::Exhausted, "no_space"), (DiskSpace::ReadOnly, "read_only")] {
+        shared.disk.send_replace(disk);
+        assert!(handle.inputs.put(Input::Disk(disk)).await);
+        assert_eq!(refused(say().await), (503, kind.to_owned()));
+    }
+    assert!(handle.inputs.put(Input::Disk(DiskSpace::Low)).await);
+    assert!(say().await.unwrap().0.index > 0);
+}
+
+#[tokio::test]
+async fn what_the_leader_says_of_its_disk_reaches_those_who_asked_another_member() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, queue) = handle(following(&lab));
+    let full = async || Err::<(), _>(ApiError::unavailable("no_space", "full").hint("free space"));
+    let leader = Handler::Http(Router::new().route(FORWARD, post(full)));
+    let address = lab.serve("s2", Alpn::Control, leader).await;
+    let leader = MemberAddress { server: server("s2"), address, member: MemberId(2) };
+    shared.book.lock().learn(&[leader]);
+    let pause = Body::Pause { app: web(), reason: String::new() };
+    let command = Shared::command(&handle, "operator ana".to_owned(), None, pause);
+    let answered = async {
+        tokio::task::yield_now().await;
+        let Queued::Request(_, _, Waiter::Proposed(reply)) = queue.try_recv().unwrap() else {
+            panic!("no proposal")
+        };
+        let leader = Some(cohort_consensus::RaftId(2));
+        reply.send(Proposed::NotLeader { leader }).unwrap();
+    };
+    let (answer, ()) = tokio::join!(shared.commit(&handle, command), answered);
+    let error = answer.unwrap_err();
+    assert_eq!((error.status, error.kind.as_str()), (503, "no_space"));
+    assert!(!error.hints.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,6 +44,11 @@ use crate::tasks::Tasks;
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
 const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
 
+/// Kinds of the error of a leader that cannot write to its log: it was not proposed, and whoever
+/// asked has to mend the disk first.
+const NO_SPACE: &str = "no_space";
+const READ_ONLY: &str = "read_only";
+
 /// A handle on the member that this server carries.
 #[derive(Debug, Clone)]
 pub(crate) struct MemberHandle {
@@ -136,8 +141,8 @@ impl Shared {
         let (server, group, folder) = (self.server(), &self.group, self.config.data_dir.display());
         let read_only = *self.disk.borrow() == DiskSpace::ReadOnly;
         let (kind, error, cure) = match read_only {
-            true => ("read_only", format!("{folder} of {server} is read-only"), "remount it"),
-            false => ("no_space", format!("no space left for {folder} of {server}"), "free space"),
+            true => (READ_ONLY, format!("{folder} of {server} is read-only"), "remount it"),
+            false => (NO_SPACE, format!("no space left for {folder} of {server}"), "free space"),
         };
         ApiError::unavailable(kind, format!("{error}, the leader of {group}"))
             .hint(format!("{cure} on {server}, or: cohort group transfer-leader {group}"))
@@ -364,6 +369,12 @@ impl Shared {
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {
                     Ok(answer) => return Ok(answer),
+                    // As where the leader itself was asked.
+                    Err(Some(CallError::Answered { answer, .. }))
+                        if answer.kind == NO_SPACE || answer.kind == READ_ONLY =>
+                    {
+                        return Err(*answer);
+                    }
                     Err(error) => last = error,
                 }
                 next = committing.failed(monotonic_ms());

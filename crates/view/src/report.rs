@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Command;
 use crate::figures::{brief, names};
 use crate::hint::Hint;
-use crate::waiting::{AWAY_TOLERATED_MS, is_healthy, sentence};
+use crate::waiting::{AWAY_TOLERATED_MS, is_healthy, mend_disk, sentence};
 use crate::words;
 
 /// Unknown servers that one sentence names.
@@ -288,17 +288,13 @@ fn problems(
 
 /// A data directory that cannot be written, or soon cannot.
 pub(crate) fn disk_problem(id: &ServerId, server: &ServerStatus) -> Option<Problem> {
-    let free = format!("free space on {id}");
-    let (sentence, hint) = match server.disk {
+    let sentence = match server.disk {
         DiskSpace::Enough => return None,
-        DiskSpace::Low => (format!("little space is left for the data directory of {id}"), free),
-        DiskSpace::Exhausted => (format!("no space is left for the data directory of {id}"), free),
-        DiskSpace::ReadOnly => (
-            format!("the data directory of {id} is read-only"),
-            format!("check the disk of {id}, and remount it writable"),
-        ),
+        DiskSpace::Low => format!("little space is left for the data directory of {id}"),
+        DiskSpace::Exhausted => format!("no space is left for the data directory of {id}"),
+        DiskSpace::ReadOnly => format!("the data directory of {id} is read-only"),
     };
-    Some(Problem { sentence, hints: vec![hint.into()] })
+    Some(Problem { sentence, hints: vec![mend_disk(id, server.disk).into()] })
 }
 
 /// An errand of the leader that fails, and for how long.

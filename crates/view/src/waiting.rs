@@ -1,6 +1,7 @@
 //! What something is waiting for: the sentence, the hints, and the servers concerned.
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Prestage;
 use cohort_core::reason::Reason;
@@ -45,8 +46,10 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::FirstReports { servers } => {
             format!("waiting for the first report of {}", list(servers))
         }
-        WaitingOn::NoLeader => "no quorum: a majority of the group's voters is unreachable".into(),
-        WaitingOn::NoSpace { leader } => {
+        WaitingOn::NoSpace { leader, disk: DiskSpace::ReadOnly } => {
+            format!("the disk of {leader}, the leader, is read-only")
+        }
+        WaitingOn::NoSpace { leader, .. } => {
             format!("no space left on the disk of {leader}, the leader")
         }
         WaitingOn::LeaderLeft { leader } => {
@@ -152,11 +155,7 @@ pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
         Placing::Joint | Placing::Majority { .. } => {
             vec!["check that the agents of the silent voters run, and their network".into()]
         }
-        Placing::CatchingUp { servers } => servers
-            .first()
-            .map(|server| Hint::Do(format!("if it takes long, check the agent's log on {server}")))
-            .into_iter()
-            .collect(),
+        Placing::CatchingUp { servers } => check_log(servers.first()),
         Placing::Replacement { silent } => {
             let start = silent.first().map(|one| Hint::Do(format!("start the agent on {one}")));
             let join = Hint::Do(format!("or let another server join {group}"));
@@ -202,7 +201,6 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::RegistryRecord
         | WaitingOn::NewerRelease { .. }
         | WaitingOn::RollbackFirst { .. }
-        | WaitingOn::FirstReports { .. }
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
@@ -230,13 +228,18 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let command = Command::Agent { hub: None };
             vec![Hint::run_to("on a server of the group", command)]
         }
-        WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
+        // Those that are silent are not waited for.
+        WaitingOn::FirstReports { servers } => check_log(servers.first()),
+        WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
-            vec![Hint::run_to("check that the agents of its voters run and reach each other", show)]
+            vec![
+                Hint::run_to("check that the agents of its voters run and reach each other", show),
+                format!("or let another server join {group}").into(),
+            ]
         }
-        WaitingOn::NoSpace { leader } => {
-            let free = format!("free space on {leader}, or: cohort group transfer-leader {group}");
-            vec![free.into()]
+        WaitingOn::NoSpace { leader, disk } => {
+            let mend = mend_disk(leader, *disk);
+            vec![format!("{mend}, or: cohort group transfer-leader {group}").into()]
         }
         WaitingOn::StageBefore { groups, .. } => {
             let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
@@ -311,6 +314,22 @@ fn held_hints(reason: &Reason, group: &GroupId, app: &AppId) -> Vec<Hint> {
     }
 }
 
+/// What an operator can do about a disk that cannot be written.
+pub(crate) fn mend_disk(server: &ServerId, disk: DiskSpace) -> String {
+    match disk {
+        DiskSpace::ReadOnly => format!("check the disk of {server}, and remount it writable"),
+        DiskSpace::Enough | DiskSpace::Low | DiskSpace::Exhausted => {
+            format!("free space on {server}")
+        }
+    }
+}
+
+/// Where an operator finds why a server does not do what takes only seconds.
+fn check_log(server: Option<&ServerId>) -> Vec<Hint> {
+    let check = |server| Hint::Do(format!("if it takes long, check the agent's log on {server}"));
+    server.map(check).into_iter().collect()
+}
+
 /// What an operator can look at if a download fails on this server.
 pub(crate) fn inspect_download(server: &ServerId) -> Hint {
     format!("check the network, the disk and the agent's log on {server}").into()
@@ -377,7 +396,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
-        | WaitingOn::NoSpace { leader: one }
+        | WaitingOn::NoSpace { leader: one, .. }
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::NotStopped { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
@@ -390,7 +409,6 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::ReleaseRefused(_)
         | WaitingOn::NotRefreshed(_)
         | WaitingOn::NoServers
-        | WaitingOn::NoLeader
         | WaitingOn::RollbackFirst { .. }
         | WaitingOn::StageBefore { .. }
         | WaitingOn::NoStage { .. }
