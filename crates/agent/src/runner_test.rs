@@ -154,4 +154,7 @@ async fn the_registry_says_where_the_members_are_and_its_silence_changes_nothing
     away.book.lock().learn(&known);
     assert_eq!(ask(&away).await, Input::RegistryAsked, "a hub that nobody runs");
     assert_eq!(away.members(), known);
+    assert_eq!(away.complaints.no_members.lock().told(), 0);
+    assert_eq!(ask(&away).await, Input::RegistryAsked);
+    assert_eq!(away.complaints.no_members.lock().told(), 1, "it lasts");
 }

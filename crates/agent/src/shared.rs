@@ -31,7 +31,7 @@ use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::complaint::Complaint;
+use crate::complaint::Complaints;
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
@@ -89,8 +89,7 @@ pub(crate) struct Shared {
     pub life: u64,
     /// The group answers, and has no orders for this agent: why.
     pub refusal: Mutex<Option<Refusal>>,
-    /// Why no member takes this server into the group.
-    pub not_taken: Mutex<Complaint>,
+    pub complaints: Complaints,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
+use crate::complaint::Complaints;
 use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
@@ -210,7 +211,7 @@ pub(crate) async fn open(
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
         refusal: Mutex::default(),
-        not_taken: Mutex::default(),
+        complaints: Complaints::default(),
         tasks,
         registry: Arc::new(registry),
         client,
