@@ -10,6 +10,7 @@ use cohort_core::Body;
 use cohort_core::ids::{
     BootEpoch, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
 };
+use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
@@ -314,8 +315,60 @@ async fn only_a_member_passes_contacts_on() {
     };
     assert_eq!(pass_on("s2").await.unwrap_err().status, 403);
     assert!(shared.contacts.all().of(&server("s9")).is_none());
-    let _ = pass_on("s1").await.unwrap();
+    let Json(answer) = pass_on("s1").await.unwrap();
     assert!(shared.contacts.all().of(&server("s9")).is_some());
+    assert!(answer.clocks_ahead_ms.is_empty(), "one clock says nothing");
+}
+
+#[tokio::test]
+async fn a_server_hears_with_its_orders_that_its_clock_is_wrong() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let noon_ms = 1_800_000_000_000;
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let ahead_ms = async |unix_ms| {
+        let (doing, machine) = (Default::default(), clock(unix_ms));
+        let asked = asked("s1", &handle, OrdersRequest { life: 0, doing, known: 0, machine });
+        let Json(answer) = super::orders(Context(Arc::clone(&shared)), asked).await.unwrap();
+        answer.clock_ahead_ms.map(|ahead_ms| ahead_ms / 60_000)
+    };
+    assert_eq!(ahead_ms(noon_ms).await, None, "one clock says nothing");
+    for name in ["s8", "s9"] {
+        shared.contacts.said(&server(name), 0, clock(noon_ms));
+    }
+    assert_eq!(ahead_ms(noon_ms).await, Some(0));
+    assert!(ahead_ms(noon_ms + 3_600_000).await.is_some_and(|minutes| minutes >= 59));
+}
+
+/// A member that hears of few servers knows from the leader which clock is wrong, and tells its
+/// server.
+#[tokio::test]
+async fn the_leader_tells_members_which_of_their_servers_clocks_are_wrong() {
+    let lab = Lab::new().await;
+    let (leader, member) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
+    let (handle, _views, _queue) = handle(following(&lab));
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let noon_ms = 1_800_000_000_000;
+    for name in ["s1", "s2"] {
+        leader.contacts.said(&server(name), 0, clock(noon_ms));
+    }
+    let wrong = server("s9");
+    member.contacts.said(&wrong, 0, clock(noon_ms - 3_600_000));
+    let request = ContactsRequest {
+        age_ms: [(wrong.clone(), 0)].into(),
+        doing: Default::default(),
+        machines: [(wrong.clone(), clock(noon_ms - 3_600_000))].into(),
+        ability: None,
+    };
+    let asked = asked("s1", &handle, request);
+    let Json(answer) = super::contacts(Context(Arc::clone(&leader)), asked).await.unwrap();
+    let minutes = answer.clocks_ahead_ms[&wrong] / 60_000;
+    assert!((-60..-58).contains(&minutes), "{minutes}");
+    assert_eq!(leader.contacts.clock_ahead_ms(&server("s1"), true), Some(0));
+    member.contacts.clocks_are(answer.clocks_ahead_ms.clone());
+    let told = member.contacts.clock_ahead_ms(&wrong, false);
+    assert_eq!(told, Some(answer.clocks_ahead_ms[&wrong]));
 }
 
 #[tokio::test(start_paused = true)]

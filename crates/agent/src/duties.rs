@@ -148,6 +148,7 @@ async fn pass_on(
     match shared.client.call_json::<ContactsAnswer>(leader, call).await {
         Ok(answer) => {
             shared.latch(answer.kill).await;
+            shared.contacts.clocks_are(answer.clocks_ahead_ms);
             answer.asks_ability
         }
         Err(error) => {

@@ -193,6 +193,7 @@ impl Runner {
                     .no_orders
                     .lock()
                     .ended("a member of the group answers again");
+                self.shared.clock_is(answer.clock_ahead_ms);
                 self.shared.has_orders(answer.orders.is_some());
                 Input::Orders {
                     orders: answer.orders.map(Box::new),

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::routing::post;
 use axum::{Json, Router};
@@ -76,7 +77,16 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
         asked.send(("orders", 0)).unwrap();
         let orders = Some(received(vec![web_runs(None)], None).orders);
         let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
-        Json(OrdersAnswer { orders, elsewhere: None, orders_valid_ms, hash, kill, leader: None })
+        let (elsewhere, leader, clock_ahead_ms) = (None, None, None);
+        Json(OrdersAnswer {
+            orders,
+            elsewhere,
+            orders_valid_ms,
+            hash,
+            kill,
+            leader,
+            clock_ahead_ms,
+        })
     };
     let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
         joined.send(("join", 0)).unwrap();
@@ -100,6 +110,44 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
     assert!(apps.contains(&"web".to_owned()), "ordered");
     running.abort();
+}
+
+#[tokio::test]
+async fn a_group_that_gives_no_orders_is_told_after_two_rounds_and_a_wrong_clock_at_once() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let away = "127.0.0.1:1";
+    let other = MemberAddress { member: MemberId(2), ..member("s3", away) };
+    shared.book.lock().learn(&[member("s2", away), other]);
+    let ask = async |address: &str| {
+        let whom = Whom { server: server("s2"), address: address.to_owned() };
+        let input = runner(&shared).perform(Effect::Ask(whom, Question::Orders)).await;
+        (input != Input::NoAnswer, shared.complaints.no_orders.lock().told())
+    };
+    for told in [0, 0, 0, 0, 1, 1] {
+        assert_eq!(ask(away).await, (false, told));
+    }
+    let stranger = lab.serve("s3", Alpn::Control, Handler::Http(Router::new())).await;
+    assert_eq!(ask(&stranger).await, (false, 2), "its certificate is another cause");
+    for (clock_ahead_ms, off) in
+        [(None, false), (Some(-90_000), true), (None, true), (Some(0), false)]
+    {
+        let orders = async move || {
+            Json(OrdersAnswer {
+                orders: None,
+                elsewhere: None,
+                orders_valid_ms: 0,
+                hash: 1,
+                kill: Vec::new(),
+                leader: None,
+                clock_ahead_ms,
+            })
+        };
+        let handler = Handler::Http(Router::new().route(ORDERS, post(orders)));
+        let address = lab.serve("s2", Alpn::Control, handler).await;
+        assert_eq!(ask(&address).await, (true, 0), "it answers again");
+        assert_eq!(shared.clock_off.load(Ordering::Relaxed), off, "{clock_ahead_ms:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
@@ -90,6 +91,8 @@ pub(crate) struct Shared {
     /// The group answers, and has no orders for this agent: why.
     pub refusal: Mutex<Option<Refusal>>,
     pub complaints: Complaints,
+    /// The group says that this server's clock differs from the others'.
+    pub clock_off: AtomicBool,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -199,6 +202,24 @@ impl Shared {
             refusal.get_or_insert(Refusal::NoOrders);
         } else if let Some(Refusal::Elsewhere { .. }) = refusal.take() {
             tracing::info!("the group accepts this agent again");
+        }
+    }
+
+    /// A member said how far this server's clock is ahead of the others', in milliseconds; `None` if
+    /// it cannot tell.
+    pub(crate) fn clock_is(&self, ahead_ms: Option<i64>) {
+        let Some(ahead_ms) = ahead_ms else { return };
+        let off = ahead_ms != 0;
+        if self.clock_off.swap(off, Ordering::Relaxed) == off {
+            return;
+        }
+        if off {
+            tracing::warn!(
+                ahead_ms,
+                "the clock of this server differs from the other servers': set it"
+            );
+        } else {
+            tracing::info!("the clock of this server agrees with the other servers' again");
         }
     }
 

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
@@ -212,6 +213,7 @@ pub(crate) async fn open(
         life: RandomState::new().hash_one(std::process::id()),
         refusal: Mutex::default(),
         complaints: Complaints::default(),
+        clock_off: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
         client,

@@ -52,7 +52,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             member: server.member,
             contact_age_ms,
             silent_ms: view.silent_ms(id, &contacts, now_ms),
-            clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
+            clock_ahead_ms: faults.get(id).and_then(|it| it.clock_ahead_ms).unwrap_or(0),
             disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
             copy: view.copies.of(id, now_ms).map(|refusal| CopyStatus {
                 host: refusal.host.clone(),
