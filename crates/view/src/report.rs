@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::kill::KillScope;
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Unfit;
@@ -304,6 +305,9 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
         Errand::ReadPolicy { app } => format!("the hub's policy of {app} cannot be used"),
         Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
         Errand::CarryKill => "the hub does not take a kill register".to_owned(),
+        Errand::ReadKill { scope } => {
+            format!("the hub's kill register of {scope} cannot be used")
+        }
     };
     let text = match &failing.why {
         HubFault::Unreachable { text }
@@ -331,6 +335,17 @@ fn errand_hints(failing: &ErrandStatus, leader: Option<&ServerId>) -> Vec<Hint> 
             vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
         }
         (Errand::CarryKill, _) => vec![Command::KillStatus.into()],
+        (Errand::ReadKill { scope }, _) => {
+            let scope = match scope {
+                KillScope::Fleet => None,
+                KillScope::Group(group) => Some(group.clone()),
+            };
+            let off = Command::KillOff { scope };
+            vec![
+                Command::KillStatus.into(),
+                Hint::run_to("to replace it, if nothing should stop", off),
+            ]
+        }
         (Errand::ReadRegistry | Errand::WriteRecords, HubFault::Damaged { .. }) => {
             vec!["on the hub's machine: restore registry.redb from a backup".into()]
         }

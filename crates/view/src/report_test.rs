@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId};
+use cohort_core::kill::KillScope;
 use cohort_core::phase::PhaseName;
 use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
@@ -246,6 +247,11 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_becomes_one() {
     let read = || Errand::ReadPolicy { app: "db".parse().unwrap() };
     let (healthy, problems) = failing(read(), HubFault::Removed { at });
     assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
+    let kill = Errand::ReadKill { scope: KillScope::Fleet };
+    let (healthy, problems) = failing(kill, HubFault::Damaged { text: "expected `,`".to_owned() });
+    let replaces = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == Command::KillOff { scope: None });
+    assert!(!healthy && problems[0].hints.iter().any(replaces), "{problems:?}");
+    assert!(problems[0].sentence.contains("fleet"), "{problems:?}");
     let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
     let (healthy, problems) = failing(Errand::ReadPolicy { app: app() }, unknown);
     assert!(!healthy && problems[0].sentence.contains("web"), "{problems:?}");
