@@ -17,6 +17,7 @@ use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer, OrdersRequest, ToGroup, WAIT,
 };
 use cohort_wire::http::Handler;
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::Runner;
@@ -73,6 +74,7 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     std::fs::create_dir_all(lab.path("s1").join("apps").join("db")).unwrap();
     let (asked, mut questions) = unbounded_channel();
     let (joined, held) = (asked.clone(), asked.clone());
+    let (does, mut done) = unbounded_channel();
     let orders = async move |Json(_): Json<ToGroup<OrdersRequest>>| {
         asked.send(("orders", 0)).unwrap();
         let orders = Some(received(vec![web_runs(None)], None).orders);
@@ -94,6 +96,8 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     };
     let wait = async move |Json(message): Json<ToGroup<OrdersRequest>>| {
         held.send(("wait", message.body.known)).unwrap();
+        let step = message.body.doing.get(&web()).map(Doing::step);
+        does.send(step).unwrap();
         std::future::pending::<Json<OrdersAnswer>>().await
     };
     let router = Router::new().route(ORDERS, post(orders)).route(JOIN_GROUP, post(join));
@@ -106,10 +110,27 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     }
     shared.does(&web(), Some(Doing::Step { step: Step::Switch }));
     assert_eq!(questions.recv().await, Some(("wait", 0)), "the step is told when it starts");
+    let told = [done.recv().await.unwrap(), done.recv().await.unwrap()];
+    assert_eq!(told, [None, Some(Step::Switch)], "the step that has begun");
     assert!(shared.orders.borrow().as_ref().unwrap().of(&web()).is_some());
     let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
     assert!(apps.contains(&"web".to_owned()), "ordered");
     running.abort();
+}
+
+#[tokio::test]
+async fn only_a_step_that_starts_or_ends_is_told_before_the_next_question() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let does = |step: Option<Step>| {
+        shared.does(&web(), step.map(|step| Doing::Step { step }));
+        shared.step_changed.notified().now_or_never().is_some()
+    };
+    assert!(does(Some(Step::Prepare)));
+    assert!(!does(Some(Step::Prepare)), "no other step");
+    assert!(does(Some(Step::Drain)));
+    assert!(does(None));
+    assert!(!does(None));
 }
 
 #[tokio::test]
