@@ -112,19 +112,7 @@ impl Runner {
                 Input::Woken
             }
             Effect::AskRegistry { tell } => {
-                let found = whereabouts::ask(&self.shared, tell).await;
-                let mut complaint = self.shared.complaints.no_members.lock();
-                match found {
-                    Ok(()) => complaint.ended("the hub answers again"),
-                    // Only asked when no member answers: the first time, members may restart.
-                    Err(error) => {
-                        complaint.after(
-                            1,
-                            "cannot find the group's members through the hub",
-                            &error,
-                        );
-                    }
-                }
+                whereabouts::find_members(&self.shared, tell).await;
                 Input::RegistryAsked
             }
             Effect::Rest { until_ms } => {

@@ -205,8 +205,8 @@ impl Shared {
         }
     }
 
-    /// A member said how far this server's clock is ahead of the others', in milliseconds; `None` if
-    /// it cannot tell.
+    /// A member said how far this server's clock is ahead of the others', in milliseconds; `None`
+    /// if it cannot tell.
     pub(crate) fn clock_is(&self, ahead_ms: Option<i64>) {
         let Some(ahead_ms) = ahead_ms else { return };
         let off = ahead_ms != 0;

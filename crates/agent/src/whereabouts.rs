@@ -72,10 +72,23 @@ async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
     Ok(())
 }
 
+/// Learns from the hub where the group's members are, for a server that hears from none. Failures
+/// are logged here; the first one is not worth a line, since members restart and elect leaders.
+pub(crate) async fn find_members(shared: &Shared, tell: bool) {
+    let found = ask(shared, tell).await;
+    let mut complaint = shared.complaints.no_members.lock();
+    match found {
+        Ok(()) => complaint.ended("the hub answers again"),
+        Err(error) => {
+            complaint.after(1, "cannot find the group's members through the hub", &error);
+        }
+    }
+}
+
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
 /// usually newer than those that the group has recorded; if not, nobody answers there, and the
 /// group's count again. With `tell`, the hub first learns where this server is: the others ask too.
-pub(crate) async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
+async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     let told = if tell { tell_once(shared).await } else { Ok(()) };
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };

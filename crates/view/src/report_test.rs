@@ -249,7 +249,8 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_becomes_one() {
     assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
     let kill = Errand::ReadKill { scope: KillScope::Fleet };
     let (healthy, problems) = failing(kill, HubFault::Damaged { text: "expected `,`".to_owned() });
-    let replaces = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == Command::KillOff { scope: None });
+    let off = Command::KillOff { scope: None };
+    let replaces = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == off);
     assert!(!healthy && problems[0].hints.iter().any(replaces), "{problems:?}");
     assert!(problems[0].sentence.contains("fleet"), "{problems:?}");
     let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
