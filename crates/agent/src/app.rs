@@ -69,7 +69,7 @@ impl AppTask {
         let mut acted = false;
         for effect in effects {
             acted |= matches!(effect, Effect::Act { .. });
-            if self.perform(effect, orders, checks).await? == Turned::Retired {
+            if self.perform(app, effect, orders, checks).await? == Turned::Retired {
                 return Ok(Turned::Retired);
             }
         }
@@ -117,19 +117,14 @@ impl AppTask {
 
     async fn perform(
         &mut self,
+        app: &mut App,
         effect: Effect,
         orders: Option<&AppOrders>,
         checks: &mut Checks,
     ) -> Result<Turned, HostError> {
         match effect {
-            Effect::Report { fence, attempt, outcome } => {
-                if let Outcome::Health { in_service, .. } = outcome {
-                    self.shared.metrics.count_check("running", in_service);
-                }
-                self.reporter.report(&self.app, fence, attempt, outcome);
-            }
             Effect::WriteDown => self.host.write_down()?,
-            Effect::Act { action, running } => self.act(action, running).await?,
+            Effect::Act { action, running } => self.act(app, checks, action, running).await?,
             Effect::Undrain { running } => tokio::select! {
                 undrained = self.host.undrain_for_wait() => undrained?,
                 () = self.changes.interrupt(running) => {}
@@ -142,7 +137,9 @@ impl AppTask {
                 self.shared.does(&self.app, doing);
             }
             Effect::TakeTraffic => self.host.take_traffic(),
-            Effect::Unfit(reason) => self.shared.readiness.fit(&self.app, reason),
+            effect @ (Effect::Report { .. } | Effect::Unfit(_)) => {
+                tell(&self.shared, &self.reporter, &self.app, effect);
+            }
             Effect::Watch { checks: which, first } => {
                 checks.running = Some(self.watch(&which, &first));
             }
@@ -160,19 +157,39 @@ impl AppTask {
     }
 
     /// Takes one step; a newer order, or a group out of reach for too long, interrupts its waits.
-    async fn act(&mut self, action: StepAction, running: Running) -> Result<(), HostError> {
+    /// The health of what runs meanwhile is looked at next to it.
+    async fn act(
+        &mut self,
+        app: &mut App,
+        checks: &mut Checks,
+        action: StepAction,
+        running: Running,
+    ) -> Result<(), HostError> {
         let step = step_of(&action);
         self.shared.does(&self.app, step.map(|step| Doing::Step { step }));
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         {
             let act = self.host.act(action, &cancel);
-            tokio::pin!(act);
-            tokio::select! {
-                acted = &mut act => { acted?; }
-                () = self.changes.interrupt(running) => {
-                    cancel.cancel();
-                    act.await?;
+            let interrupt = self.changes.interrupt(running);
+            tokio::pin!(act, interrupt);
+            loop {
+                tokio::select! {
+                    acted = &mut act => {
+                        acted?;
+                        break;
+                    }
+                    () = &mut interrupt => {
+                        cancel.cancel();
+                        act.await?;
+                        break;
+                    }
+                    health = beside(checks.running.as_mut()) => {
+                        let (now_ms, (_, room)) = ((self.changes.clock)(), self.reporter.room());
+                        for effect in app.look_beside(now_ms, Some(&health), room) {
+                            tell(&self.shared, &self.reporter, &self.app, effect);
+                        }
+                    }
                 }
             }
         }
@@ -256,6 +273,31 @@ enum Turned {
 struct Checks {
     running: Option<RunningChecks>,
     trial: Option<RunningChecks>,
+}
+
+/// How often the health is looked at next to a step, unless it changes: news may have to wait for
+/// their turn.
+const BESIDE_EVERY: Duration = Duration::from_secs(1);
+
+/// The health while a step runs, if the running checks stay in force.
+async fn beside(checks: Option<&mut RunningChecks>) -> Health {
+    let Some(checks) = checks else { return std::future::pending().await };
+    let _ = tokio::time::timeout(BESIDE_EVERY, checks.changed()).await;
+    checks.health()
+}
+
+/// Tells the group, or load balancers: the effects that do not touch the host.
+fn tell(shared: &Shared, reporter: &Reporter, app: &AppId, effect: Effect) {
+    match effect {
+        Effect::Report { fence, attempt, outcome } => {
+            if let Outcome::Health { in_service, .. } = outcome {
+                shared.metrics.count_check("running", in_service);
+            }
+            reporter.report(app, fence, attempt, outcome);
+        }
+        Effect::Unfit(reason) => shared.readiness.fit(app, reason),
+        _ => {}
+    }
 }
 
 /// Waits for news of the running checks, if there are any.

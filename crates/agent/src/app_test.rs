@@ -6,8 +6,10 @@ use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::Generation;
 use cohort_core::orders::{ActivationOrder, AppOrders, FetchOrder};
 use cohort_core::release::Release;
+use cohort_core::report::Health;
+use cohort_core::steps::BootTime;
 use cohort_host::boot_time_ms;
-use cohort_server::app::App;
+use cohort_server::app::{App, Effect, Sight};
 use tokio::time::Instant;
 
 use super::{AppTask, Checks};
@@ -103,6 +105,57 @@ async fn a_change_of_health_is_reported_once_and_is_one_reason_to_look() {
         assert!(looks <= idle + 1, "{looks} looks, {idle} if idle");
         assert_eq!((reports(&world.task), world.shared.readiness.now().0), (expected, ready));
     }
+}
+
+/// The artifact is a pipe that nobody writes to: unpacking it takes until the test ends that.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_dies_while_its_server_prepares_is_reported_before_that_ends() {
+    let mut world = World::new().await;
+    world.looks_in_half_a_minute().await;
+    let next = Release { artifact: "ef".repeat(32).parse().unwrap(), ..release("2.0.0") };
+    let pipe = world.lab.path("s1").join("artifacts").join(next.artifact.as_str());
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let orders = AppOrders {
+        activation: Some(activation(1, Some(next.clone()))),
+        ..web_runs(Some(world.installed.clone()))
+    };
+    let healthy = Health { in_service: true, reason: String::new() };
+    let sight = Sight {
+        now: BootTime { ms: clock(), ..world.task.host.now() },
+        orders: Some(&orders),
+        orders_fresh: true,
+        refused: false,
+        killed: false,
+        confirmed: None,
+        record: world.task.host.record(),
+        reached: world.task.host.reached(),
+        held: &[next.artifact],
+        health: Some(&healthy),
+        trial: None,
+        room: true,
+        room_for_health: true,
+    };
+    let effects = world.app.look(&sight);
+    let Some(Effect::Act { action, running }) = effects.last().cloned() else {
+        panic!("{effects:?}")
+    };
+    let (shared, guard) = (Arc::clone(&world.shared), Arc::clone(&world.guard));
+    let failed = Checked { check: "running", result: "failed" };
+    let dies = async {
+        guard.down.store(true, Ordering::Relaxed);
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_millis(500)).await;
+        }
+        let prepares = shared.doing.lock().contains_key(&web());
+        let told = shared.metrics.checks.get_or_create(&failed).get();
+        let ready = shared.readiness.now().0;
+        std::fs::write(&pipe, "").unwrap();
+        (prepares, told, ready)
+    };
+    let World { task, app, checks, .. } = &mut world;
+    let (acted, seen) = tokio::join!(task.act(app, checks, action, running), dies);
+    acted.unwrap();
+    assert_eq!(seen, (true, 1, 0), "the group and load balancers are told");
 }
 
 #[tokio::test(start_paused = true)]

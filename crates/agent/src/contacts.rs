@@ -49,6 +49,28 @@ impl SharedContacts {
         self.machines.lock().faults(monotonic_ms())
     }
 
+    /// How far the clocks of these servers are ahead of most others', where this member, the
+    /// leader, can tell.
+    pub(crate) fn clocks_ahead_ms<'a>(
+        &self,
+        servers: impl Iterator<Item = &'a ServerId>,
+    ) -> BTreeMap<ServerId, i64> {
+        let faults = self.faults();
+        let ahead_ms = |server: &ServerId| faults.get(server)?.clock_ahead_ms;
+        servers.filter_map(|server| Some((server.clone(), ahead_ms(server)?))).collect()
+    }
+
+    /// The leader said how far these clocks are ahead of most others'.
+    pub(crate) fn clocks_are(&self, ahead_ms: BTreeMap<ServerId, i64>) {
+        self.machines.lock().judged(monotonic_ms(), ahead_ms);
+    }
+
+    /// How far the clock of a server is ahead of most others', in milliseconds, as far as this
+    /// member knows.
+    pub(crate) fn clock_ahead_ms(&self, server: &ServerId, leads: bool) -> Option<i64> {
+        self.machines.lock().clock_ahead_ms(monotonic_ms(), server, leads)
+    }
+
     /// Forgets servers that have left the group.
     pub(crate) fn retain(&self, known: impl Fn(&ServerId) -> bool) {
         Arc::make_mut(&mut self.contacts.lock()).retain(&known);

@@ -117,7 +117,9 @@ async fn orders(
     let view = shared.fresh(&handle).await?;
     let life = body.life;
     note(&shared, &view, &server, body);
-    Ok(Json(answer(&shared, &view, (&server, life), ORDERS_VALID_MS)))
+    let answer = answer(&shared, &view, (&server, life), ORDERS_VALID_MS);
+    let clock_ahead_ms = shared.contacts.clock_ahead_ms(&server, view.leads());
+    Ok(Json(OrdersAnswer { clock_ahead_ms, ..answer }))
 }
 
 /// Records what the agent that speaks for a server says of itself.
@@ -144,6 +146,7 @@ fn answer(
         hash,
         kill: shared.kill.signed(),
         leader: view.leader().cloned(),
+        clock_ahead_ms: None,
     }
 }
 
@@ -314,15 +317,16 @@ async fn contacts(
     if let Some(ability) = request.ability {
         handle.inputs.offer(Input::Reaches { voter, ability });
     }
-    for (server, age_ms) in request.age_ms {
-        let doing = request.doing.remove(&server).unwrap_or_default();
-        shared.contacts.heard(&server, age_ms, doing);
-        if let Some(machine) = request.machines.remove(&server) {
-            shared.contacts.said(&server, age_ms, machine);
+    for (server, age_ms) in &request.age_ms {
+        let doing = request.doing.remove(server).unwrap_or_default();
+        shared.contacts.heard(server, *age_ms, doing);
+        if let Some(machine) = request.machines.remove(server) {
+            shared.contacts.said(server, *age_ms, machine);
         }
     }
     let asks_ability = handle.view().asks_voters;
-    Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability }))
+    let clocks_ahead_ms = shared.contacts.clocks_ahead_ms(request.age_ms.keys());
+    Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability, clocks_ahead_ms }))
 }
 
 async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {

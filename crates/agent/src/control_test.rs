@@ -1,9 +1,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::ConnectInfo;
 use axum::extract::State as Context;
+use axum::routing::post;
+use axum::{Json, Router};
 use cohort_consensus::Role as RaftRole;
 use cohort_core::Body;
 use cohort_core::ids::{
@@ -13,17 +14,17 @@ use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
-use cohort_identity::{Peer, Role};
+use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::{Op, Registry as _, Txn, keys};
 use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
 use cohort_server::asking::WAIT_MS_MAX;
-use cohort_server::member::{Proposed, View};
+use cohort_server::member::{Input, Proposed, View};
 use cohort_wire::agent::{
-    CommandAnswer, CommandRequest, ContactsRequest, JoinGroupRequest, OrdersRequest, ReportRequest,
-    ToGroup,
+    CommandAnswer, CommandRequest, ContactsRequest, FORWARD, JoinGroupRequest, OrdersRequest,
+    ReportRequest, ToGroup,
 };
-use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Handler};
 use cohort_wire::hub::ADDRESS_BYTES_MAX;
 use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
@@ -218,6 +219,52 @@ async fn only_operators_command_and_only_what_people_may() {
     assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
 }
 
+#[tokio::test]
+async fn a_leader_that_cannot_write_tells_operators_what_its_disk_lacks() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let say = async || {
+        let body = Body::Pause { app: web(), reason: String::new() };
+        let message = to_group(CommandRequest { request: RequestId("r".to_owned()), body });
+        let ana = caller(Role::Operator, "ana");
+        super::command(Context(Arc::clone(&shared)), ana, ApiJson(message)).await
+    };
+    for (disk, kind) in [(DiskSpace::Exhausted, "no_space"), (DiskSpace::ReadOnly, "read_only")] {
+        shared.disk.send_replace(disk);
+        assert!(handle.inputs.put(Input::Disk(disk)).await);
+        assert_eq!(refused(say().await), (503, kind.to_owned()));
+    }
+    assert!(handle.inputs.put(Input::Disk(DiskSpace::Low)).await);
+    assert!(say().await.unwrap().0.index > 0);
+}
+
+#[tokio::test]
+async fn what_the_leader_says_of_its_disk_reaches_those_who_asked_another_member() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let (handle, _views, queue) = handle(following(&lab));
+    let full = async || Err::<(), _>(ApiError::unavailable("no_space", "full").hint("free space"));
+    let leader = Handler::Http(Router::new().route(FORWARD, post(full)));
+    let address = lab.serve("s2", Alpn::Control, leader).await;
+    let leader = MemberAddress { server: server("s2"), address, member: MemberId(2) };
+    shared.book.lock().learn(&[leader]);
+    let pause = Body::Pause { app: web(), reason: String::new() };
+    let command = Shared::command(&handle, "operator ana".to_owned(), None, pause);
+    let answered = async {
+        tokio::task::yield_now().await;
+        let Queued::Request(_, _, Waiter::Proposed(reply)) = queue.try_recv().unwrap() else {
+            panic!("no proposal")
+        };
+        let leader = Some(cohort_consensus::RaftId(2));
+        reply.send(Proposed::NotLeader { leader }).unwrap();
+    };
+    let (answer, ()) = tokio::join!(shared.commit(&handle, command), answered);
+    let error = answer.unwrap_err();
+    assert_eq!((error.status, error.kind.as_str()), (503, "no_space"));
+    assert!(!error.hints.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_forwards_what_servers_and_people_said_and_only_the_leader_takes_it() {
     let lab = Lab::new().await;
@@ -268,8 +315,60 @@ async fn only_a_member_passes_contacts_on() {
     };
     assert_eq!(pass_on("s2").await.unwrap_err().status, 403);
     assert!(shared.contacts.all().of(&server("s9")).is_none());
-    let _ = pass_on("s1").await.unwrap();
+    let Json(answer) = pass_on("s1").await.unwrap();
     assert!(shared.contacts.all().of(&server("s9")).is_some());
+    assert!(answer.clocks_ahead_ms.is_empty(), "one clock says nothing");
+}
+
+#[tokio::test]
+async fn a_server_hears_with_its_orders_that_its_clock_is_wrong() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let noon_ms = 1_800_000_000_000;
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let ahead_ms = async |unix_ms| {
+        let (doing, machine) = (Default::default(), clock(unix_ms));
+        let asked = asked("s1", &handle, OrdersRequest { life: 0, doing, known: 0, machine });
+        let Json(answer) = super::orders(Context(Arc::clone(&shared)), asked).await.unwrap();
+        answer.clock_ahead_ms.map(|ahead_ms| ahead_ms / 60_000)
+    };
+    assert_eq!(ahead_ms(noon_ms).await, None, "one clock says nothing");
+    for name in ["s8", "s9"] {
+        shared.contacts.said(&server(name), 0, clock(noon_ms));
+    }
+    assert_eq!(ahead_ms(noon_ms).await, Some(0));
+    assert!(ahead_ms(noon_ms + 3_600_000).await.is_some_and(|minutes| minutes >= 59));
+}
+
+/// A member that hears of few servers knows from the leader which clock is wrong, and tells its
+/// server.
+#[tokio::test]
+async fn the_leader_tells_members_which_of_their_servers_clocks_are_wrong() {
+    let lab = Lab::new().await;
+    let (leader, member) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
+    let (handle, _views, _queue) = handle(following(&lab));
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let noon_ms = 1_800_000_000_000;
+    for name in ["s1", "s2"] {
+        leader.contacts.said(&server(name), 0, clock(noon_ms));
+    }
+    let wrong = server("s9");
+    member.contacts.said(&wrong, 0, clock(noon_ms - 3_600_000));
+    let request = ContactsRequest {
+        age_ms: [(wrong.clone(), 0)].into(),
+        doing: Default::default(),
+        machines: [(wrong.clone(), clock(noon_ms - 3_600_000))].into(),
+        ability: None,
+    };
+    let asked = asked("s1", &handle, request);
+    let Json(answer) = super::contacts(Context(Arc::clone(&leader)), asked).await.unwrap();
+    let minutes = answer.clocks_ahead_ms[&wrong] / 60_000;
+    assert!((-60..-58).contains(&minutes), "{minutes}");
+    assert_eq!(leader.contacts.clock_ahead_ms(&server("s1"), true), Some(0));
+    member.contacts.clocks_are(answer.clocks_ahead_ms.clone());
+    let told = member.contacts.clock_ahead_ms(&wrong, false);
+    assert_eq!(told, Some(answer.clocks_ahead_ms[&wrong]));
 }
 
 #[tokio::test(start_paused = true)]

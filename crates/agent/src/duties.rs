@@ -19,6 +19,7 @@ use cohort_wire::http::{Call, Target};
 use tokio::sync::watch;
 
 use self::reach::Reach;
+use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
 use crate::shared::{MemberHandle, Shared};
 
@@ -29,6 +30,10 @@ mod write_records;
 
 /// How long the leader may take to answer a batch of contacts.
 const CONTACTS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Batches that the leader may miss before that is worth a line in the log: those of some five
+/// seconds, an election and its aftermath.
+const UNHEARD_MAX: usize = 10;
 
 /// Starts them for one member.
 pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
@@ -109,6 +114,7 @@ async fn watch_kill(shared: Arc<Shared>, handle: MemberHandle) {
 
 async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
     let mut reach = Reach::default();
+    let mut unheard = Complaint::default();
     loop {
         tokio::time::sleep(Duration::from_millis(PASS_ON_EVERY_MS)).await;
         if handle.view.has_changed().is_err() {
@@ -125,7 +131,7 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
         let target = shared.target(&server, &address);
         let mut ability = reach.found().await;
         for batch in shared.contacts.all().batches(monotonic_ms()) {
-            if pass_on(&shared, &target, &batch, ability.take()).await {
+            if pass_on(&shared, &target, &batch, ability.take(), &mut unheard).await {
                 reach.look(&shared);
             }
         }
@@ -138,6 +144,7 @@ async fn pass_on(
     leader: &Target,
     batch: &Contacts,
     ability: Option<Ability>,
+    unheard: &mut Complaint,
 ) -> bool {
     let (age_ms, doing) = (batch.ages_ms(monotonic_ms()), batch.doing());
     let machines = shared.contacts.machines(age_ms.keys());
@@ -148,10 +155,13 @@ async fn pass_on(
     match shared.client.call_json::<ContactsAnswer>(leader, call).await {
         Ok(answer) => {
             shared.latch(answer.kill).await;
+            shared.contacts.clocks_are(answer.clocks_ahead_ms);
+            unheard.ended("the leader hears again of the servers that ask this member");
             answer.asks_ability
         }
         Err(error) => {
-            tracing::debug!(error = chain(&error), "contacts not passed on");
+            // Without them, the leader takes those servers for silent.
+            unheard.after(UNHEARD_MAX, "the leader does not hear of this member's servers", &error);
             false
         }
     }

@@ -91,10 +91,10 @@ impl Starter {
         }
         durable::create_folders(&folder).on_path("create", &folder)?;
         let mut pauses = LOOK.pauses();
-        let mut refused = Complaint::default();
+        let (mut refused, mut unclaimed) = (Complaint::default(), Complaint::default());
         loop {
             if let Some((member, incarnation)) = self.ordered()
-                && self.claim(member).await
+                && self.claim(member, &mut unclaimed).await
             {
                 let identity = self.identity(member, incarnation);
                 let store = RedbStore::create(&folder, &identity).map_err(kept)?;
@@ -135,9 +135,12 @@ impl Starter {
 
     /// Asks the leader whether the number was never used: an empty disk must not vote under a
     /// number that has promised something.
-    async fn claim(&self, member: MemberId) -> bool {
+    async fn claim(&self, member: MemberId, unclaimed: &mut Complaint) -> bool {
         let message = ToGroup::new(&self.shared.group, member);
-        for known in self.shared.members() {
+        let members = self.shared.members();
+        // All but the leader refuse.
+        let patience = 2 * members.len();
+        for known in members {
             if known.server == *self.shared.server() {
                 continue;
             }
@@ -145,7 +148,11 @@ impl Starter {
             let target = self.shared.target(&known.server, &known.address);
             match self.shared.client.call_json::<ClaimMemberAnswer>(&target, call).await {
                 Ok(answer) => return answer.granted,
-                Err(error) => tracing::debug!(error = chain(&error), "claim not answered"),
+                Err(error) => unclaimed.after(
+                    patience,
+                    "no leader says whether this server may carry the log",
+                    &error,
+                ),
             }
         }
         false
@@ -362,8 +369,8 @@ async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(
             carries_another(&received, boot_time_ms(), incarnation, member)
         });
         let has_leader = view.borrow().raft.leader.is_some();
-        if !has_leader && let Err(error) = whereabouts::ask(&shared, false).await {
-            tracing::debug!(error = chain(&error), "the hub named no members");
+        if !has_leader {
+            whereabouts::find_members(&shared, false).await;
         }
         if !retired && asks_for_incarnation(look, has_leader) {
             let present = present_incarnation(&shared, incarnation).await;

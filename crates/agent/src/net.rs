@@ -17,6 +17,7 @@ use cohort_wire::limits::FRAME_BYTES_MAX;
 use cohort_wire::tls::{ClientStream, ServerStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::complaint::Complaint;
 use crate::member::Inputs;
 use crate::shared::Shared;
 
@@ -27,6 +28,10 @@ const QUEUE_MAX: usize = 4096;
 const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Messages taken from the queue at once, so that a burst costs few writes.
 const TAKEN_MAX: usize = 256;
+
+/// Attempts to reach a peer that are not worth a line in the log: those within some five seconds,
+/// in which an agent restarts.
+const DIALS_MAX: usize = 8;
 
 // The largest message fits into an empty queue, or it could never be sent.
 const _: () = assert!(QUEUE_BYTES_MAX >= FRAME_BYTES_MAX);
@@ -97,6 +102,7 @@ async fn feed(
     let mut pauses = retry::NEAR.pauses();
     let mut first_connection = true;
     let mut lost = false;
+    let mut unreached = Complaint::default();
     loop {
         let mut waiting = Vec::new();
         // Dial only when there is something to send, or to learn whether a peer whose connection
@@ -106,7 +112,7 @@ async fn feed(
         }
         let dialled = tokio::select! {
             () = net.stopped() => return,
-            dialled = dial(&net, &connections, peer) => dialled,
+            dialled = dial(&net, &connections, peer, &mut unreached) => dialled,
         };
         let ended = std::mem::take(&mut lost);
         let Some(mut connection) = dialled else {
@@ -172,6 +178,7 @@ async fn dial(
     net: &Net,
     connections: &AtomicU32,
     peer: RaftId,
+    unreached: &mut Complaint,
 ) -> Option<FrameSender<ClientStream>> {
     let (server, address) = net.shared.whereabouts(MemberId(peer.0))?;
     let target =
@@ -186,10 +193,12 @@ async fn dial(
         connection: connection_number(net.shared.boot_epoch.0, count),
     };
     match FrameSender::connect(&net.shared.client, &target, &hello).await {
-        Ok(connection) => Some(connection),
+        Ok(connection) => {
+            unreached.ended("a member of the group is reachable again");
+            Some(connection)
+        }
         Err(error) => {
-            let error = chain(&error);
-            tracing::debug!(error, peer = peer.0, address = target.address, "peer not reached");
+            unreached.after(DIALS_MAX, "cannot reach a member of the group", &error);
             net.shared.book.lock().missed(&hello.to, &target.address);
             None
         }

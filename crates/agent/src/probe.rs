@@ -15,7 +15,7 @@ use cohort_core::ids::AppId;
 use cohort_core::machine::DiskSpace;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::SourceKind;
-use cohort_host::Traffic;
+use cohort_host::{Traffic, boot_time_ms};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -108,9 +108,14 @@ fn space_name(space: DiskSpace) -> &'static str {
     }
 }
 
+/// A server without a member knows of its group what its orders say, and nothing once they are
+/// stale: not even whether the members live.
 fn unknown_servers(shared: &Shared) -> i64 {
-    let Some(handle) = shared.handle() else { return 0 };
-    let unknown = handle.view().unknown_servers(&shared.contacts.all(), monotonic_ms());
+    let unknown = match shared.handle() {
+        Some(handle) => handle.view().unknown_servers(&shared.contacts.all(), monotonic_ms()),
+        None if shared.orders.borrow().as_ref().is_some_and(|it| it.fresh(boot_time_ms())) => 0,
+        None => 1 + shared.members().iter().filter(|it| it.server != *shared.server()).count(),
+    };
     unknown.try_into().unwrap_or(i64::MAX)
 }
 
@@ -138,11 +143,37 @@ async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod probe_test {
+    use std::sync::Arc;
+
     use cohort_core::steps::NoTraffic;
     use cohort_host::Traffic;
     use tokio::sync::watch;
 
-    use super::Readiness;
+    use cohort_core::ids::MemberId;
+    use cohort_core::orders::MemberAddress;
+
+    use super::{Readiness, boot_time_ms, unknown_servers};
+    use crate::testing::{Lab, received, server};
+
+    #[tokio::test]
+    async fn a_server_without_a_member_knows_of_no_server_once_its_orders_are_stale() {
+        let lab = Lab::new().await;
+        let shared = lab.agent("s9", None).await;
+        assert_eq!(unknown_servers(&shared), 1, "no group has spoken");
+        let member = |n: u64| MemberAddress {
+            server: server(&format!("s{n}")),
+            address: "127.0.0.1:1".to_owned(),
+            member: MemberId(n),
+        };
+        shared.book.lock().learn(&[member(1), member(2), member(3)]);
+        let mut orders = received(Vec::new(), None);
+        (orders.asked_ms, orders.valid_ms) = (boot_time_ms(), u64::MAX);
+        shared.orders.send_replace(Some(Arc::new(orders.clone())));
+        assert_eq!(unknown_servers(&shared), 0);
+        orders.valid_ms = 0;
+        shared.orders.send_replace(Some(Arc::new(orders)));
+        assert_eq!(unknown_servers(&shared), 4, "the members, and itself");
+    }
 
     #[test]
     fn the_server_is_as_ready_as_its_least_ready_app() {

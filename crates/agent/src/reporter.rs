@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_base::chain;
 use cohort_core::ids::{AppId, Digest, Incarnation};
 use cohort_core::orders::Fence;
 use cohort_core::report::Outcome;
 use cohort_host::boot_time_ms;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
 use cohort_wire::agent::{CommandAnswer, REPORT, ReportRequest, ToGroup};
-use cohort_wire::http::Call;
+use cohort_wire::http::{Call, CallError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -71,6 +70,7 @@ impl Reporter {
     async fn run(self, shared: Arc<Shared>) {
         let mut orders = shared.orders.subscribe();
         let mut queued = self.queued.subscribe();
+        let complaint = &shared.complaints.no_reports;
         loop {
             queued.mark_unchanged();
             // Only a group that has spoken can be told something.
@@ -84,7 +84,18 @@ impl Reporter {
             let members = shared.members();
             let next = self.with(|outbox| outbox.next(boot_time_ms(), &members));
             if let (Some(sending), Some(incarnation)) = (next, incarnation) {
-                let taken = send(&shared, incarnation, sending).await;
+                let patience = 2 * members.len();
+                let taken = match send(&shared, incarnation, sending).await {
+                    Ok(taken) => {
+                        complaint.lock().ended("a member of the group accepts reports again");
+                        taken
+                    }
+                    Err(error) => {
+                        let what = "the group does not accept reports";
+                        complaint.lock().after(patience, what, &error);
+                        None
+                    }
+                };
                 let confirmed = self.with(|outbox| match taken {
                     Some(taken) => {
                         outbox.answered(&taken);
@@ -118,31 +129,27 @@ impl Reporter {
     }
 }
 
-/// Which of the oldest reports were accepted; `None` when the member did not answer.
-async fn send(shared: &Shared, incarnation: Incarnation, sending: Sending) -> Option<Vec<bool>> {
+/// Which of the oldest reports were accepted; `None` when the answer does not fit them.
+async fn send(
+    shared: &Shared,
+    incarnation: Incarnation,
+    sending: Sending,
+) -> Result<Option<Vec<bool>>, CallError> {
     let sent = sending.reports.len();
     let request = ReportRequest { life: shared.life, incarnation, reports: sending.reports };
     let call = Call::post(REPORT, &ToGroup::new(&shared.group, request));
     let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let target = shared.target(&sending.to.server, &sending.to.address);
-    match shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await {
-        Ok(answers) if (1..=sent).contains(&answers.len()) => {
-            for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
-                tracing::warn!(?rejection, "report rejected");
-            }
-            Some(answers.iter().map(|answer| answer.rejection.is_none()).collect())
-        }
-        Ok(answers) => {
-            let (answered, member) = (answers.len(), &sending.to.server);
-            tracing::warn!(sent, answered, %member, "not as many answers as reports");
-            None
-        }
-        Err(error) => {
-            let (error, member) = (chain(&error), &sending.to.server);
-            tracing::debug!(error, %member, "reports not accepted, retrying");
-            None
-        }
+    let answers = shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await?;
+    if !(1..=sent).contains(&answers.len()) {
+        let (answered, member) = (answers.len(), &sending.to.server);
+        tracing::warn!(sent, answered, %member, "not as many answers as reports");
+        return Ok(None);
     }
+    for rejection in answers.iter().filter_map(|a| a.rejection.as_ref()) {
+        tracing::warn!(?rejection, "report rejected");
+    }
+    Ok(Some(answers.iter().map(|answer| answer.rejection.is_none()).collect()))
 }
 
 #[cfg(test)]

@@ -124,6 +124,26 @@ async fn the_reports_that_were_not_answered_are_sent_again() {
 }
 
 #[tokio::test]
+async fn a_group_that_takes_no_reports_is_told() {
+    let mut member = member().await;
+    let whole = member.shared.members();
+    member.shared.book.lock().learn(&[at("s1", "127.0.0.1:1", 1)]);
+    ordered(&member.shared);
+    let reporter = Reporter::spawn(&member.shared);
+    reporter.report(&web(), fence(1), 1, Outcome::Applied);
+    let told = || member.shared.complaints.no_reports.lock().told();
+    while told() == 0 {
+        tokio::task::yield_now().await;
+    }
+    member.shared.book.lock().learn(&whole);
+    assert_eq!(sequences(&member.sent.recv().await.unwrap()), [1]);
+    member.answers.send(vec![answer(true)]).unwrap();
+    while told() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_member_that_does_not_answer_is_followed_by_the_next() {
     let mut member = member().await;
     let known = member.shared.members();

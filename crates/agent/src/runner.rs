@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_base::chain;
 use cohort_core::command::Rejection;
 use cohort_core::ids::{AppId, Incarnation};
 use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
@@ -113,9 +112,7 @@ impl Runner {
                 Input::Woken
             }
             Effect::AskRegistry { tell } => {
-                if let Err(error) = whereabouts::ask(&self.shared, tell).await {
-                    tracing::debug!(error = chain(&error), "the hub named no members");
-                }
+                whereabouts::find_members(&self.shared, tell).await;
                 Input::RegistryAsked
             }
             Effect::Rest { until_ms } => {
@@ -149,7 +146,7 @@ impl Runner {
             }
             Effect::Ask(whom, Question::Join) => match self.join_group(&whom).await {
                 Ok(CommandAnswer { rejection: None, .. }) => {
-                    self.shared.not_taken.lock().ended();
+                    self.shared.complaints.not_taken.lock().ended("taken into the group");
                     Input::Joined(true)
                 }
                 Ok(CommandAnswer {
@@ -164,7 +161,11 @@ impl Runner {
                     Input::Joined(false)
                 }
                 Err(error) => {
-                    self.shared.not_taken.lock().of("not taken into the group yet", &error);
+                    self.shared
+                        .complaints
+                        .not_taken
+                        .lock()
+                        .of("not taken into the group yet", &error);
                     Input::Joined(false)
                 }
             },
@@ -176,6 +177,12 @@ impl Runner {
         match self.question(whom, ORDERS, 0, deadline).await {
             Ok(answer) => {
                 self.shared.latch(answer.kill).await;
+                self.shared
+                    .complaints
+                    .no_orders
+                    .lock()
+                    .ended("a member of the group answers again");
+                self.shared.clock_is(answer.clock_ahead_ms);
                 self.shared.has_orders(answer.orders.is_some());
                 Input::Orders {
                     orders: answer.orders.map(Box::new),
@@ -190,7 +197,10 @@ impl Runner {
     }
 
     fn missed(&self, whom: &Whom, error: &CallError) -> Input {
-        tracing::debug!(error = chain(error), member = %whom.server, "no orders");
+        // Members restart, and elect leaders: two rounds without an answer are news.
+        let patience = 2 * self.shared.members().len();
+        let what = "no orders from the group";
+        self.shared.complaints.no_orders.lock().after(patience, what, error);
         self.shared.book.lock().missed(&whom.server, &whom.address);
         Input::NoAnswer
     }

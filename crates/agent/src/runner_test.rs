@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::routing::post;
 use axum::{Json, Router};
@@ -16,6 +17,7 @@ use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer, OrdersRequest, ToGroup, WAIT,
 };
 use cohort_wire::http::Handler;
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::Runner;
@@ -72,11 +74,21 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     std::fs::create_dir_all(lab.path("s1").join("apps").join("db")).unwrap();
     let (asked, mut questions) = unbounded_channel();
     let (joined, held) = (asked.clone(), asked.clone());
+    let (does, mut done) = unbounded_channel();
     let orders = async move |Json(_): Json<ToGroup<OrdersRequest>>| {
         asked.send(("orders", 0)).unwrap();
         let orders = Some(received(vec![web_runs(None)], None).orders);
         let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
-        Json(OrdersAnswer { orders, elsewhere: None, orders_valid_ms, hash, kill, leader: None })
+        let (elsewhere, leader, clock_ahead_ms) = (None, None, None);
+        Json(OrdersAnswer {
+            orders,
+            elsewhere,
+            orders_valid_ms,
+            hash,
+            kill,
+            leader,
+            clock_ahead_ms,
+        })
     };
     let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
         joined.send(("join", 0)).unwrap();
@@ -84,6 +96,8 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     };
     let wait = async move |Json(message): Json<ToGroup<OrdersRequest>>| {
         held.send(("wait", message.body.known)).unwrap();
+        let step = message.body.doing.get(&web()).map(Doing::step);
+        does.send(step).unwrap();
         std::future::pending::<Json<OrdersAnswer>>().await
     };
     let router = Router::new().route(ORDERS, post(orders)).route(JOIN_GROUP, post(join));
@@ -96,10 +110,65 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     }
     shared.does(&web(), Some(Doing::Step { step: Step::Switch }));
     assert_eq!(questions.recv().await, Some(("wait", 0)), "the step is told when it starts");
+    let told = [done.recv().await.unwrap(), done.recv().await.unwrap()];
+    assert_eq!(told, [None, Some(Step::Switch)], "the step that has begun");
     assert!(shared.orders.borrow().as_ref().unwrap().of(&web()).is_some());
     let apps: Vec<String> = shared.readiness.now().1.keys().map(ToString::to_string).collect();
     assert!(apps.contains(&"web".to_owned()), "ordered");
     running.abort();
+}
+
+#[tokio::test]
+async fn only_a_step_that_starts_or_ends_is_told_before_the_next_question() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let does = |step: Option<Step>| {
+        shared.does(&web(), step.map(|step| Doing::Step { step }));
+        shared.step_changed.notified().now_or_never().is_some()
+    };
+    assert!(does(Some(Step::Prepare)));
+    assert!(!does(Some(Step::Prepare)), "no other step");
+    assert!(does(Some(Step::Drain)));
+    assert!(does(None));
+    assert!(!does(None));
+}
+
+#[tokio::test]
+async fn a_group_that_gives_no_orders_is_told_after_two_rounds_and_a_wrong_clock_at_once() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let away = "127.0.0.1:1";
+    let other = MemberAddress { member: MemberId(2), ..member("s3", away) };
+    shared.book.lock().learn(&[member("s2", away), other]);
+    let ask = async |address: &str| {
+        let whom = Whom { server: server("s2"), address: address.to_owned() };
+        let input = runner(&shared).perform(Effect::Ask(whom, Question::Orders)).await;
+        (input != Input::NoAnswer, shared.complaints.no_orders.lock().told())
+    };
+    for told in [0, 0, 0, 0, 1, 1] {
+        assert_eq!(ask(away).await, (false, told));
+    }
+    let stranger = lab.serve("s3", Alpn::Control, Handler::Http(Router::new())).await;
+    assert_eq!(ask(&stranger).await, (false, 2), "its certificate is another cause");
+    for (clock_ahead_ms, off) in
+        [(None, false), (Some(-90_000), true), (None, true), (Some(0), false)]
+    {
+        let orders = async move || {
+            Json(OrdersAnswer {
+                orders: None,
+                elsewhere: None,
+                orders_valid_ms: 0,
+                hash: 1,
+                kill: Vec::new(),
+                leader: None,
+                clock_ahead_ms,
+            })
+        };
+        let handler = Handler::Http(Router::new().route(ORDERS, post(orders)));
+        let address = lab.serve("s2", Alpn::Control, handler).await;
+        assert_eq!(ask(&address).await, (true, 0), "it answers again");
+        assert_eq!(shared.clock_off.load(Ordering::Relaxed), off, "{clock_ahead_ms:?}");
+    }
 }
 
 #[tokio::test]
@@ -154,4 +223,7 @@ async fn the_registry_says_where_the_members_are_and_its_silence_changes_nothing
     away.book.lock().learn(&known);
     assert_eq!(ask(&away).await, Input::RegistryAsked, "a hub that nobody runs");
     assert_eq!(away.members(), known);
+    assert_eq!(away.complaints.no_members.lock().told(), 0);
+    assert_eq!(ask(&away).await, Input::RegistryAsked);
+    assert_eq!(away.complaints.no_members.lock().told(), 1, "it lasts");
 }

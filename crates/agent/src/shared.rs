@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
@@ -31,7 +32,7 @@ use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::complaint::Complaint;
+use crate::complaint::Complaints;
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
 use crate::killswitch::KillSwitch;
@@ -43,6 +44,11 @@ use crate::tasks::Tasks;
 
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
 const READ_DEADLINE: Duration = Duration::from_millis(READ_MS_MAX + 100);
+
+/// Kinds of the error of a leader that cannot write to its log: it was not proposed, and whoever
+/// asked has to mend the disk first.
+const NO_SPACE: &str = "no_space";
+const READ_ONLY: &str = "read_only";
 
 /// A handle on the member that this server carries.
 #[derive(Debug, Clone)]
@@ -84,8 +90,9 @@ pub(crate) struct Shared {
     pub life: u64,
     /// The group answers, and has no orders for this agent: why.
     pub refusal: Mutex<Option<Refusal>>,
-    /// Why no member takes this server into the group.
-    pub not_taken: Mutex<Complaint>,
+    pub complaints: Complaints,
+    /// The group says that this server's clock differs from the others'.
+    pub clock_off: AtomicBool,
     pub tasks: Tasks,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
@@ -136,8 +143,8 @@ impl Shared {
         let (server, group, folder) = (self.server(), &self.group, self.config.data_dir.display());
         let read_only = *self.disk.borrow() == DiskSpace::ReadOnly;
         let (kind, error, cure) = match read_only {
-            true => ("read_only", format!("{folder} of {server} is read-only"), "remount it"),
-            false => ("no_space", format!("no space left for {folder} of {server}"), "free space"),
+            true => (READ_ONLY, format!("{folder} of {server} is read-only"), "remount it"),
+            false => (NO_SPACE, format!("no space left for {folder} of {server}"), "free space"),
         };
         ApiError::unavailable(kind, format!("{error}, the leader of {group}"))
             .hint(format!("{cure} on {server}, or: cohort group transfer-leader {group}"))
@@ -195,6 +202,24 @@ impl Shared {
             refusal.get_or_insert(Refusal::NoOrders);
         } else if let Some(Refusal::Elsewhere { .. }) = refusal.take() {
             tracing::info!("the group accepts this agent again");
+        }
+    }
+
+    /// A member said how far this server's clock is ahead of the others', in milliseconds; `None`
+    /// if it cannot tell.
+    pub(crate) fn clock_is(&self, ahead_ms: Option<i64>) {
+        let Some(ahead_ms) = ahead_ms else { return };
+        let off = ahead_ms != 0;
+        if self.clock_off.swap(off, Ordering::Relaxed) == off {
+            return;
+        }
+        if off {
+            tracing::warn!(
+                ahead_ms,
+                "the clock of this server differs from the other servers': set it"
+            );
+        } else {
+            tracing::info!("the clock of this server agrees with the other servers' again");
         }
     }
 
@@ -364,6 +389,12 @@ impl Shared {
             if let Next::Forward { to, within_ms } = next {
                 match self.forward(to, &command, Duration::from_millis(within_ms)).await {
                     Ok(answer) => return Ok(answer),
+                    // As where the leader itself was asked.
+                    Err(Some(CallError::Answered { answer, .. }))
+                        if answer.kind == NO_SPACE || answer.kind == READ_ONLY =>
+                    {
+                        return Err(*answer);
+                    }
                     Err(error) => last = error,
                 }
                 next = committing.failed(monotonic_ms());

@@ -7,6 +7,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cohort_artifact::client::ClientLimits;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
+use crate::complaint::Complaints;
 use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
@@ -210,7 +212,8 @@ pub(crate) async fn open(
         // The standard library's random keys: no two processes share them.
         life: RandomState::new().hash_one(std::process::id()),
         refusal: Mutex::default(),
-        not_taken: Mutex::default(),
+        complaints: Complaints::default(),
+        clock_off: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
         client,

@@ -13,7 +13,6 @@ use cohort_core::phase::{Milestone, Phase};
 use cohort_core::reason::Unfit;
 use cohort_core::release::Release;
 use cohort_core::state::{App, Failure};
-use cohort_core::waiting::WaitingOn;
 use cohort_distribute::TransferView;
 use cohort_server::contacts::Contacts;
 use cohort_server::errands::Lasting;
@@ -53,7 +52,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             member: server.member,
             contact_age_ms,
             silent_ms: view.silent_ms(id, &contacts, now_ms),
-            clock_ahead_ms: faults.get(id).map_or(0, |faults| faults.clock_ahead_ms),
+            clock_ahead_ms: faults.get(id).and_then(|it| it.clock_ahead_ms).unwrap_or(0),
             disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
             copy: view.copies.of(id, now_ms).map(|refusal| CopyStatus {
                 host: refusal.host.clone(),
@@ -186,7 +185,7 @@ fn out_servers(now: &Now<'_>) -> BTreeSet<ServerId> {
 }
 
 fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
-    let Now { view, contacts, now_ms, linearizable } = *now;
+    let Now { view, contacts, now_ms, .. } = *now;
     let clock = view.clock(now_ms);
     let (since, reason, wave, wave_servers) = match &app.phase {
         Phase::Empty => (ClockMs(0), None, 0, Vec::new()),
@@ -224,12 +223,9 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
         (server.clone(), status)
     });
     let of_it = view.waiting.iter().filter(|waiting| waiting.app == *id);
-    let mut waiting: Vec<WaitingStatus> = of_it
+    let waiting = of_it
         .map(|waiting| WaitingStatus { on: waiting.on.clone(), for_ms: clock.since(waiting.since) })
         .collect();
-    if !linearizable {
-        waiting.push(WaitingStatus { on: WaitingOn::NoLeader, for_ms: 0 });
-    }
     AppStatus {
         state: app.phase.name(),
         since,

@@ -8,7 +8,6 @@ use cohort_core::phase::PhaseName;
 use cohort_core::reason::Unfit;
 use cohort_core::report::Step;
 use cohort_core::state::{Activation, ActivationStage, Process};
-use cohort_core::waiting::WaitingOn;
 use cohort_server::member::View;
 
 use super::group_status;
@@ -99,16 +98,4 @@ async fn a_server_does_not_serve_from_the_step_on_that_takes_it_out() {
     here.activation = None;
     let status = group_status(&shared, &view, true);
     assert!(status.apps[&web()].servers["s2"].in_service, "its last word is from before that");
-}
-
-#[tokio::test]
-async fn what_was_not_read_through_a_leader_waits_for_one() {
-    let lab = Lab::new().await;
-    let shared = lab.agent("s1", None).await;
-    let view = view(&lab);
-    let waits = |linearizable| {
-        let status = group_status(&shared, &view, linearizable);
-        status.apps[&web()].waiting.iter().any(|waiting| waiting.on == WaitingOn::NoLeader)
-    };
-    assert!(!waits(true) && waits(false));
 }

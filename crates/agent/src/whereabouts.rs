@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_base::chain;
 use cohort_base::retry::Schedule;
 use cohort_core::orders::MemberAddress;
 use cohort_registry::records::{MemberRecord, ServerRecord};
@@ -38,7 +37,7 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
     loop {
         let pause = match tell_once(&shared).await {
             Ok(()) => {
-                refused.ended();
+                refused.ended("the hub takes this server's record again");
                 pauses.reset();
                 CHECK_EVERY
             }
@@ -73,14 +72,25 @@ async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
     Ok(())
 }
 
+/// Learns from the hub where the group's members are, for a server that hears from none. Failures
+/// are logged here; the first one is not worth a line, since members restart and elect leaders.
+pub(crate) async fn find_members(shared: &Shared, tell: bool) {
+    let found = ask(shared, tell).await;
+    let mut complaint = shared.complaints.no_members.lock();
+    match found {
+        Ok(()) => complaint.ended("the hub answers again"),
+        Err(error) => {
+            complaint.after(1, "cannot find the group's members through the hub", &error);
+        }
+    }
+}
+
 /// Learns from the hub where the group's members are. The addresses of the servers themselves are
 /// usually newer than those that the group has recorded; if not, nobody answers there, and the
 /// group's count again. With `tell`, the hub first learns where this server is: the others ask too.
-pub(crate) async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
+async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
-    if tell && let Err(error) = tell_once(shared).await {
-        tracing::debug!(error = chain(&error), "the hub did not take the address");
-    }
+    let told = if tell { tell_once(shared).await } else { Ok(()) };
     let timed_out = |_| RegistryError::Unavailable { reason: "no answer".to_owned() };
     let asked = typed::read_members(registry, &shared.group);
     let record = tokio::time::timeout(DEADLINE, asked).await.map_err(timed_out)??;
@@ -104,5 +114,5 @@ pub(crate) async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError
             tracing::info!(%server, address, before, "the hub knows another address of a member");
         }
     }
-    Ok(())
+    told
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Revision};
+use crate::kill::KillScope;
 
 /// An errand of the leader.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub enum Errand {
     WriteRecords,
     /// Carrying a kill register that an operator gave to an agent.
     CarryKill,
+    /// Reading the kill register of a scope, which the hub has, and which proves nothing.
+    ReadKill { scope: KillScope },
 }
 
 /// Why the hub did not do what a server asked for.

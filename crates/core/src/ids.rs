@@ -251,4 +251,10 @@ impl ClockMs {
     pub fn plus(self, ms: u64) -> ClockMs {
         ClockMs(self.0.saturating_add(ms))
     }
+
+    /// The point `ms` milliseconds earlier; not before the group was founded.
+    #[must_use]
+    pub fn minus(self, ms: u64) -> ClockMs {
+        ClockMs(self.0.saturating_sub(ms))
+    }
 }

@@ -51,8 +51,9 @@ pub struct Observations {
     pub offers: BTreeMap<AppId, Offer>,
     /// Mirrors and releases refused recently, for people; they do not affect decisions.
     pub refusals: Vec<Refused>,
-    /// Why the repository's metadata could not be refreshed; `None` while it can.
-    pub not_refreshed: Option<Refused>,
+    /// Why the repository's metadata could not be refreshed, and for how long by now, in
+    /// milliseconds; `None` while it can.
+    pub not_refreshed: Option<(Refused, u64)>,
     /// Time since each server last asked any member for its orders, in milliseconds.
     pub contact_age_ms: BTreeMap<ServerId, u64>,
     /// The servers whose members vote.
@@ -298,10 +299,9 @@ impl<'a> Planner<'a> {
             self.not_yet_fetching(rollout);
             self.left_out(rollout);
         }
-        if let Some(rollout) = app.phase.rollout() {
-            // While nothing starts, what may start says so.
-            let stale = self.seen.not_refreshed.clone().map(WaitingOn::NotRefreshed);
-            stale.into_iter().for_each(|on| self.wait(rollout.progress, on));
+        if app.phase.rollout().is_some() {
+            // What could take over may be unknown.
+            self.not_refreshed();
         }
         self.checks();
         self.policy_lost();

@@ -125,18 +125,19 @@ pub enum Field {
 }
 
 impl WhyRefused {
-    /// Whether no mirror was reachable, so that retrying may help.
+    /// Whether a mirror did not respond, so that retrying may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, WhyRefused::Unreachable { .. } | WhyRefused::NoMirror)
+        matches!(self, WhyRefused::Unreachable { .. })
     }
 
-    /// Whether the repository, as far as known, does not have it.
+    /// Whether nothing was refused: the repository, as far as known, does not have it.
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(
             self,
             WhyRefused::NotRead
+                | WhyRefused::NoMirror
                 | WhyRefused::NoChannel { .. }
                 | WhyRefused::NotPublished { .. }
                 | WhyRefused::NoFile { .. }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, ClockMs, GroupId, Revision, ServerId, Version};
+use crate::machine::DiskSpace;
 use crate::policy::Prestage;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::refused::Refused;
@@ -50,12 +51,11 @@ pub enum WaitingOn {
     NoServers,
     /// Servers that have not yet reported what they run.
     FirstReports { servers: Vec<ServerId> },
-    /// No quorum: nothing can be decided or changed.
-    NoLeader,
     /// The leader's server has left the group, and no member of the group can take over yet.
     LeaderLeft { leader: ServerId },
-    /// The disk of the leader's server is full: nothing can be recorded, so nothing changes.
-    NoSpace { leader: ServerId },
+    /// The leader's server cannot write to its disk, and why: nothing can be recorded, so nothing
+    /// changes.
+    NoSpace { leader: ServerId, disk: DiskSpace },
     /// Groups of earlier stages have not yet found the release good.
     StageBefore { version: Version, groups: Vec<GroupId> },
     /// No stage of the policy matches this group.

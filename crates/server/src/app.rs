@@ -4,7 +4,7 @@
 //! duties to its group and users: reports, traffic after a start, running checks, a running
 //! service, removal of old releases.
 
-use cohort_core::ids::{AppId, Digest};
+use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, Fence, Purpose, TrialOrder};
 use cohort_core::policy::Check;
 use cohort_core::report::{Health, Outcome, Step};
@@ -13,8 +13,11 @@ use cohort_core::steps::{
     next_action,
 };
 
-use crate::asking::Received;
 use crate::pace::Pace;
+
+mod running;
+
+pub use running::Running;
 
 /// The longest time between two looks, in milliseconds.
 const LOOK_MS_MAX: u64 = 1_000;
@@ -30,7 +33,7 @@ const CORRECT_EVERY_MS: u64 = 5_000;
 pub struct Sight<'a> {
     pub now: BootTime<'a>,
     pub orders: Option<&'a AppOrders>,
-    /// The orders are still valid; see [`Received::fresh`].
+    /// The orders are still valid; see [`Received::fresh`](crate::asking::Received::fresh).
     pub orders_fresh: bool,
     /// The group answers, and does not take this agent for its server's: it was removed, or is a
     /// copy.
@@ -176,6 +179,21 @@ impl App {
             collected_ms: None,
             retired_ms: None,
         }
+    }
+
+    /// What the running checks say while a step runs that leaves them in force: news of them does
+    /// not wait for its end.
+    pub fn look_beside(
+        &mut self,
+        now_ms: u64,
+        health: Option<&Health>,
+        room_for_health: bool,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if self.watched.is_some() {
+            self.health_news(now_ms, health, room_for_health, &mut effects);
+        }
+        effects
     }
 
     /// Looks at everything and decides what to do now. Do not call while a step runs.
@@ -412,19 +430,31 @@ impl App {
             self.health.get_or_insert_with(|| first.clone());
             self.watched = Some((orders.checks.clone(), release));
             effects.push(Effect::Watch { checks: orders.checks.clone(), first });
-        } else if let Some(now) = sight.health.filter(|now| self.health.as_ref() != Some(now)) {
-            self.booted |= now.in_service;
-            self.cold &= !now.in_service;
-            effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
-            // That it broke does not wait: others may rely on this server.
-            let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
-            let due = self.health_pace.is_due(sight.now.ms) || broke;
-            if sight.room_for_health && due {
-                let Health { in_service, reason } = now.clone();
-                effects.push(report(Outcome::Health { in_service, reason }));
-                self.health = Some(now.clone());
-                self.corrected_ms = Some(sight.now.ms);
-            }
+        } else {
+            self.health_news(sight.now.ms, sight.health, sight.room_for_health, effects);
+        }
+    }
+
+    /// Reports what the running checks say, if it is news.
+    fn health_news(
+        &mut self,
+        now_ms: u64,
+        health: Option<&Health>,
+        room_for_health: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(now) = health.filter(|now| self.health.as_ref() != Some(now)) else { return };
+        self.booted |= now.in_service;
+        self.cold &= !now.in_service;
+        effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
+        // That it broke does not wait: others may rely on this server.
+        let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
+        let due = self.health_pace.is_due(now_ms) || broke;
+        if room_for_health && due {
+            let Health { in_service, reason } = now.clone();
+            effects.push(report(Outcome::Health { in_service, reason }));
+            self.health = Some(now.clone());
+            self.corrected_ms = Some(now_ms);
         }
     }
 
@@ -529,63 +559,6 @@ fn due(last_ms: &mut Option<u64>, now_ms: u64, every_ms: u64) -> bool {
         *last_ms = Some(now_ms);
     }
     due
-}
-
-/// A running step, or a wait of the host: when it is interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Running {
-    fence: Fence,
-    /// When the host may go back on its own, unless the group is heard again; and how long that
-    /// contact counts. `None` if it does not go back.
-    undo: Option<(u64, u64)>,
-    begun_ms: u64,
-}
-
-impl Running {
-    /// The action starts now.
-    fn new(action: &StepAction, sight: &Sight<'_>) -> Running {
-        let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
-        let (fence, undoing) = match action {
-            StepAction::Accept { order, .. } | StepAction::GiveBack { order } => {
-                (order.fence, false)
-            }
-            StepAction::Undo { .. } => (known.unwrap_or_default(), true),
-            StepAction::Run { .. }
-            | StepAction::GiveUp { .. }
-            | StepAction::Complete
-            | StepAction::Settled
-            | StepAction::Wait(_) => (known.unwrap_or_default(), false),
-        };
-        // A change that the group has confirmed is not undone.
-        let confirmed = known.is_some() && sight.confirmed == known;
-        let left_ms =
-            sight.record.undo_left_ms(sight.reached, sight.now).filter(|_| !undoing && !confirmed);
-        let undo =
-            left_ms.map(|left_ms| (sight.now.ms + left_ms, sight.record.reached_counts_ms()));
-        Running { fence, undo, begun_ms: sight.now.ms }
-    }
-
-    /// Traffic is returned until something newer is ordered.
-    fn undraining(sight: &Sight<'_>) -> Running {
-        let known = sight.record.local.activation.as_ref().map(|a| a.order.fence);
-        let ordered = sight.orders.and_then(|o| o.activation.as_ref()).map(|order| order.fence);
-        let fence = known.max(ordered).unwrap_or_default();
-        Running { fence, undo: None, begun_ms: sight.now.ms }
-    }
-
-    /// When it is interrupted, by the boot-time clock in milliseconds: 0 for immediately, `None`
-    /// for never. `received` are the latest orders.
-    #[must_use]
-    pub fn interrupted_at_ms(&self, app: &AppId, received: Option<&Received>) -> Option<u64> {
-        let ordered = received.and_then(|received| received.of(app)?.activation.as_ref());
-        if ordered.is_some_and(|order| order.fence > self.fence) {
-            return Some(0);
-        }
-        let (undo_ms, counts_ms) = self.undo?;
-        let asked_ms = received.map(|received| received.asked_ms);
-        let heard_ms = asked_ms.filter(|asked_ms| *asked_ms >= self.begun_ms);
-        Some(heard_ms.map_or(undo_ms, |asked_ms| undo_ms.max(asked_ms + counts_ms)))
-    }
 }
 
 /// Whether the pre-flight checks passed, after `step` ended; `None` if it was another step, or was

@@ -7,7 +7,7 @@ use cohort_core::release::{Release, Rollback};
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{AppRecord, BootTime, Reached, StepAction};
 
-use super::{App, Booted, Doing, Effect, Running, Sight, preflight_result};
+use super::{App, Booted, Doing, Effect, Running, Sight, preflight_result, step_of};
 use crate::announced::Announced;
 use crate::asking::Received;
 
@@ -385,6 +385,29 @@ fn mended_checks_bring_a_server_back_and_until_then_it_stays_out() {
     assert!(effects.contains(&Effect::Unfit(None)));
     let back = Outcome::Health { in_service: true, reason: String::new() };
     assert!(effects.contains(&super::report(back)));
+}
+
+#[test]
+fn health_is_reported_next_to_a_step_that_leaves_the_checks_in_force() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.health = health(true);
+    let _ = world.look();
+    world.orders = Some(orders(Some(order(1, "2.0.0", Purpose::Wave)), Some("1.0.0")));
+    let effects = world.look();
+    let Some(Effect::Act { action, .. }) = effects.last() else { panic!("{effects:?}") };
+    assert_eq!(step_of(action), Some(Step::Prepare));
+    let beside = |world: &mut World, fit| {
+        world.ms += 100;
+        world.app.look_beside(world.ms, health(fit).as_ref(), true).len()
+    };
+    assert_eq!(beside(&mut world, true), 0, "no news");
+    assert_eq!(beside(&mut world, false), 2, "the group and load balancers are told");
+    assert_eq!(beside(&mut world, false), 0);
+    world.ms += 60_000;
+    assert_eq!(beside(&mut world, true), 2);
+    world.app.watched = None;
+    assert_eq!(beside(&mut world, false), 0, "out of traffic, the step decides");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use cohort_core::ids::{AppId, ClockMs, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::placement::{Carriers, Next, Placed, Placement, Unheard, placement};
 use cohort_core::refused::Refused;
-use cohort_core::waiting::Placing;
+use cohort_core::waiting::{Placing, Waiting, WaitingOn};
 use cohort_core::{Body, Observations, Offer, Plan, State, plan};
 
 use crate::asking::ORDERS_VALID_MS;
@@ -78,8 +78,9 @@ pub struct Leading {
     errands: Errands,
     /// Whether any has succeeded.
     refreshed: bool,
-    /// The space on the disk of this member's server.
+    /// The space on the disk of this member's server, and since when it is so.
     disk: DiskSpace,
+    disk_since_ms: u64,
     heirs: Heirs,
     /// Agents refused because another one runs as their server.
     copies: Copies,
@@ -123,6 +124,7 @@ impl Leading {
             errands: Errands::default(),
             refreshed: false,
             disk: DiskSpace::Enough,
+            disk_since_ms: 0,
             heirs: Heirs::default(),
             copies: Copies::default(),
             placing: None,
@@ -147,9 +149,16 @@ impl Leading {
     /// Records that another member, or none, is the leader: everything seen so far is void, except
     /// the kill switch, which every member has latched itself.
     pub fn ended(&mut self) {
-        let Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, .. } = *self;
         let fresh = Leading::new(self.server().clone(), self.seen.killed.take());
-        *self = Leading { ticked_ms, awake_since_ms, placer, clock_mark_ms, disk, ..fresh };
+        *self = Leading {
+            ticked_ms: self.ticked_ms,
+            awake_since_ms: self.awake_since_ms,
+            placer: self.placer,
+            clock_mark_ms: self.clock_mark_ms,
+            disk: self.disk,
+            disk_since_ms: self.disk_since_ms,
+            ..fresh
+        };
     }
 
     /// Sets how this member places voters while it is the leader.
@@ -268,11 +277,13 @@ impl Leading {
         &self.errands
     }
 
-    /// Why newer releases may be unknown to this leader, once it is worth reporting.
-    fn not_refreshed(&self, now_ms: u64) -> Option<Refused> {
+    /// Why newer releases may be unknown to this leader, and for how long, once it is worth
+    /// reporting.
+    fn not_refreshed(&self, now_ms: u64) -> Option<(Refused, u64)> {
         let Lasting { why: refused, since_ms } = self.refresh_fails.as_ref()?;
-        let lasts = now_ms.saturating_sub(*since_ms) >= UNREACHABLE_MS;
-        (lasts || !refused.why.is_unreachable()).then(|| refused.clone())
+        let for_ms = now_ms.saturating_sub(*since_ms);
+        let told = for_ms >= UNREACHABLE_MS || !refused.why.is_unreachable();
+        told.then(|| (refused.clone(), for_ms))
     }
 
     /// Mirrors and releases that were refused recently, for people.
@@ -416,15 +427,25 @@ impl Leading {
     }
 
     /// Records the space on the disk of this member's server.
-    pub fn disk(&mut self, disk: DiskSpace) {
-        self.stale |= disk != self.disk;
-        self.disk = disk;
+    pub fn disk(&mut self, now_ms: u64, disk: DiskSpace) {
+        if disk != self.disk {
+            (self.disk, self.disk_since_ms, self.stale) = (disk, now_ms, true);
+        }
     }
 
     /// Whether the log may grow. If not, the disk has room only for what is in progress.
     #[must_use]
     pub fn may_write(&self) -> bool {
         self.disk.may_write()
+    }
+
+    /// What every app waits for while the log may not grow.
+    #[must_use]
+    pub fn waiting_for_space(&self, now_ms: u64, state: &State) -> Vec<Waiting> {
+        let since = self.clock(state).minus(now_ms.saturating_sub(self.disk_since_ms));
+        let on = WaitingOn::NoSpace { leader: self.server().clone(), disk: self.disk };
+        let waiting = |app: &AppId| Waiting { app: app.clone(), since, on: on.clone() };
+        state.apps.keys().map(waiting).collect()
     }
 
     /// Judges an agent that introduces itself as `server`. A copy is remembered, for people;

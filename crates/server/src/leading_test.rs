@@ -3,11 +3,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use cohort_core::capacity::COUNTED_ON_MS;
 use cohort_core::command::{CLOCK_STEP_MS_MAX, COMMAND_VERSION};
 use cohort_core::gate::RegistryView;
-use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::ids::{ClockMs, GroupId, Incarnation, MemberId, Revision, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::placement::{Placed, Placement};
-use cohort_core::refused::{Role, WhyRefused};
+use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_core::state::Process;
-use cohort_core::waiting::Placing;
+use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_core::{Body, Command, Plan, State};
 
 use crate::contacts::Contacts;
@@ -198,16 +199,19 @@ fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
         let _ = plan_at(leading, now_ms);
         leading.seen().not_refreshed.clone()
     };
-    let away = || Err(WhyRefused::NoMirror.into());
+    let unreachable = || WhyRefused::Unreachable { file: "timestamp.json".into() };
+    let away = || Err(unreachable().into());
     assert_eq!(plan_after(&mut leading, 1_000, away()), None);
     assert_eq!(plan_after(&mut leading, 30_999, away()), None);
-    assert_eq!(plan_after(&mut leading, 31_000, away()), Some(WhyRefused::NoMirror.into()));
+    let told = plan_after(&mut leading, 31_000, away());
+    assert_eq!(told, Some((unreachable().into(), 30_000)), "since the first failure");
     assert_eq!(plan_after(&mut leading, 32_000, Ok(())), None);
     assert_eq!(plan_after(&mut leading, 33_000, away()), None, "it starts over");
-    // What a clock or a key is to blame for does not pass.
-    let expired = WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 };
-    let told = plan_after(&mut leading, 34_000, Err(expired.clone().into()));
-    assert_eq!(told, Some(expired.into()));
+    // What a clock, a key or the configuration is to blame for does not pass.
+    for why in [WhyRefused::Expired { role: Role::Timestamp, ago_s: 9 }, WhyRefused::NoMirror] {
+        let told = plan_after(&mut leading, 34_000, Err(why.clone().into()));
+        assert_eq!(told, Some((why.into(), 1_000)));
+    }
 }
 
 #[test]
@@ -243,5 +247,45 @@ fn a_change_of_voters_that_did_not_start_is_tried_again() {
         assert!(matches!(step, Some(Placement::Change { .. })), "{step:?}");
         leading.place_waits(now_ms, waits.clone());
         assert_eq!(leading.placing(), Some(&(waits.clone(), 1_000)));
+    }
+}
+
+fn with_app() -> State {
+    let mut state = state();
+    let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+    let policy = serde_json::from_value(policy).unwrap();
+    let body = Body::SetPolicy { policy, revision: Revision(1) };
+    let (version, incarnation, actor) = (COMMAND_VERSION, Incarnation(1), "ann".to_owned());
+    state.apply(&Command { version, incarnation, actor, request: None, body }).unwrap();
+    state
+}
+
+/// Not since the app rests: people judge by it whether the mirrors are away for too long.
+#[test]
+fn newer_releases_are_unknown_since_the_first_refresh_that_failed() {
+    let (mut leading, state) = (leading(), with_app());
+    let refused = || Refused::from(WhyRefused::Unreachable { file: "timestamp.json".into() });
+    for now_ms in [11_000, 41_000] {
+        leading.offers(now_ms, BTreeMap::new(), Vec::new(), Err(refused()));
+    }
+    let plan = leading.plan(41_000, &state, &Contacts::default());
+    let stale = WaitingOn::NotRefreshed(refused());
+    let waiting = plan.waiting.iter().find(|waiting| waiting.on == stale).unwrap();
+    assert_eq!((leading.clock(&state), waiting.since), (ClockMs(40_000), ClockMs(10_000)));
+}
+
+#[test]
+fn a_leader_that_cannot_write_says_what_its_disk_has_and_since_when() {
+    let (mut leading, state) = (leading(), with_app());
+    for (at_ms, disk) in [(2_000, DiskSpace::Exhausted), (5_000, DiskSpace::ReadOnly)] {
+        leading.disk(at_ms, disk);
+        leading.disk(at_ms + 500, disk);
+        let now_ms = at_ms + 1_000;
+        leading.tick(now_ms);
+        let waiting = leading.waiting_for_space(now_ms, &state);
+        let [waiting] = &waiting[..] else { panic!("{waiting:?}") };
+        let leader = ServerId::new("s1").unwrap();
+        assert_eq!(waiting.on, WaitingOn::NoSpace { leader, disk });
+        assert_eq!(leading.clock(&state).since(waiting.since), 1_000);
     }
 }

@@ -389,7 +389,7 @@ impl<S: LogStore> Member<S> {
             Input::Offers { offers, refusals, refreshed } => {
                 self.leading.offers(now_ms, offers, refusals, refreshed);
             }
-            Input::Disk(disk) => self.leading.disk(disk),
+            Input::Disk(disk) => self.leading.disk(now_ms, disk),
             Input::Reaches { voter, ability } => {
                 self.leading.voter_reaches(now_ms, voter, ability);
             }

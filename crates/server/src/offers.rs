@@ -8,14 +8,17 @@ use cohort_core::release::Release;
 /// could be refreshed before.
 #[must_use]
 pub fn judge(found: Result<Release, Refused>, refreshed: Result<(), &Refused>) -> Offer {
-    match (found, refreshed) {
-        (Ok(release), _) => Offer::Release(release),
-        // That the mirrors serve something untrusted is more informative than that nothing is
-        // known.
-        (Err(_), Err(refused)) if !refused.why.is_unreachable() => Offer::Refused(refused.clone()),
-        (Err(refused), _) if refused.why.is_unreachable() || refused.why.is_absent() => {
-            Offer::Unknown(refused)
-        }
-        (Err(refused), _) => Offer::Refused(refused),
+    let unknown = match found {
+        Ok(release) => return Offer::Release(release),
+        Err(unknown) => unknown,
+    };
+    // That the mirrors serve something untrusted, or that there are none, is more informative than
+    // that nothing is known.
+    let refused = refreshed.err().filter(|refused| !refused.why.is_unreachable()).cloned();
+    let why = refused.unwrap_or(unknown);
+    if why.why.is_unreachable() || why.why.is_absent() {
+        Offer::Unknown(why)
+    } else {
+        Offer::Refused(why)
     }
 }

@@ -154,13 +154,15 @@ fn a_new_leadership_writes_again_what_the_registry_may_have_lost() {
 #[test]
 fn what_the_mirrors_refused_says_more_than_that_nothing_is_known() {
     let release = release("1.0.0");
-    let away = Refused::from(WhyRefused::NoMirror);
+    let away = Refused::from(WhyRefused::Unreachable { file: "timestamp.json".into() });
     let absent = Refused::from(WhyRefused::NotRead);
     let forged = Refused::from(WhyRefused::WrongSignature { role: Role::Targets });
     // A verified local release stays an offer, whatever the mirrors say now.
     assert_eq!(judge(Ok(release.clone()), Err(&forged)), Offer::Release(release));
     assert_eq!(judge(Err(absent.clone()), Err(&forged)), Offer::Refused(forged.clone()));
     assert_eq!(judge(Err(absent.clone()), Err(&away)), Offer::Unknown(absent.clone()));
+    let none = Refused::from(WhyRefused::NoMirror);
+    assert_eq!(judge(Err(absent.clone()), Err(&none)), Offer::Unknown(none), "nothing is refused");
     assert_eq!(judge(Err(absent.clone()), Ok(())), Offer::Unknown(absent));
     assert_eq!(judge(Err(away.clone()), Ok(())), Offer::Unknown(away));
     assert_eq!(judge(Err(forged.clone()), Ok(())), Offer::Refused(forged));

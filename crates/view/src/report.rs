@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId, ServerId, Version};
+use cohort_core::kill::KillScope;
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
+use cohort_core::reason::Unfit;
+use cohort_core::state::ActivationStage;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{AppStatus, ErrandStatus, GroupStatus, ServerAppStatus, ServerStatus};
 use serde::{Deserialize, Serialize};
@@ -15,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::Command;
 use crate::figures::{brief, names};
 use crate::hint::Hint;
-use crate::waiting::{is_idle, sentence};
+use crate::waiting::{AWAY_TOLERATED_MS, is_healthy, mend_disk, sentence};
 use crate::words;
 
 /// Unknown servers that one sentence names.
@@ -255,8 +258,10 @@ fn problems(
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
         problem(sentence(&on), vec![Command::KillStatus.into()]);
     }
-    for failing in status.errands.iter().filter(|failing| !failing.why.is_unreachable()) {
-        problem(errand_sentence(failing), errand_hints(failing));
+    let passes =
+        |failing: &ErrandStatus| failing.why.is_unreachable() && failing.for_ms < AWAY_TOLERATED_MS;
+    for failing in status.errands.iter().filter(|failing| !passes(failing)) {
+        problem(errand_sentence(failing), errand_hints(failing, status.leader.as_ref()));
     }
     // Why a policy cannot be used says more than that it is not there.
     let is_read = |app: &AppId| {
@@ -284,17 +289,13 @@ fn problems(
 
 /// A data directory that cannot be written, or soon cannot.
 pub(crate) fn disk_problem(id: &ServerId, server: &ServerStatus) -> Option<Problem> {
-    let free = format!("free space on {id}");
-    let (sentence, hint) = match server.disk {
+    let sentence = match server.disk {
         DiskSpace::Enough => return None,
-        DiskSpace::Low => (format!("little space is left for the data directory of {id}"), free),
-        DiskSpace::Exhausted => (format!("no space is left for the data directory of {id}"), free),
-        DiskSpace::ReadOnly => (
-            format!("the data directory of {id} is read-only"),
-            format!("check the disk of {id}, and remount it writable"),
-        ),
+        DiskSpace::Low => format!("little space is left for the data directory of {id}"),
+        DiskSpace::Exhausted => format!("no space is left for the data directory of {id}"),
+        DiskSpace::ReadOnly => format!("the data directory of {id} is read-only"),
     };
-    Some(Problem { sentence, hints: vec![hint.into()] })
+    Some(Problem { sentence, hints: vec![mend_disk(id, server.disk).into()] })
 }
 
 /// An errand of the leader that fails, and for how long.
@@ -304,6 +305,9 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
         Errand::ReadPolicy { app } => format!("the hub's policy of {app} cannot be used"),
         Errand::WriteRecords => "the hub does not take this group's records".to_owned(),
         Errand::CarryKill => "the hub does not take a kill register".to_owned(),
+        Errand::ReadKill { scope } => {
+            format!("the hub's kill register of {scope} cannot be used")
+        }
     };
     let text = match &failing.why {
         HubFault::Unreachable { text }
@@ -317,8 +321,12 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
 }
 
 /// What an operator can do, in addition to what the hub advises in its text.
-fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
+fn errand_hints(failing: &ErrandStatus, leader: Option<&ServerId>) -> Vec<Hint> {
     match (&failing.errand, &failing.why) {
+        (_, HubFault::Unreachable { .. }) => {
+            let leader = leader.map_or("the leader", ServerId::as_str);
+            vec![format!("start the hub, or check that {leader} reaches it").into()]
+        }
         (Errand::ReadPolicy { app }, HubFault::Removed { .. }) => vec![
             Hint::run_to("to remove it everywhere", Command::AppRemove { app: app.clone() }),
             Hint::run_to("to add it again", Command::AppApply),
@@ -327,6 +335,17 @@ fn errand_hints(failing: &ErrandStatus) -> Vec<Hint> {
             vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]
         }
         (Errand::CarryKill, _) => vec![Command::KillStatus.into()],
+        (Errand::ReadKill { scope }, _) => {
+            let scope = match scope {
+                KillScope::Fleet => None,
+                KillScope::Group(group) => Some(group.clone()),
+            };
+            let off = Command::KillOff { scope };
+            vec![
+                Command::KillStatus.into(),
+                Hint::run_to("to replace it, if nothing should stop", off),
+            ]
+        }
         (Errand::ReadRegistry | Errand::WriteRecords, HubFault::Damaged { .. }) => {
             vec!["on the hub's machine: restore registry.redb from a backup".into()]
         }
@@ -450,7 +469,7 @@ impl AppReport {
         let in_service = app.servers.values().filter(|here| serves(here)).count();
         let unknown = group.servers.keys().filter(|server| is_unknown(app, group, server)).count();
         let reason = unhealthy_because(app, group);
-        let waiting = app.waiting.iter().filter(|waiting| !is_idle(&waiting.on));
+        let waiting = app.waiting.iter().filter(|waiting| waiting.on != WaitingOn::NewRelease);
         AppReport {
             state: app.state,
             healthy: reason.is_empty(),
@@ -501,33 +520,45 @@ fn unhealthy_because(app: &AppStatus, group: &GroupStatus) -> String {
         return format!("{server} {problem}");
     }
     // A release that cannot start: refused, bad elsewhere, waiting for its stage.
-    let waiting = app.waiting.iter().find(|waiting| !is_idle(&waiting.on));
+    let waiting = app.waiting.iter().find(|waiting| !is_healthy(waiting));
     waiting.map(|waiting| sentence(&waiting.on)).unwrap_or_default()
 }
 
-/// What is wrong with an app on the servers of a settled group.
+/// What is wrong with an app on the group's servers. In a group that is not settled, what a server
+/// runs and owes is a matter of its turn: only what is broken counts.
 pub(crate) fn server_problems<'a>(
     app: &'a AppStatus,
     group: &'a GroupStatus,
 ) -> impl Iterator<Item = (&'a ServerId, String)> {
     let good = app.last_good.as_ref();
+    let settled = app.state == PhaseName::Running;
     group.servers.iter().filter_map(move |(server, known)| {
         let here = app.servers.get(server);
         let problem = match here {
             _ if known.unknown => "is silent: unknown whether it serves".to_owned(),
-            None => "has not reported yet".to_owned(),
+            None if settled => "has not reported yet".to_owned(),
             Some(here) if here.unknown => {
                 "was lost in a change, and has not said since what it runs".to_owned()
             }
-            Some(ServerAppStatus { debt: Some(debt), .. }) => {
+            Some(ServerAppStatus { debt: Some(debt), .. }) if settled => {
                 format!("is not back on the last good release: {}", words::debt(debt))
             }
-            Some(here) if here.running.as_ref() != good => runs(here),
-            Some(here) if !here.in_service => format!("is {}", traffic(here)),
-            Some(_) => return None,
+            Some(here) if settled && here.running.as_ref() != good => runs(here),
+            Some(here) if !here.in_service && (settled || is_broken(here)) => {
+                format!("is {}", traffic(here))
+            }
+            None | Some(_) => return None,
         };
         Some((server, problem))
     })
+}
+
+/// Whether a server is out of service although its change, if it was granted one, has not begun or
+/// has ended.
+fn is_broken(here: &ServerAppStatus) -> bool {
+    use ActivationStage::{Applied, Checked};
+    let fails = matches!(here.unfit, Some(Unfit::Unhealthy { .. } | Unfit::Failed { .. }));
+    fails && !matches!(here.activation, Some(Applied { .. } | Checked { .. }))
 }
 
 /// What an app waits for; a rollback says that it is one.

@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::errand::{Errand, HubFault};
 use cohort_core::ids::{AppId, GroupId};
+use cohort_core::kill::KillScope;
 use cohort_core::phase::PhaseName;
+use cohort_core::refused::WhyRefused;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{ErrandStatus, GroupStatus};
 
@@ -10,6 +12,7 @@ use super::{AppReport, Asked, FleetReport, GroupReport, Origin, Picture, Recorde
 use crate::command::Command;
 use crate::hint::Hint;
 use crate::sample::{app, held, rolling, server, settled, version, waiting};
+use crate::waiting::{AWAY_TOLERATED_MS, sentence};
 
 /// The time of all tests, as Unix time in seconds.
 pub(crate) const NOW_S: u64 = 1_700_000_000;
@@ -143,11 +146,35 @@ fn everything_that_is_wrong_makes_it_unhealthy_and_is_named() {
     let groups = vec![GroupId::new("intel.zone-b").unwrap()];
     let stage = WaitingOn::StageBefore { version: version("1.1.0"), groups };
     status.apps.get_mut(&app()).unwrap().waiting = vec![waiting(stage.clone(), 0)];
-    assert_eq!(judged(&status).reason, crate::waiting::sentence(&stage));
+    assert_eq!(judged(&status).reason, sentence(&stage));
 
     let mut status = settled();
     status.apps.get_mut(&app()).unwrap().state = PhaseName::Empty;
     assert!(!judged(&status).healthy);
+}
+
+#[test]
+fn what_keeps_a_release_or_a_policy_away_is_not_healthy_once_it_lasts() {
+    let unreachable = || WhyRefused::Unreachable { file: "timestamp.json".into() };
+    let stale = |why: WhyRefused| WaitingOn::NotRefreshed(why.into());
+    let minutes = |minutes: u64| minutes * 60_000;
+    for (on, for_ms, healthy) in [
+        (stale(unreachable()), minutes(1), true),
+        (stale(unreachable()), AWAY_TOLERATED_MS - 1, true),
+        (stale(unreachable()), AWAY_TOLERATED_MS, false),
+        (stale(WhyRefused::NoMirror), 0, false),
+        // Another release is offered, and cannot start.
+        (WaitingOn::RegistryAway, 0, false),
+    ] {
+        let mut status = settled();
+        status.apps.get_mut(&app()).unwrap().waiting = vec![waiting(on.clone(), for_ms)];
+        let report = report([status]);
+        let judged = &report.groups[0].apps[&app()];
+        let settles = report.settled_on(None, None);
+        assert_eq!((judged.healthy, settles), (healthy, healthy), "{on:?} for {for_ms} ms");
+        assert_eq!(judged.waiting, [sentence(&on)], "it is told from the start");
+        assert_eq!(judged.reason.is_empty(), healthy);
+    }
 }
 
 #[test]
@@ -212,16 +239,19 @@ fn a_held_group_has_waited_for_as_long_as_the_registry_knows() {
 }
 
 #[test]
-fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
-    let failing = |errand, why| {
+fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_becomes_one() {
+    let failing_for = |errand, why, for_ms| {
         let mut status = settled();
-        status.errands = vec![ErrandStatus { errand, why, for_ms: 75_000 }];
+        status.errands = vec![ErrandStatus { errand, why, for_ms }];
         let problems = report([status.clone()]).groups.remove(0).problems;
         (report([status]).healthy, problems)
     };
+    let failing = |errand, why| failing_for(errand, why, 75_000);
     let text = "agent `web-1` was removed by an operator".to_owned();
     let away = HubFault::Unreachable { text: text.clone() };
-    assert_eq!(failing(Errand::WriteRecords, away), (true, Vec::new()));
+    assert_eq!(failing(Errand::WriteRecords, away.clone()), (true, Vec::new()));
+    let (healthy, problems) = failing_for(Errand::ReadRegistry, away, AWAY_TOLERATED_MS);
+    assert!(!healthy && problems[0].hints[0].to_string().contains("web-1"), "{problems:?}");
     let (healthy, problems) = failing(Errand::WriteRecords, HubFault::Refused { text });
     assert!(!healthy && !problems[0].hints.is_empty(), "{problems:?}");
     let sentence = &problems[0].sentence;
@@ -230,6 +260,12 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_is_not() {
     let read = || Errand::ReadPolicy { app: "db".parse().unwrap() };
     let (healthy, problems) = failing(read(), HubFault::Removed { at });
     assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
+    let kill = Errand::ReadKill { scope: KillScope::Fleet };
+    let (healthy, problems) = failing(kill, HubFault::Damaged { text: "expected `,`".to_owned() });
+    let off = Command::KillOff { scope: None };
+    let replaces = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == off);
+    assert!(!healthy && problems[0].hints.iter().any(replaces), "{problems:?}");
+    assert!(problems[0].sentence.contains("fleet"), "{problems:?}");
     let unknown = HubFault::Damaged { text: "unknown variant `new`".to_owned() };
     let (healthy, problems) = failing(Errand::ReadPolicy { app: app() }, unknown);
     assert!(!healthy && problems[0].sentence.contains("web"), "{problems:?}");

@@ -109,10 +109,10 @@ fn why(group: &GroupReport, app: &AppReport) -> String {
     if went_back(app.state) {
         return app.reason.clone();
     }
-    if app.waiting.is_empty() && app.state == PhaseName::Running && !app.reason.is_empty() {
-        return app.reason.clone();
-    }
-    first_of(&app.waiting)
+    // At rest, what makes it unhealthy comes first.
+    let reason = Some(&app.reason).filter(|why| app.state == PhaseName::Running && !why.is_empty());
+    let waiting = app.waiting.iter().filter(|it| Some(*it) != reason);
+    first_of(&reason.into_iter().chain(waiting).cloned().collect::<Vec<_>>())
 }
 
 fn sentences(group: &GroupReport) -> Vec<String> {

@@ -1,12 +1,14 @@
 //! What something is waiting for: the sentence, the hints, and the servers concerned.
 
 use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
 use cohort_core::policy::Prestage;
 use cohort_core::reason::Reason;
 use cohort_core::refused::WhyRefused;
 use cohort_core::report::Step;
 use cohort_core::waiting::{Placing, WaitingOn};
+use cohort_wire::agent::WaitingStatus;
 
 use crate::command::Command;
 use crate::figures::{brief, names};
@@ -44,8 +46,10 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::FirstReports { servers } => {
             format!("waiting for the first report of {}", list(servers))
         }
-        WaitingOn::NoLeader => "no quorum: a majority of the group's voters is unreachable".into(),
-        WaitingOn::NoSpace { leader } => {
+        WaitingOn::NoSpace { leader, disk: DiskSpace::ReadOnly } => {
+            format!("the disk of {leader}, the leader, is read-only")
+        }
+        WaitingOn::NoSpace { leader, .. } => {
             format!("no space left on the disk of {leader}, the leader")
         }
         WaitingOn::LeaderLeft { leader } => {
@@ -151,11 +155,7 @@ pub fn placing_hints(on: &Placing, group: &GroupId) -> Vec<Hint> {
         Placing::Joint | Placing::Majority { .. } => {
             vec!["check that the agents of the silent voters run, and their network".into()]
         }
-        Placing::CatchingUp { servers } => servers
-            .first()
-            .map(|server| Hint::Do(format!("if it takes long, check the agent's log on {server}")))
-            .into_iter()
-            .collect(),
+        Placing::CatchingUp { servers } => check_log(servers.first()),
         Placing::Replacement { silent } => {
             let start = silent.first().map(|one| Hint::Do(format!("start the agent on {one}")));
             let join = Hint::Do(format!("or let another server join {group}"));
@@ -201,7 +201,6 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::RegistryRecord
         | WaitingOn::NewerRelease { .. }
         | WaitingOn::RollbackFirst { .. }
-        | WaitingOn::FirstReports { .. }
         | WaitingOn::Download { .. }
         | WaitingOn::Steps { .. }
         | WaitingOn::OtherApp { .. }
@@ -229,13 +228,18 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let command = Command::Agent { hub: None };
             vec![Hint::run_to("on a server of the group", command)]
         }
-        WaitingOn::NoLeader | WaitingOn::LeaderLeft { .. } => {
+        // Those that are silent are not waited for.
+        WaitingOn::FirstReports { servers } => check_log(servers.first()),
+        WaitingOn::LeaderLeft { .. } => {
             let show = Command::GroupShow { group: group.clone() };
-            vec![Hint::run_to("check that the agents of its voters run and reach each other", show)]
+            vec![
+                Hint::run_to("check that the agents of its voters run and reach each other", show),
+                format!("or let another server join {group}").into(),
+            ]
         }
-        WaitingOn::NoSpace { leader } => {
-            let free = format!("free space on {leader}, or: cohort group transfer-leader {group}");
-            vec![free.into()]
+        WaitingOn::NoSpace { leader, disk } => {
+            let mend = mend_disk(leader, *disk);
+            vec![format!("{mend}, or: cohort group transfer-leader {group}").into()]
         }
         WaitingOn::StageBefore { groups, .. } => {
             let of = |group: &GroupId| Command::Why { group: Some(group.clone()) }.into();
@@ -310,6 +314,22 @@ fn held_hints(reason: &Reason, group: &GroupId, app: &AppId) -> Vec<Hint> {
     }
 }
 
+/// What an operator can do about a disk that cannot be written.
+pub(crate) fn mend_disk(server: &ServerId, disk: DiskSpace) -> String {
+    match disk {
+        DiskSpace::ReadOnly => format!("check the disk of {server}, and remount it writable"),
+        DiskSpace::Enough | DiskSpace::Low | DiskSpace::Exhausted => {
+            format!("free space on {server}")
+        }
+    }
+}
+
+/// Where an operator finds why a server does not do what takes only seconds.
+fn check_log(server: Option<&ServerId>) -> Vec<Hint> {
+    let check = |server| Hint::Do(format!("if it takes long, check the agent's log on {server}"));
+    server.map(check).into_iter().collect()
+}
+
 /// What an operator can look at if a download fails on this server.
 pub(crate) fn inspect_download(server: &ServerId) -> Hint {
     format!("check the network, the disk and the agent's log on {server}").into()
@@ -376,7 +396,7 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         WaitingOn::Steps { servers } => servers.iter().any(|(one, _)| one == server),
         WaitingOn::OtherApp { server: one }
         | WaitingOn::LeaderLeft { leader: one }
-        | WaitingOn::NoSpace { leader: one }
+        | WaitingOn::NoSpace { leader: one, .. }
         | WaitingOn::ServerUnreachable { server: one, .. }
         | WaitingOn::NotStopped { server: one, .. }
         | WaitingOn::Debt { server: one, .. } => one == server,
@@ -389,7 +409,6 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
         | WaitingOn::ReleaseRefused(_)
         | WaitingOn::NotRefreshed(_)
         | WaitingOn::NoServers
-        | WaitingOn::NoLeader
         | WaitingOn::RollbackFirst { .. }
         | WaitingOn::StageBefore { .. }
         | WaitingOn::NoStage { .. }
@@ -401,12 +420,21 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
     }
 }
 
-/// Whether nothing needs to happen: the group runs the release that its channel names, as far as
-/// known while the hub or the mirrors are unreachable.
-#[must_use]
-pub fn is_idle(on: &WaitingOn) -> bool {
-    matches!(on, WaitingOn::NewRelease | WaitingOn::RegistryAway | WaitingOn::RegistryRecord)
-        || matches!(on, WaitingOn::NotRefreshed(refused) if refused.why.is_unreachable())
+/// How long the mirrors or the hub may be unreachable before a group that is otherwise healthy is
+/// not, in milliseconds. 5 min: a restart of either passes, and an outage that keeps releases and
+/// policies away is found while somebody may still be waiting for one.
+pub(crate) const AWAY_TOLERATED_MS: u64 = 5 * 60 * 1_000;
+
+/// Whether the group runs the release that its channel names, as far as known while the mirrors
+/// have been unreachable for a short time.
+pub(crate) fn is_healthy(waiting: &WaitingStatus) -> bool {
+    match &waiting.on {
+        WaitingOn::NewRelease => true,
+        WaitingOn::NotRefreshed(refused) => {
+            refused.why.is_unreachable() && waiting.for_ms < AWAY_TOLERATED_MS
+        }
+        _ => false,
+    }
 }
 
 /// The first few names, and the number of others.

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use cohort_core::command::{Body, COMMAND_VERSION, Command as Entry};
 use cohort_core::ids::{ClockMs, GroupId, Incarnation, Revision};
+use cohort_core::machine::DiskSpace;
 use cohort_core::phase::{Milestone, Phase, PhaseName};
 use cohort_core::policy::Prestage;
 use cohort_core::reason::{DebtReason, PausedBy, Reason};
@@ -11,7 +12,7 @@ use cohort_core::report::Step;
 use cohort_core::state::{Debt, Pause, Process, State};
 use cohort_core::waiting::WaitingOn;
 
-use super::hints;
+use super::{hints, sentence};
 use crate::command::Command;
 use crate::hint::Hint;
 use crate::sample::{app, server, version};
@@ -31,6 +32,7 @@ fn next(on: Option<&WaitingOn>) -> Option<WaitingOn> {
     let failed = |step| Reason::ServerFailed { server: server(), step, text: "exit 3".into() };
     let reason = || DebtReason::Failed { text: "exit 3".into() };
     let by = || PausedBy::Person { name: "ann".into(), text: String::new() };
+    let no_space = |disk| WaitingOn::NoSpace { leader: server(), disk };
     Some(match on {
         None => WaitingOn::NewRelease,
         Some(WaitingOn::NewRelease) => WaitingOn::KillSwitch { reason: "fire".into() },
@@ -42,9 +44,11 @@ fn next(on: Option<&WaitingOn>) -> Option<WaitingOn> {
         Some(WaitingOn::ReleaseRefused(_)) => WaitingOn::NotRefreshed(refused()),
         Some(WaitingOn::NotRefreshed(_)) => WaitingOn::NoServers,
         Some(WaitingOn::NoServers) => WaitingOn::FirstReports { servers: vec![server()] },
-        Some(WaitingOn::FirstReports { .. }) => WaitingOn::NoLeader,
-        Some(WaitingOn::NoLeader) => WaitingOn::LeaderLeft { leader: server() },
-        Some(WaitingOn::LeaderLeft { .. }) => WaitingOn::NoSpace { leader: server() },
+        Some(WaitingOn::FirstReports { .. }) => WaitingOn::LeaderLeft { leader: server() },
+        Some(WaitingOn::LeaderLeft { .. }) => no_space(DiskSpace::Exhausted),
+        Some(WaitingOn::NoSpace { disk: DiskSpace::Exhausted, .. }) => {
+            no_space(DiskSpace::ReadOnly)
+        }
         Some(WaitingOn::NoSpace { .. }) => {
             WaitingOn::StageBefore { version: version(), groups: vec![group()] }
         }
@@ -207,6 +211,28 @@ fn no_hint_is_refused_in_any_phase() {
         on = next(Some(&this));
     }
     assert!(kinds > 35 && tried > 100, "{kinds} kinds, {tried} commands");
+}
+
+#[test]
+fn a_leader_that_cannot_write_is_told_what_its_disk_needs() {
+    let offered = |disk| {
+        let on = WaitingOn::NoSpace { leader: server("web-1"), disk };
+        let hints = hints(&on, &group(), &app(), PhaseName::Running);
+        assert!(sentence(&on).contains("web-1"));
+        hints[0].to_string()
+    };
+    assert!(offered(DiskSpace::Exhausted).contains("free space on web-1"));
+    assert!(offered(DiskSpace::ReadOnly).contains("remount"));
+}
+
+#[test]
+fn what_may_never_end_says_what_to_do() {
+    for on in [
+        WaitingOn::FirstReports { servers: vec![server("web-1")] },
+        WaitingOn::LeaderLeft { leader: server("web-1") },
+    ] {
+        assert!(!hints(&on, &group(), &app(), PhaseName::Empty).is_empty(), "{on:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cohort_core::doing::Download;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::phase::PhaseName;
+use cohort_core::reason::Unfit;
 use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::{
     AppStatus, Doing, GroupStatus, OffenderStatus, ServerAppStatus, SourceName, TransferStatus,
@@ -22,7 +22,7 @@ use crate::report::{
 };
 use crate::status::step;
 use crate::transfer;
-use crate::waiting::{concerns, hints, inspect_download, is_idle, placing_hints, placing_sentence};
+use crate::waiting::{concerns, hints, inspect_download, placing_hints, placing_sentence};
 use crate::words;
 
 /// A wait of an app, a server or a group.
@@ -64,6 +64,10 @@ pub fn waits(report: &FleetReport) -> Vec<Wait> {
     report.groups.iter().flat_map(group_waits).collect()
 }
 
+fn is_up_to_date(waiting: &WaitingStatus) -> bool {
+    waiting.on == WaitingOn::NewRelease
+}
+
 fn group_waits(report: &GroupReport) -> Vec<Wait> {
     let group = &report.group;
     let problems = report.problems.iter().map(|problem| Wait {
@@ -80,8 +84,9 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
     for (id, app) in report.status.iter().flat_map(|status| &status.apps) {
         let broken: Vec<Wait> =
             report.status.iter().flat_map(|status| broken(status, id, app)).collect();
-        let busy = !broken.is_empty() || app.waiting.iter().any(|waiting| !is_idle(&waiting.on));
-        let shown = app.waiting.iter().filter(|waiting| !busy || !is_idle(&waiting.on));
+        // Being up to date is worth a line only where nothing else is.
+        let rests = broken.is_empty() && app.waiting.iter().all(is_up_to_date);
+        let shown = app.waiting.iter().filter(|waiting| rests || !is_up_to_date(waiting));
         waits.extend(shown.map(|waiting| {
             let mut wait = Wait::of(group, id, app, waiting);
             wait.sentence.push_str(&fetch_details(&waiting.on, app));
@@ -158,14 +163,21 @@ fn ignored_hook(
     })
 }
 
-/// Servers at rest that do not do what they should, although nothing waits for them.
+/// Servers that do not do what they should, although nothing waits for them.
 fn broken(status: &GroupStatus, id: &AppId, app: &AppStatus) -> Vec<Wait> {
-    if app.state != PhaseName::Running {
-        return Vec::new();
-    }
+    // That something waits for it does not say that its checks fail.
+    let unhealthy = |server: &ServerId| {
+        let unfit = app.servers.get(server).and_then(|here| here.unfit.as_ref());
+        matches!(unfit, Some(Unfit::Unhealthy { .. }))
+    };
+    let says_why = |on: &WaitingOn| {
+        use WaitingOn::{Debt, NotStopped, ServerUnreachable};
+        matches!(on, Debt { .. } | NotStopped { .. } | ServerUnreachable { .. })
+    };
     let named = |server: &ServerId| {
+        let mut waiting = app.waiting.iter().filter(|waiting| concerns(&waiting.on, server));
         status.servers[server].unknown
-            || app.waiting.iter().any(|waiting| concerns(&waiting.on, server))
+            || waiting.any(|waiting| says_why(&waiting.on) || !unhealthy(server))
     };
     let wait = |(server, problem): (&ServerId, String)| Wait {
         server: Some(server.clone()),
@@ -284,7 +296,8 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
         let shown = app
             .waiting
             .iter()
-            .filter(|waiting| !is_idle(&waiting.on) && (its_turn || concerns(&waiting.on, server)));
+            .filter(|waiting| !is_up_to_date(waiting))
+            .filter(|waiting| its_turn || concerns(&waiting.on, server));
         waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
         let here = app.servers.get(server);
         waits.extend(here.and_then(|here| ignored_hook(status, id, server, here)));

@@ -2,7 +2,9 @@ use cohort_core::doing::{Doing, Download};
 use cohort_core::ids::{AppId, GroupId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::phase::PhaseName;
-use cohort_core::reason::{PausedBy, Unfit};
+use cohort_core::reason::{DebtReason, PausedBy, Unfit};
+use cohort_core::refused::WhyRefused;
+use cohort_core::state::ActivationStage;
 use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_wire::agent::{CopyStatus, GroupStatus, PlacingStatus};
 
@@ -38,16 +40,60 @@ fn a_group_that_is_up_to_date_says_only_that() {
 }
 
 #[test]
-fn a_group_at_rest_names_the_server_that_does_not_serve() {
+fn a_server_that_does_not_serve_is_named_in_every_phase() {
+    for mut status in [settled(), held(), rolling()] {
+        let app = status.apps.get_mut(&app()).unwrap();
+        let state = app.state;
+        // In the rollout, its turn comes later.
+        let name = if state == PhaseName::Running { "web-2" } else { "web-1" };
+        let here = app.servers.get_mut(&server(name)).unwrap();
+        here.in_service = false;
+        here.unfit = Some(Unfit::Unhealthy { text: "http: status 503".to_owned() });
+        let seen = waits(&report([status]));
+        let named: Vec<_> = seen.iter().filter(|wait| wait.server.is_some()).collect();
+        let [wait] = &named[..] else { panic!("{state}: {seen:?}") };
+        assert_eq!(wait.server, Some(server(name)));
+        assert!(wait.sentence.contains("http: status 503"), "{}", wait.sentence);
+        assert!(wait.hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+    }
+}
+
+#[test]
+fn a_rollout_that_waits_for_a_broken_server_says_what_is_wrong_with_it() {
+    let mut status = rolling();
+    let app = status.apps.get_mut(&app()).unwrap();
+    let here = app.servers.get_mut(&server("web-3")).unwrap();
+    (here.in_service, here.activation) = (false, Some(ActivationStage::Granted));
+    here.unfit = Some(Unfit::Unhealthy { text: "http: status 503".to_owned() });
+    let full = WaitingOn::Capacity { out: [server("web-3")].into(), max: 1 };
+    app.waiting.push(waiting(full, 5_000));
+    let seen = waits(&report([status.clone()]));
+    let told = |seen: &[Wait]| seen.iter().filter(|it| it.sentence.contains("503")).count();
+    assert_eq!(told(&seen), 1, "{seen:?}");
+    // Its debt says that already.
+    let reason = DebtReason::Failed { text: "http: status 503".to_owned() };
+    let debt = WaitingOn::Debt { server: server("web-3"), reason };
+    status.apps.values_mut().for_each(|app| app.waiting = vec![waiting(debt.clone(), 5_000)]);
+    assert_eq!(told(&waits(&report([status]))), 1);
+}
+
+#[test]
+fn a_server_that_is_changed_is_named_by_what_it_waits_for_only() {
+    let seen = waits(&report([rolling()]));
+    assert_eq!(seen.iter().filter(|wait| wait.server.is_some()).count(), 0, "{seen:?}");
+}
+
+#[test]
+fn what_keeps_newer_releases_away_is_told_whatever_else_waits() {
+    let stale = WaitingOn::NotRefreshed(WhyRefused::Unreachable { file: "x".into() }.into());
     let mut status = settled();
-    let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
-    here.in_service = false;
-    here.unfit = Some(Unfit::Unhealthy { text: "http: status 500".to_owned() });
-    let seen = waits(&report([status]));
-    let [wait] = &seen[..] else { panic!("{seen:?}") };
-    assert_eq!(wait.server, Some(server("web-2")));
-    assert!(wait.sentence.contains("http: status 500"), "{}", wait.sentence);
-    assert!(wait.hints.as_ref().is_some_and(|hints| !hints.is_empty()));
+    let debt = held().apps[&app()].waiting[1].clone();
+    status.apps.get_mut(&app()).unwrap().waiting =
+        vec![debt.clone(), waiting(stale.clone(), 60_000), waiting(WaitingOn::NewRelease, 1)];
+    let seen: Vec<_> = waits(&report([status.clone()])).into_iter().map(|wait| wait.on).collect();
+    assert_eq!(seen, [Some(debt.on), Some(stale.clone())]);
+    let own = server_waits(&status, &server("web-1"));
+    assert!(own.iter().any(|wait| wait.on == Some(stale.clone())), "{own:?}");
 }
 
 #[test]

@@ -119,6 +119,9 @@ pub struct OrdersAnswer {
     pub kill: Vec<SignedKill>,
     /// The leader's server, if known.
     pub leader: Option<ServerId>,
+    /// How far the server's clock is ahead of most others', in milliseconds; 0 if it agrees with
+    /// them, `None` if the member cannot tell, and in the answer to a held request.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// Reports of one server.
@@ -214,6 +217,9 @@ pub struct ContactsAnswer {
     pub kill: Vec<SignedKill>,
     /// Whether the leader lacks something and asks what the member's server reaches.
     pub asks_ability: bool,
+    /// How far the clocks of the request's servers are ahead of most others', in milliseconds; 0 if
+    /// they agree. None while the leader cannot tell.
+    pub clocks_ahead_ms: BTreeMap<ServerId, i64>,
 }
 
 /// The outcome of a leadership transfer.

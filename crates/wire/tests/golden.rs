@@ -149,6 +149,7 @@ fn control() {
             hash: 7,
             kill: vec![signed()],
             leader: Some(server("web-1")),
+            clock_ahead_ms: Some(-90_000),
         }),
         Control::Report(to_group(ReportRequest { life: 5, incarnation, reports: vec![] })),
         Control::JoinGroup(to_group(JoinGroupRequest {
@@ -173,7 +174,11 @@ fn control() {
             machines: [(server("web-2"), machine())].into(),
             ability: Some(Ability { repository: false, ..Ability::FULL }),
         })),
-        Control::ContactsAnswer(ContactsAnswer { kill: Vec::new(), asks_ability: true }),
+        Control::ContactsAnswer(ContactsAnswer {
+            kill: Vec::new(),
+            asks_ability: true,
+            clocks_ahead_ms: [(server("web-2"), -90_000)].into(),
+        }),
         Control::TransferLeader(to_group(Some(server("web-2")))),
         Control::TransferLeaderAnswer(TransferLeaderAnswer {
             from: server("web-1"),

@@ -64,11 +64,12 @@ async fn follow(
         // Before everything else is read: a change meanwhile is seen again, but not missed.
         let (_, revision) = typed::list(registry, keys::POLICIES).await?;
         show_loss(registry, handle, revision).await;
-        take_kill_registers(shared).await?;
+        let taken = take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
         let (view, unusable) = read_view(registry).await?;
         let unusable = faults(&handle.view().state, &view, unusable);
         let mut ended = vec![(Errand::CarryKill, carried), (Errand::ReadRegistry, Ok(()))];
+        ended.extend(taken);
         let before = std::mem::replace(told, unusable.keys().cloned().collect());
         let mended = before.difference(told).cloned();
         ended.extend(mended.map(|app| (Errand::ReadPolicy { app }, Ok(()))));
@@ -152,19 +153,28 @@ fn covering(group: &GroupId) -> [KillScope; 2] {
     [KillScope::Fleet, KillScope::Group(group.clone())]
 }
 
-async fn take_kill_registers(shared: &Shared) -> Result<(), RegistryError> {
+/// How each errand of a list ended.
+type Ended = Vec<(Errand, Result<(), HubFault>)>;
+
+async fn take_kill_registers(shared: &Shared) -> Result<Ended, RegistryError> {
+    let mut ended = Vec::new();
     for scope in covering(&shared.group) {
-        let Some(pair) = typed::get(&*shared.registry, &keys::kill(&scope)).await? else {
-            continue;
-        };
-        match serde_json::from_str::<SignedKill>(&pair.value) {
-            Ok(register) => shared.latch(vec![register]).await,
-            Err(error) => {
-                tracing::error!(%scope, %error, "kill register in the registry is damaged");
+        let pair = typed::get(&*shared.registry, &keys::kill(&scope)).await?;
+        let taken = match pair.map(|pair| serde_json::from_str::<SignedKill>(&pair.value)) {
+            None => Ok(()),
+            Some(Ok(register)) => {
+                let offered = shared.kill.offer(vec![register]).await;
+                offered.map(drop).map_err(|error| damaged(&error))
             }
-        }
+            Some(Err(error)) => Err(damaged(&error)),
+        };
+        ended.push((Errand::ReadKill { scope }, taken));
     }
-    Ok(())
+    Ok(ended)
+}
+
+fn damaged(error: &(dyn std::error::Error + 'static)) -> HubFault {
+    HubFault::Damaged { text: bounded(chain(error)) }
 }
 
 /// Carries kill registers that were given to an agent to the hub: what counts there as well is
@@ -240,8 +250,8 @@ mod read_registry_test {
     use parking_lot::Mutex;
 
     use super::{
-        HubFault, KillScope, RegistryView, Revision, SignedKill, State, Unusable, faults, matters,
-        show_loss, take_kill_registers,
+        Errand, HubFault, KillScope, RegistryView, Revision, SignedKill, State, Unusable, faults,
+        matters, show_loss, take_kill_registers,
     };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
 
@@ -312,8 +322,13 @@ mod read_registry_test {
         let fleet = keys::kill(&KillScope::Fleet);
         let then = vec![Op::put(fleet, "{".to_owned()), Op::put(key, signed)];
         registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
-        take_kill_registers(&shared).await.unwrap();
+        let ended = take_kill_registers(&shared).await.unwrap();
         assert_eq!(shared.kill.on().as_deref(), Some("bad night"));
+        for (errand, ended) in ended {
+            let Errand::ReadKill { scope } = errand else { panic!("{errand:?}") };
+            let damaged = matches!(ended, Err(HubFault::Damaged { .. }));
+            assert_eq!(damaged, scope == KillScope::Fleet, "{scope}: {ended:?}");
+        }
     }
 
     #[test]

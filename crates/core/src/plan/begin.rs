@@ -7,7 +7,7 @@ use crate::command::Planned;
 use crate::gate;
 use crate::ids::{ClockMs, ServerId};
 use crate::phase::Phase;
-use crate::refused::{Refused, WhyRefused};
+use crate::refused::WhyRefused;
 use crate::release::Release;
 use crate::state::Rollout;
 use crate::waiting::WaitingOn;
@@ -16,6 +16,9 @@ impl Planner<'_> {
     /// Starts the offered release, or says why not. Call only while no rollout is in progress.
     pub(super) fn consider(&mut self, since: ClockMs) {
         let mut reasons = Vec::new();
+        if !self.offer_says_why() {
+            self.not_refreshed();
+        }
         let release = self.eligible(&mut reasons);
         for on in reasons {
             self.wait(since, on);
@@ -108,8 +111,6 @@ impl Planner<'_> {
 
     /// The release that may start in this group, or the reasons why none can.
     fn eligible(&self, reasons: &mut Vec<WaitingOn>) -> Option<Release> {
-        let stale = self.not_refreshed();
-        reasons.extend(stale.cloned().map(WaitingOn::NotRefreshed));
         let release = match self.seen.offers.get(self.id) {
             Some(Offer::Release(release)) => release,
             Some(Offer::Refused(refused)) => {
@@ -129,19 +130,28 @@ impl Planner<'_> {
         let obstacle = self.obstacle(release);
         let eligible = obstacle.is_none().then(|| release.clone());
         // An offer from old metadata does not prove that the group is up to date.
-        reasons.extend(obstacle.filter(|on| *on != WaitingOn::NewRelease || stale.is_none()));
+        let refreshed = self.seen.not_refreshed.is_none();
+        reasons.extend(obstacle.filter(|on| *on != WaitingOn::NewRelease || refreshed));
         eligible
     }
 
-    /// Why newer releases may be unknown, unless the offer or the refusals already say so.
-    fn not_refreshed(&self) -> Option<&Refused> {
-        let stale = self.seen.not_refreshed.as_ref()?;
-        let told = match self.seen.offers.get(self.id) {
-            Some(Offer::Refused(refused) | Offer::Unknown(refused)) => refused == stale,
-            Some(Offer::Release(_)) => self.seen.refusals.contains(stale),
-            None => false,
-        };
-        (!told).then_some(stale)
+    /// Newer releases may be unknown: for as long as the metadata has not been refreshed.
+    pub(super) fn not_refreshed(&mut self) {
+        if let Some((refused, for_ms)) = &self.seen.not_refreshed {
+            let since = self.state.clock.minus(*for_ms);
+            self.wait(since, WaitingOn::NotRefreshed(refused.clone()));
+        }
+    }
+
+    /// Whether the offer or the refusals already say why newer releases may be unknown.
+    fn offer_says_why(&self) -> bool {
+        self.seen.not_refreshed.as_ref().is_some_and(|(stale, _)| {
+            match self.seen.offers.get(self.id) {
+                Some(Offer::Refused(refused) | Offer::Unknown(refused)) => refused == stale,
+                Some(Offer::Release(_)) => self.seen.refusals.contains(stale),
+                None => false,
+            }
+        })
     }
 
     /// What keeps an offered release from starting, if anything.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_consensus::{LogStore, MembershipError, RaftId};
 use cohort_core::Body;
-use cohort_core::ids::{AppId, MemberId, ServerId};
+use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::placement::{Placed, Placement};
-use cohort_core::waiting::{Placing, Waiting, WaitingOn};
+use cohort_core::waiting::Placing;
 
 use super::clock::TICK_MS;
 use super::{Member, Note, Output};
@@ -43,7 +43,7 @@ impl<S: LogStore> Member<S> {
         let mut plan = self.leading.plan(now_ms, &self.state, contacts);
         if !may_write {
             plan.commands.clear();
-            plan.waiting = self.waiting_for_space();
+            plan.waiting = self.leading.waiting_for_space(now_ms, &self.state);
         }
         if plan.waiting != *self.waiting {
             self.waiting = plan.waiting.into();
@@ -53,17 +53,6 @@ impl<S: LogStore> Member<S> {
             let Some(index) = self.propose_own(body.clone()) else { break };
             self.leading.proposed(now_ms, index, &body);
         }
-    }
-
-    /// Nothing can be recorded: everything waits for that.
-    fn waiting_for_space(&self) -> Vec<Waiting> {
-        let leader = self.leading.server();
-        let waiting = |app: &AppId| Waiting {
-            app: app.clone(),
-            since: self.state.clock,
-            on: WaitingOn::NoSpace { leader: leader.clone() },
-        };
-        self.state.apps.keys().map(waiting).collect()
     }
 
     /// The leader's server has left, but its vote is still needed. Only a member whose server

@@ -99,7 +99,7 @@ impl Carried {
     /// How far each server's clock is ahead of the others', in milliseconds, as people are told.
     pub(crate) fn shows_clocks(&self, now_ms: u64) -> BTreeMap<ServerId, i64> {
         let faults = self.machines.faults(now_ms).into_iter();
-        faults.map(|(server, faults)| (server, faults.clock_ahead_ms)).collect()
+        faults.map(|(server, it)| (server, it.clock_ahead_ms.unwrap_or(0))).collect()
     }
 
     /// Whether people are told that a server is unknown.
