@@ -76,7 +76,7 @@ impl Runner {
         apps: &mut BTreeSet<AppId>,
         reporter: &Reporter,
     ) -> Result<(), AgentError> {
-        // Only before the first orders has this start sent no report.
+        // One that has obeyed no orders yet has sent no report.
         let own = self.shared.boot_epoch;
         let start = (own, self.shared.orders.borrow().is_some());
         match obedience(&received, boot_time_ms(), self.shared.own_log(), start) {

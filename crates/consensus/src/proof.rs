@@ -323,13 +323,16 @@ impl<S: LogStore> Node<S> {
         }
     }
 
-    /// The process of a member that is heard right now, as its `life`; this member's own, too.
+    /// The process of a member that is heard right now and acts, as its `life`; this member's own,
+    /// too. One that has only introduced itself may be a copy.
     #[must_use]
     pub fn life_of(&self, peer: RaftId) -> Option<u64> {
         if peer == self.config.id {
             return Some(self.proof.life);
         }
-        let known = self.proof.lives.get(&peer)?;
+        let acts =
+            |life: &&Life| self.proof.marks.get(&peer).is_some_and(|it| it.life == life.life);
+        let known = self.proof.lives.get(&peer).filter(acts)?;
         let heard = known.heard.is_some_and(|heard| heard + LIFE_TICKS > self.clock);
         heard.then_some(known.life)
     }

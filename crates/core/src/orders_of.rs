@@ -182,10 +182,11 @@ impl Asked<'_> {
     /// An operator can roll back under the kill switch.
     fn hold(&self, purpose: Purpose) -> Option<Hold> {
         let by_person = matches!(self.app.phase, Phase::RollingBack { by_person: true, .. });
-        if self.killed && !(by_person && purpose == Purpose::RollBack) {
-            Some(Hold::KillSwitch)
-        } else if self.here.in_flight().is_some_and(|it| it.stage == ActivationStage::Withdrawn) {
+        // Before the kill switch: a server that has not begun gives it back, which starts nothing.
+        if self.here.in_flight().is_some_and(|it| it.stage == ActivationStage::Withdrawn) {
             Some(Hold::Withdrawn)
+        } else if self.killed && !(by_person && purpose == Purpose::RollBack) {
+            Some(Hold::KillSwitch)
         } else if self.is_held() {
             Some(Hold::Capacity)
         } else {

@@ -456,10 +456,11 @@ impl ServerApp {
         self.running.is_some() && self.in_service
     }
 
-    /// Whether the server is settled on the release and takes traffic.
+    /// Whether the server is settled on the release and takes traffic, by its last word: it may have
+    /// restarted since.
     #[must_use]
     pub fn serves(&self, release: &Release) -> bool {
-        self.in_service && !self.unsure && self.settled_on(Some(release))
+        self.in_service && self.settled_on(Some(release))
     }
 
     /// The change in progress, unless it is void.

@@ -90,7 +90,7 @@ impl AppHost {
         };
         let status = control.status(&spec.name).await?;
         if status.runs(release) {
-            return Ok(!status.is_running());
+            return Ok(status.is_young());
         }
         if let Some(activation) = &self.record.local.activation
             && activation.order.release.as_ref() == Some(release)

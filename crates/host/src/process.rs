@@ -201,6 +201,15 @@ pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     }
 }
 
+/// The unit of times in `/proc`, in milliseconds: `USER_HZ` is 100 on x86 and Arm.
+const TICK_MS: u64 = 10;
+
+/// How long a process has been running; `None` if there is no such process, or only a zombie.
+pub(crate) fn age(pid: Pid) -> Option<Duration> {
+    let started_ms = start_ticks(pid)?.saturating_mul(TICK_MS);
+    Some(Duration::from_millis(crate::clock::boot_time_ms().saturating_sub(started_ms)))
+}
+
 /// The fields of `/proc/PID/stat`, starting with the state.
 fn stat_fields(pid: Pid) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;

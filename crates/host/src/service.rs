@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use cohort_base::Cause;
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Exit, StopSignal};
+use crate::process::{Exit, StopSignal, age};
 use crate::program::RunAs;
 
 /// A service to run. Sent to the guard and stored on its disk.
@@ -68,6 +69,9 @@ pub struct ServiceStatus {
     pub output: String,
 }
 
+/// A process that has run for longer has had the time to answer. 60 s, as `cohort-server` waits.
+const YOUNG: Duration = Duration::from_secs(60);
+
 /// What a service is doing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -88,6 +92,18 @@ impl ServiceStatus {
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.state, ServiceState::Running { .. })
+    }
+
+    /// Whether its process has just been started, or is about to be: it may not answer yet. A new
+    /// guard starts what the last one ran, after a reboot too.
+    pub(crate) fn is_young(&self) -> bool {
+        match self.state {
+            ServiceState::Running { pid } => {
+                let age = i32::try_from(pid).ok().and_then(Pid::from_raw).and_then(age);
+                age.is_none_or(|age| age < YOUNG)
+            }
+            ServiceState::Waiting | ServiceState::Stopped => true,
+        }
     }
 
     /// Whether it is running, or being restarted, from this release.

@@ -25,6 +25,9 @@ const LOOK_MS_MAX: u64 = 1_000;
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
+/// A service that has just started may take this long to pass its checks before its server says that
+/// it does not serve, in milliseconds; until then, that is unknown. 60 s: most take less.
+const COLD_MS_MAX: u64 = 60_000;
 /// How often a group that believes something else is told what is true here, in milliseconds.
 const CORRECT_EVERY_MS: u64 = 5_000;
 
@@ -253,6 +256,12 @@ impl App {
         self.health.as_ref().map_or(up, |health| health.in_service)
     }
 
+    /// The same, and there is time left for that.
+    fn is_warming(&self, sight: &Sight<'_>) -> bool {
+        let for_ms = sight.now.ms.saturating_sub(self.started_ms);
+        self.is_starting(sight) && for_ms < COLD_MS_MAX
+    }
+
     /// Whether the service was started with the machine, and has yet to pass its checks. Without
     /// orders, nobody knows them.
     fn is_starting(&self, sight: &Sight<'_>) -> bool {
@@ -266,6 +275,8 @@ impl App {
             let release = sight.record.local.current.clone();
             let in_service = release.is_some() && self.fit(sight);
             self.boot.get_or_insert(Outcome::Found { release, in_service });
+        } else if self.is_warming(sight) {
+            // Neither that it serves, nor that it is broken.
         } else if let Some(mut found) = self.boot.take() {
             self.corrected_ms = Some(sight.now.ms);
             if let Outcome::Found { in_service, .. } = &mut found {
@@ -320,10 +331,11 @@ impl App {
     /// Tells a group that believes something else what is true here: it re-added this server,
     /// started a new incarnation, lost sight of it in a change, or never learned what changed.
     fn correct(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        let Some(orders) = sight.orders else { return };
+        let Some(orders) = sight.orders.filter(|_| !self.is_warming(sight)) else { return };
         let local = &sight.record.local;
         let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
-        if orders.activation.is_some() {
+        let unknown = orders.in_service.is_none() && !drained;
+        if orders.activation.is_some() && !unknown {
             return self.correct_drained(drained, orders, sight, effects);
         }
         let at_rest = at_rest(step, local);
@@ -395,7 +407,8 @@ impl App {
         let busy = activation.filter(|activation| {
             !matches!(activation.progress, Progress::Complete | Progress::GivenBack)
         });
-        if settled || (busy.is_some() && sight.orders.is_some()) {
+        let goes_on = busy.is_some() && sight.orders.is_some() && !self.is_starting(sight);
+        if settled || goes_on {
             // An agent that restarted in an activation that has not drained yet still serves;
             // paying a debt comes before traffic.
             if busy.is_none_or(|activation| activation.order.purpose != Purpose::Debt) {
@@ -450,7 +463,9 @@ impl App {
         // That it broke does not wait: others may rely on this server.
         let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
         let due = self.health_pace.is_due(now_ms) || broke;
-        if room_for_health && due {
+        // It has not said that it serves.
+        let warming = self.cold && now_ms.saturating_sub(self.started_ms) < COLD_MS_MAX;
+        if room_for_health && due && !warming {
             let Health { in_service, reason } = now.clone();
             effects.push(report(Outcome::Health { in_service, reason }));
             self.health = Some(now.clone());

@@ -400,12 +400,7 @@ impl Leading {
             lately: self.unheard(now_ms, ORDERS_VALID_MS, state, heard),
             silent: self.unheard(now_ms, self.placer.replace_after_ms, state, heard),
         };
-        let since_ms = self.listens_since_ms().unwrap_or(now_ms) + COUNTED_ON_MS;
-        let mute = heard
-            .members
-            .iter()
-            .filter(|(_, at_ms)| now_ms >= since_ms.max(**at_ms + COUNTED_ON_MS));
-        self.mute = mute.map(|(server, _)| server.clone()).collect();
+        self.mute = self.mute_voters(now_ms, state, &placed, heard);
         let by = (placed, unheard);
         if self.placed_by.as_ref() == Some(&by) {
             return None;
@@ -514,8 +509,27 @@ impl Leading {
         self.placing.as_ref()
     }
 
-    /// The servers whose members this leader has not heard for [`COUNTED_ON_MS`], whatever their
-    /// agents say to other members.
+    /// The voters whose members this leader has not heard for [`COUNTED_ON_MS`], although their
+    /// agents were heard, by other members.
+    fn mute_voters(
+        &self,
+        now_ms: u64,
+        state: &State,
+        placed: &Placed,
+        heard: &Heard<'_>,
+    ) -> BTreeSet<ServerId> {
+        let since_ms = self.listens_since_ms().unwrap_or(now_ms);
+        let is_mute = |(server, at_ms): &(&ServerId, &u64)| {
+            let member = state.servers.get(*server).and_then(|known| known.member);
+            let votes = member.is_some_and(|member| placed.voters.contains(&member));
+            let contact = heard.contacts.of(server);
+            let calls = contact.is_some_and(|contact| now_ms < contact.at_ms + COUNTED_ON_MS);
+            votes && calls && now_ms >= since_ms.max(**at_ms) + COUNTED_ON_MS
+        };
+        heard.members.iter().filter(is_mute).map(|(server, _)| server.clone()).collect()
+    }
+
+    /// Voters whose members this leader has not heard lately, although their agents call.
     #[must_use]
     pub fn mute(&self) -> &BTreeSet<ServerId> {
         &self.mute

@@ -252,7 +252,7 @@ fn problems(
     joined: &BTreeSet<ServerId>,
 ) -> Vec<Problem> {
     let group = &status.group;
-    let mut problems: Vec<Problem> = silence(status).into_iter().collect();
+    let mut problems: Vec<Problem> = silence(status).into_iter().chain(mute(status)).collect();
     let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
     if let Some(reason) = &status.killed {
         let on = WaitingOn::KillSwitch { reason: reason.clone() };
@@ -399,7 +399,7 @@ pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
         });
     }
     let unknown: Vec<(&ServerId, &ServerStatus)> = status.unknown_servers().collect();
-    let Some(&(first, _)) = unknown.first() else { return mute(status) };
+    let (first, _) = *unknown.first()?;
     let shown = || unknown.iter().take(UNKNOWN_NAMED_MAX);
     let mut sentence = format!(
         "no contact with {}: unknown whether {}",

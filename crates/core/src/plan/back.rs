@@ -104,7 +104,7 @@ impl Planner<'_> {
                 self.lose(server);
             }
             self.wait(debt.since, WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
-        } else if good.map_or(!here.unsure && here.settled_on(None), |good| here.serves(good)) {
+        } else if !here.unsure && good.map_or(here.settled_on(None), |good| here.serves(good)) {
             // Already on the good release: clear its debt.
             self.propose(Planned::FindServer { server: server.clone() });
         } else if here.in_flight().is_some_and(|change| self.app.wants(change)) {

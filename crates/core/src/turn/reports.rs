@@ -97,10 +97,14 @@ impl Turn<'_> {
         let Some(here) = servers.get_mut(server) else { return false };
         here.found = true;
         if here.in_flight().is_some() {
-            // It has restarted: what it says of its service holds.
+            // It has restarted: what it says of its service holds, also for a change that was free
+            // because it did not serve.
             if here.unsure {
                 here.unsure = false;
-                here.in_service = in_service;
+                match in_service {
+                    true => serves_again(here),
+                    false => here.in_service = false,
+                }
             }
             return true;
         }
