@@ -52,7 +52,7 @@ impl Server {
             if !cancelled && working.ends_ms > around.now_ms {
                 return;
             }
-            let (running, working) = (running.clone(), working.clone());
+            let (running, working) = (*running, working.clone());
             let here = self.here(app);
             (here.running, here.looked) = (None, None);
             if self.dies_here() {
