@@ -176,7 +176,7 @@ async fn only_a_server_that_the_registry_has_in_this_group_joins_and_it_keeps_it
         let Json(CommandAnswer { rejection, .. }) = join(request).await.unwrap();
         assert_eq!(rejection, None);
         let known = shared.fresh(&handle).await.unwrap().state.servers[&server("s2")].clone();
-        (known.address, known.rack)
+        (known.address.clone(), known.rack.clone())
     };
     assert_eq!(at(joins("a:1", "r1")).await, ("a:1".to_owned(), Some("r1".to_owned())));
     assert_eq!(at(joins("a:2", "r2")).await, ("a:2".to_owned(), Some("r1".to_owned())));

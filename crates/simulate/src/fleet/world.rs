@@ -335,6 +335,12 @@ impl Fleet {
     /// was broken off (`break_at`).
     fn advance(&mut self, group: &mut Group, until_ms: u64) -> bool {
         let Group { servers, copies, log, net, told, .. } = group;
+        let machines = servers.values().chain(copies.values());
+        let first_wake_ms = machines.filter_map(Server::wakes_ms).min();
+        if first_wake_ms.is_none_or(|wake_ms| wake_ms > until_ms) && net.next_ms() > until_ms {
+            log.now_ms = log.now_ms.max(until_ms);
+            return true;
+        }
         let mut servers: Vec<&mut Server> = servers.values_mut().collect();
         if !copies.is_empty() {
             servers.extend(copies.values_mut());

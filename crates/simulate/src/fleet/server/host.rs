@@ -54,13 +54,14 @@ impl Server {
     }
 
     pub(super) fn tick_app(&mut self, app: &AppId, around: &Around<'_>) {
-        if let Some((running, working)) = self.agent.apps[app].running.clone() {
+        if let Some((running, working)) = &self.agent.apps[app].running {
             let interrupted_ms = running.interrupted_at_ms(app, self.agent.received.as_ref());
             let cancelled = interrupted_ms.is_some_and(|at| at <= around.now_ms)
                 && (working.step != Step::Prepare || working.backs_off);
             if !cancelled && working.ends_ms > around.now_ms {
                 return;
             }
+            let (running, working) = (*running, working.clone());
             let here = self.here(app);
             (here.running, here.looked) = (None, None);
             if self.dies_here() {
