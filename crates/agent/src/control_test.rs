@@ -326,7 +326,7 @@ async fn a_server_hears_with_its_orders_that_its_clock_is_wrong() {
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
     let noon_ms = 1_800_000_000_000;
-    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true };
     let ahead_ms = async |unix_ms| {
         let (doing, machine) = (Default::default(), clock(unix_ms));
         let asked = asked("s1", &handle, OrdersRequest { life: 0, doing, known: 0, machine });
@@ -348,7 +348,7 @@ async fn the_leader_tells_members_which_of_their_servers_clocks_are_wrong() {
     let lab = Lab::new().await;
     let (leader, member) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
     let (handle, _views, _queue) = handle(following(&lab));
-    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough };
+    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true };
     let noon_ms = 1_800_000_000_000;
     for name in ["s1", "s2"] {
         leader.contacts.said(&server(name), 0, clock(noon_ms));

@@ -331,7 +331,7 @@ impl App {
     /// Tells a group that believes something else what is true here: it re-added this server,
     /// started a new incarnation, lost sight of it in a change, or never learned what changed.
     fn correct(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        let Some(orders) = sight.orders.filter(|_| !self.is_warming(sight)) else { return };
+        let Some(orders) = sight.orders.filter(|_| self.boot.is_none()) else { return };
         let local = &sight.record.local;
         let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
         let unknown = orders.in_service.is_none() && !drained;
@@ -457,8 +457,12 @@ impl App {
         effects: &mut Vec<Effect>,
     ) {
         let Some(now) = health.filter(|now| self.health.as_ref() != Some(now)) else { return };
+        if self.cold && now.in_service {
+            // What the start found says so.
+            (self.booted, self.cold, self.health) = (true, false, Some(now.clone()));
+            return effects.push(Effect::Unfit(None));
+        }
         self.booted |= now.in_service;
-        self.cold &= !now.in_service;
         effects.push(Effect::Unfit((!now.in_service).then(|| now.reason.clone())));
         // That it broke does not wait: others may rely on this server.
         let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);

@@ -283,24 +283,31 @@ fn an_outcome_is_told_once_and_a_restarted_agent_tells_it_again() {
     assert_eq!(world.reports(), [found, Outcome::Applied]);
 }
 
-/// The machine was without power: its service was started, and takes 30 s to listen.
+/// The machine was without power: its service was started, and takes a while to listen.
 #[test]
 fn a_service_that_was_started_with_its_machine_serves_once_its_checks_have_passed() {
-    let mut world = World::new("1.0.0");
     let found = |in_service| Outcome::Found { release: Some(release("1.0.0")), in_service };
-    world.app = App::new(0, PATIENCE_MS, Booted { found: found(true), started: true });
-    let check = check("listens:1");
-    let orders = orders(None, Some("1.0.0"));
-    world.orders = Some(AppOrders { checks: vec![check], in_service: None, ..orders });
-    let effects = world.look();
-    assert!(!effects.contains(&Effect::TakeTraffic), "{effects:?}");
-    let told = |effect: &Effect| matches!(effect, Effect::Report { outcome, .. } if *outcome == found(false));
-    assert!(effects.iter().any(told), "{effects:?}");
+    let starting = || {
+        let mut world = World::new("1.0.0");
+        world.app = App::new(0, PATIENCE_MS, Booted { found: found(true), started: true });
+        let orders = orders(None, Some("1.0.0"));
+        let checks = vec![check("listens:1")];
+        world.orders = Some(AppOrders { checks, in_service: None, ..orders });
+        assert!(!world.look().contains(&Effect::TakeTraffic));
+        let refused = "connection refused".to_owned();
+        world.health = Some(Health { in_service: false, reason: refused });
+        world.ms += 10_000;
+        assert_eq!(world.reports(), [], "neither that it serves, nor that it is broken");
+        world
+    };
+    let mut world = starting();
     world.health = Some(Health { in_service: true, reason: String::new() });
-    world.ms += 30_000;
-    let _ = world.look();
-    let effects = world.look();
+    let effects: Vec<Effect> = (0..3).flat_map(|_| world.look()).collect();
     assert!(effects.contains(&Effect::TakeTraffic), "{effects:?}");
+    assert!(effects.contains(&super::report(found(true))), "{effects:?}");
+    let mut world = starting();
+    world.ms += super::COLD_MS_MAX;
+    assert!(world.reports().contains(&found(false)));
 }
 
 #[test]

@@ -32,6 +32,30 @@ fn plan_at(leading: &mut Leading, now_ms: u64) -> Plan {
     leading.plan(now_ms, &state(), &Contacts::default())
 }
 
+/// A group of three servers with members.
+fn of_three() -> State {
+    let mut state = state();
+    for n in [1, 2, 3] {
+        let server = ServerId::new(format!("s{n}")).unwrap();
+        let address = format!("{server}:1");
+        for body in [
+            Body::AddServer {
+                server: server.clone(),
+                address,
+                rack: None,
+                process: Process::default(),
+            },
+            Body::AllocateMember { server },
+        ] {
+            let (actor, incarnation) = ("test".into(), Incarnation(1));
+            let version = COMMAND_VERSION;
+            let command = Command { version, incarnation, actor, request: None, body };
+            state.apply(&command).unwrap();
+        }
+    }
+    state
+}
+
 /// A voter whose agent reaches another member, and whose own member the leader does not hear.
 #[test]
 fn a_voter_that_is_mute_counts_as_silent_and_is_named() {
@@ -41,7 +65,8 @@ fn a_voter_that_is_mute_counts_as_silent_and_is_named() {
     contacts.heard(now_ms, &other, 0, BTreeMap::new());
     for (heard_ms, mute) in [(now_ms - 300, false), (500, true)] {
         let heard = Heard { contacts: &contacts, members: [(other.clone(), heard_ms)].into() };
-        leading.place(now_ms, &state(), Placed::default(), &heard);
+        let voters = [1, 2, 3].map(MemberId).into();
+        leading.place(now_ms, &of_three(), Placed { voters, ..Placed::default() }, &heard);
         assert_eq!(leading.mute().contains(&other), mute);
     }
 }
@@ -216,26 +241,7 @@ fn mirrors_that_are_unreachable_for_a_moment_are_not_reported() {
 
 #[test]
 fn a_change_of_voters_that_did_not_start_is_tried_again() {
-    let mut leading = leading();
-    let mut state = state();
-    for n in [1, 2, 3] {
-        let server = ServerId::new(format!("s{n}")).unwrap();
-        let address = format!("{server}:1");
-        for body in [
-            Body::AddServer {
-                server: server.clone(),
-                address,
-                rack: None,
-                process: Process::default(),
-            },
-            Body::AllocateMember { server },
-        ] {
-            let (actor, incarnation) = ("test".into(), Incarnation(1));
-            let version = COMMAND_VERSION;
-            let command = Command { version, incarnation, actor, request: None, body };
-            state.apply(&command).unwrap();
-        }
-    }
+    let (mut leading, state) = (leading(), of_three());
     let (voters, standbys) = ([MemberId(1)].into(), BTreeSet::from([MemberId(2), MemberId(3)]));
     let placed = Placed { voters, caught_up: standbys.clone(), standbys, changing: false };
     let waits = Placing::Majority { heard: 1, voters: 3 };

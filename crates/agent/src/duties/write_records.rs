@@ -159,7 +159,8 @@ fn in_order(group: &GroupId, server: &ServerId, put: FencedPut) -> Result<(), Re
             reason: format!(
                 "a later leader of {group} has written this record; if {group} has no other leader, \
                  its log went back to an earlier state, and needs a new incarnation: \
-                 cohort group recover {group} --first-server {server}"
+                 cohort group recover {group} --first-server {server} --reason REASON \
+                 --majority-is-lost"
             ),
         }),
     }

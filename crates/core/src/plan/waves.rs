@@ -177,7 +177,9 @@ impl Planner<'_> {
     fn widen(&mut self, rollout: &Rollout, wave: &BTreeSet<ServerId>) {
         let broken = self.app.remaining(rollout).find(|server| {
             let here = &self.app.servers[*server];
+            // One that has just restarted is about to say what it is.
             !wave.contains(*server)
+                && !here.unsure
                 && here.in_flight().is_none()
                 && capacity::is_down(self.app, server)
                 && self.is_heard(server)
