@@ -456,8 +456,8 @@ impl ServerApp {
         self.running.is_some() && self.in_service
     }
 
-    /// Whether the server is settled on the release and takes traffic, by its last word: it may have
-    /// restarted since.
+    /// Whether the server is settled on the release and takes traffic, by its last word: it may
+    /// have restarted since.
     #[must_use]
     pub fn serves(&self, release: &Release) -> bool {
         self.in_service && self.settled_on(Some(release))

@@ -15,8 +15,11 @@ use cohort_core::steps::{
 
 use crate::pace::Pace;
 
+mod booted;
 mod running;
 
+pub use booted::Booted;
+use booted::COLD_MS_MAX;
 pub use running::Running;
 
 /// The longest time between two looks, in milliseconds.
@@ -25,9 +28,6 @@ const LOOK_MS_MAX: u64 = 1_000;
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
 /// How often old releases are collected from disk, in milliseconds.
 const COLLECT_EVERY_MS: u64 = 60_000;
-/// A service that has just started may take this long to pass its checks before its server says that
-/// it does not serve, in milliseconds; until then, that is unknown. 60 s: most take less.
-const COLD_MS_MAX: u64 = 60_000;
 /// How often a group that believes something else is told what is true here, in milliseconds.
 const CORRECT_EVERY_MS: u64 = 5_000;
 
@@ -114,15 +114,6 @@ pub enum Effect {
     Collect(Vec<Digest>),
     /// The group has removed the app: remove everything of it here, and look no more.
     Retire,
-}
-
-/// What the host's boot found and did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Booted {
-    /// An [`Outcome::Found`].
-    pub found: Outcome,
-    /// Whether the service is only just starting: it may take a while to answer, or never do.
-    pub started: bool,
 }
 
 /// One app on this server, between two looks. In memory only: a restarted agent starts over.
@@ -254,18 +245,6 @@ impl App {
     fn fit(&self, sight: &Sight<'_>) -> bool {
         let up = self.booted && !self.is_starting(sight);
         self.health.as_ref().map_or(up, |health| health.in_service)
-    }
-
-    /// The same, and there is time left for that.
-    fn is_warming(&self, sight: &Sight<'_>) -> bool {
-        let for_ms = sight.now.ms.saturating_sub(self.started_ms);
-        self.is_starting(sight) && for_ms < COLD_MS_MAX
-    }
-
-    /// Whether the service was started with the machine, and has yet to pass its checks. Without
-    /// orders, nobody knows them.
-    fn is_starting(&self, sight: &Sight<'_>) -> bool {
-        self.cold && sight.orders.is_some_and(|orders| !orders.checks.is_empty())
     }
 
     /// Reports what was found here: the first report to a group about an app on this server. A

@@ -12,8 +12,8 @@ pub const ORDERS_VALID_MS: u64 = 5_000;
 /// How long a member holds a request for changed orders, in milliseconds. 2 s: a server is heard
 /// from at least that often.
 pub const WAIT_MS_MAX: u64 = 2_000;
-/// Longest wait for the response to a held request, in milliseconds: one that is silent for longer is
-/// gone, and another member is asked.
+/// Longest wait for the response to a held request, in milliseconds: a member that is silent for
+/// longer is gone, and another one is asked.
 pub const CHANGE_MS_MAX: u64 = WAIT_MS_MAX + 1_000;
 /// Longest wait for a response to a request for orders, in milliseconds: two read rounds.
 pub const ANSWER_MS_MAX: u64 = 3_000;

@@ -69,9 +69,9 @@ impl Copies {
     /// Judges an agent that introduces itself. `listens_ms` is how long the leader has listened.
     ///
     /// One that calls from the same host has restarted: the earlier process has ended. On another
-    /// host, the machine whose member is heard is the server: nobody would vouch for another. Where
-    /// none is heard, either the machine has moved, and the earlier process is silent from then on;
-    /// or there are two, if the earlier one was heard after the other had called for the first time.
+    /// host, the machine whose member is heard is the server: nobody would vouch for another.
+    /// Where none is heard, either the machine has moved, and the earlier process is silent from
+    /// then on; or there are two, if the earlier one was heard after the other had first called.
     #[must_use]
     pub fn judge(
         &self,

@@ -536,8 +536,8 @@ impl Leading {
     }
 
     /// The servers of which the agent, or the member, has not been heard for `after_ms`; never the
-    /// leader's own. Silence counts from the start of this leader's time: what other members heard before is unknown
-    /// here.
+    /// leader's own. Silence counts from the start of this leader's time: what other members heard
+    /// before is unknown here.
     fn unheard(
         &self,
         now_ms: u64,

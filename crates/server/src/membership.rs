@@ -139,8 +139,8 @@ pub fn obedience(
 
 /// Whether the group has reports of the `earliest` start that is not this agent's, or a later one.
 /// Its disk is an earlier one, or another machine spoke for the server meanwhile. The agent counts
-/// on from there: the group would ignore its reports as old ones. A member that names an impossible number is not believed: numbers are used
-/// up for good.
+/// on from there: the group would ignore its reports as old ones. A member that names an impossible
+/// number is not believed: numbers are used up for good.
 fn is_earlier_disk(orders: &Orders, earliest: BootEpoch) -> bool {
     // One that was lost counts from a clock that may be years behind the one before.
     let highest = earliest.0.saturating_add(HEARD_AHEAD_MAX).max(BootEpoch::FIRST_MAX.0);

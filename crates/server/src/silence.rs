@@ -11,8 +11,8 @@ use crate::asking::{ANSWER_MS_MAX, CHANGE_MS_MAX};
 use crate::contacts::{Contacts, PASS_ON_EVERY_MS};
 use crate::member::View;
 
-/// A server whose member went silent waits for its held request, and perhaps for a second member that
-/// is silent too, before a third one hears it and reports the contact.
+/// A server whose member went silent waits for its held request, and perhaps for a second member
+/// that is silent too, before a third one hears it and reports the contact.
 const _: () = assert!(CHANGE_MS_MAX + ANSWER_MS_MAX + 1_000 + PASS_ON_EVERY_MS < COUNTED_ON_MS);
 
 impl View {

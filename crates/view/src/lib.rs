@@ -20,6 +20,7 @@ pub mod hint;
 pub mod moving;
 pub mod plan;
 pub mod report;
+mod silence;
 pub mod status;
 pub mod table;
 pub mod transfer;

@@ -17,9 +17,10 @@ use crate::doing::detail;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
 use crate::report::{
-    FleetReport, GroupReport, Problem, disk_problem, runs, server_problems, silence, traffic,
-    wait_sentence, wanted,
+    FleetReport, GroupReport, Problem, disk_problem, runs, server_problems, traffic, wait_sentence,
+    wanted,
 };
+use crate::silence::silence;
 use crate::status::step;
 use crate::transfer;
 use crate::waiting::{concerns, hints, inspect_download, placing_hints, placing_sentence};

@@ -157,8 +157,8 @@ fn in_order(group: &GroupId, server: &ServerId, put: FencedPut) -> Result<(), Re
         FencedPut::Written | FencedPut::Unchanged => Ok(()),
         FencedPut::Late => Err(RegistryError::Conflict {
             reason: format!(
-                "a later leader of {group} has written this record; if {group} has no other leader, \
-                 its log went back to an earlier state, and needs a new incarnation: \
+                "a later leader of {group} has written this record; if it has no other leader, its \
+                 log went back to an earlier state, and needs a new incarnation: \
                  cohort group recover {group} --first-server {server} --reason REASON \
                  --majority-is-lost"
             ),

@@ -101,6 +101,12 @@ impl Script {
         let id = self.group.as_ref().expect("begin with `fleet`");
         self.fleet.groups.get_mut(id).expect("a known group")
     }
+    /// Nothing passes between two servers any more.
+    fn part(&mut self, line: &Line<'_>) {
+        let [one, other] = [0, 1].map(|at| ServerId::new(line.words[at]).expect("an id"));
+        let ways = [(one.clone(), other.clone()), (other, one)];
+        self.group().net.cut.extend(ways);
+    }
 
     fn line(&mut self, line: &Line<'_>, out: &mut String) {
         match line.verb {
@@ -149,11 +155,7 @@ impl Script {
                     }
                 }
             }
-            "part" => {
-                let [one, other] = [0, 1].map(|at| ServerId::new(line.words[at]).expect("an id"));
-                let ways = [(one.clone(), other.clone()), (other, one)];
-                self.group().net.cut.extend(ways);
-            }
+            "part" => self.part(line),
             "hosts" => self.hosts(line, out),
             "join" | "leave" => {
                 let group = self.group.clone().expect("begin with `fleet`");
