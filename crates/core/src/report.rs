@@ -6,6 +6,9 @@ use crate::ids::{AppId, BootEpoch, Digest, Revision, ServerId};
 use crate::orders::Fence;
 use crate::release::Release;
 
+/// A service may take this long to pass its checks after its start before its server says that it
+/// does not serve, in milliseconds; until then, that is unknown. 60 s: most take less.
+pub const STARTING_MS_MAX: u64 = 60_000;
 /// Longest reason or output in a report, in bytes: hosts truncate, members refuse. 2 KiB: enough
 /// for the last lines of a hook, small enough for a thousand servers in one log.
 pub const REPORT_TEXT_BYTES_MAX: usize = 2048;

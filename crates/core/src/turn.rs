@@ -156,6 +156,14 @@ impl Turn<'_> {
         }
     }
 
+    /// Notes progress, unless the app rolls back: a rollback may grant, and take back, again and
+    /// again.
+    fn progress_forward(&mut self) {
+        if self.app.phase.forward().is_some() {
+            self.progress();
+        }
+    }
+
     /// A server that pays a debt is not a rollback's progress until it has paid: one that never can
     /// would keep a stuck rollback from being found stuck.
     fn progress_by(&mut self, purpose: Purpose) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cohort_base::Cause;
 use cohort_core::release::Release;
-use cohort_core::report::Blame;
+use cohort_core::report::{Blame, STARTING_MS_MAX};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -69,9 +69,6 @@ pub struct ServiceStatus {
     pub output: String,
 }
 
-/// A process that has run for longer has had the time to answer. 60 s, as `cohort-server` waits.
-const YOUNG: Duration = Duration::from_secs(60);
-
 /// What a service is doing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,7 +97,7 @@ impl ServiceStatus {
         match self.state {
             ServiceState::Running { pid } => {
                 let age = i32::try_from(pid).ok().and_then(Pid::from_raw).and_then(age);
-                age.is_none_or(|age| age < YOUNG)
+                age.is_none_or(|age| age < Duration::from_millis(STARTING_MS_MAX))
             }
             ServiceState::Waiting | ServiceState::Stopped => true,
         }

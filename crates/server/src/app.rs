@@ -7,7 +7,7 @@
 use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, Fence, Purpose, TrialOrder};
 use cohort_core::policy::Check;
-use cohort_core::report::{Health, Outcome, Step};
+use cohort_core::report::{Health, Outcome, STARTING_MS_MAX, Step};
 use cohort_core::steps::{
     AppRecord, BootTime, LocalActivation, LocalApp, Progress, Reached, StepAction, StepWait, Told,
     next_action,
@@ -19,7 +19,6 @@ mod booted;
 mod running;
 
 pub use booted::Booted;
-use booted::COLD_MS_MAX;
 pub use running::Running;
 
 /// The longest time between two looks, in milliseconds.
@@ -447,7 +446,7 @@ impl App {
         let broke = !now.in_service && self.health.as_ref().is_none_or(|told| told.in_service);
         let due = self.health_pace.is_due(now_ms) || broke;
         // It has not said that it serves.
-        let warming = self.cold && now_ms.saturating_sub(self.started_ms) < COLD_MS_MAX;
+        let warming = self.cold && now_ms.saturating_sub(self.started_ms) < STARTING_MS_MAX;
         if room_for_health && due && !warming {
             let Health { in_service, reason } = now.clone();
             effects.push(report(Outcome::Health { in_service, reason }));

@@ -306,7 +306,7 @@ fn a_service_that_was_started_with_its_machine_serves_once_its_checks_have_passe
     assert!(effects.contains(&Effect::TakeTraffic), "{effects:?}");
     assert!(effects.contains(&super::report(found(true))), "{effects:?}");
     let mut world = starting();
-    world.ms += super::COLD_MS_MAX;
+    world.ms += cohort_core::report::STARTING_MS_MAX;
     assert!(world.reports().contains(&found(false)));
 }
 

@@ -111,10 +111,7 @@ impl Turn<'_> {
         });
         let (app, server, generation) = (self.id.clone(), server.clone(), *generation);
         self.events.push(Event::Granted { app, server, generation, purpose });
-        // That a rollback grants is no progress: it may take its grants back again and again.
-        if self.app.phase.forward().is_some() {
-            self.progress();
-        }
+        self.progress_forward();
         Ok(())
     }
 

@@ -275,9 +275,7 @@ impl Turn<'_> {
         if let Some(debt) = here.debt.as_mut().filter(|_| change.purpose == Purpose::Debt) {
             debt.tries = debt.tries.saturating_sub(1);
         }
-        if self.app.phase.forward().is_some() {
-            self.progress();
-        }
+        self.progress_forward();
         true
     }
 

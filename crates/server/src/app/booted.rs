@@ -1,12 +1,8 @@
 //! A service that the start of its agent, or of its machine, has started.
 
-use cohort_core::report::Outcome;
+use cohort_core::report::{Outcome, STARTING_MS_MAX};
 
 use super::{App, Sight};
-
-/// A service that has just started may take this long to pass its checks before its server says
-/// that it does not serve, in milliseconds; until then, that is unknown. 60 s: most take less.
-pub(super) const COLD_MS_MAX: u64 = 60_000;
 
 /// What the host's boot found and did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +23,6 @@ impl App {
     /// Whether it is starting, and has time left for that.
     pub(super) fn is_warming(&self, sight: &Sight<'_>) -> bool {
         let for_ms = sight.now.ms.saturating_sub(self.started_ms);
-        self.is_starting(sight) && for_ms < COLD_MS_MAX
+        self.is_starting(sight) && for_ms < STARTING_MS_MAX
     }
 }
