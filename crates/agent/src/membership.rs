@@ -291,7 +291,7 @@ pub(crate) fn retire(
 /// What the end of a member means for its agent.
 fn ended_by(error: MemberError, incarnation: Incarnation, member: MemberId) -> AgentError {
     match error {
-        MemberError::Node(NodeError::WentBack { .. }) => {
+        MemberError::Node(ref cause) if cause.is_of_an_old_log() => {
             AgentError::WentBack { incarnation, member, source: error }
         }
         error => AgentError::Member(error),

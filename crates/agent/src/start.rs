@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_artifact::client::ClientLimits;
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
@@ -52,6 +52,8 @@ use crate::tasks::Tasks;
 use crate::transfers::Transfers;
 use crate::{budgets, control, renewal, space, whereabouts};
 
+/// A life of this length or more was not contested by another machine's: the pauses start over.
+const UNCONTESTED_AFTER: Duration = Duration::from_secs(3600);
 /// How long a clean stop waits for the hand-over of leadership.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 
@@ -72,7 +74,12 @@ pub async fn run(
             return Ok(());
         }
         prepare(&config)?;
-        match live(&config, &reload, &shutdown).await {
+        let began = Instant::now();
+        let ended = live(&config, &reload, &shutdown).await;
+        if began.elapsed() >= UNCONTESTED_AFTER {
+            went_back = 0;
+        }
+        match ended {
             Err(AgentError::Retired { incarnation, member }) => {
                 retire(&config.data_dir, incarnation, member)?;
             }

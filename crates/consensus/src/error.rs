@@ -23,11 +23,27 @@ pub enum NodeError {
          member {by} has heard of {written}"
     )]
     WentBack { by: RaftId, found: u64, written: u64 },
+    /// The leader counts on entries of this member that its log lacks: another machine acted in its
+    /// name while it was away. To be handled as [`NodeError::WentBack`].
+    #[error(
+        "this server's log ends at {last}, and member {by}, which leads, has heard from this \
+         member of entries up to {commit}: another machine acted in its name"
+    )]
+    Overtaken { by: RaftId, commit: Index, last: Index },
     /// Another process acts as this member at the same time.
     #[error("another machine runs as this server: member {by} hears from it right now")]
     Copied { by: RaftId },
     #[error("the member stopped after an earlier failure; this process must exit")]
     Stopped,
+}
+
+impl NodeError {
+    /// Whether the member's log is not the newest that was written in its name: it needs another
+    /// number.
+    #[must_use]
+    pub fn is_of_an_old_log(&self) -> bool {
+        matches!(self, NodeError::WentBack { .. } | NodeError::Overtaken { .. })
+    }
 }
 
 /// Why a command was not accepted. A command that *was* accepted may still be lost: its outcome is

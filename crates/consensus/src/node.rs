@@ -261,6 +261,16 @@ impl<S: LogStore> Node<S> {
             MessageType::MsgReadIndex if self.raw.raft.state != StateRole::Leader => return,
             // It starts an election at once, which needs a settled log, as for a tick.
             MessageType::MsgTimeoutNow if !self.settle() => return,
+            // A heartbeat tells what this member has confirmed, as far as that is committed. The
+            // library would panic.
+            MessageType::MsgHeartbeat if message.term >= self.raw.raft.term => {
+                let last = Index(self.raw.raft.raft_log.last_index());
+                let commit = Index(message.commit);
+                if commit > last && !self.config.weaken.no_proof {
+                    let by = envelope.from;
+                    return self.fail(NodeError::Overtaken { by, commit, last });
+                }
+            }
             _ => {}
         }
         // An error means that the message was useless, never that the member failed.

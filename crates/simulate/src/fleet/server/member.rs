@@ -334,7 +334,9 @@ impl Carried {
             }
             let outputs = match self.member.step(now_ms, &self.contacts, inputs.drain(..)) {
                 Ok(outputs) => outputs,
-                Err(MemberError::Node(NodeError::WentBack { .. })) => return Ended::WentBack,
+                Err(MemberError::Node(error)) if error.is_of_an_old_log() => {
+                    return Ended::WentBack;
+                }
                 Err(MemberError::Node(NodeError::Copied { .. })) => return Ended::Copied,
                 Err(MemberError::Node(_)) if disk_fails => return Ended::Failed,
                 Err(error) => {
