@@ -53,7 +53,8 @@ pub enum ProposeError {
     /// Another member is the leader, or there is none.
     #[error("this member is not the leader{}", hint(.leader))]
     NotLeader { leader: Option<RaftId> },
-    /// Too much is waiting to be committed, or a leadership transfer is in progress; try again.
+    /// Too much is waiting to be committed, a leadership transfer is in progress, or the leader has
+    /// not yet committed in its term; try again.
     #[error("the leader is busy; try again")]
     Busy,
     #[error("the command has {bytes} bytes, the limit is {limit}")]

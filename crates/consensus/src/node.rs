@@ -293,6 +293,10 @@ impl<S: LogStore> Node<S> {
         if self.raw.raft.state != StateRole::Leader {
             return Err(ProposeError::NotLeader { leader: self.leader() });
         }
+        // It has not applied all that earlier leaders committed: nobody could judge the command.
+        if !self.leads() {
+            return Err(ProposeError::Busy);
+        }
         let limit = self.config.limits.command_bytes_max;
         match data.len() {
             0 => return Err(ProposeError::Empty),
