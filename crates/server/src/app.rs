@@ -21,8 +21,8 @@ mod running;
 pub use booted::Booted;
 pub use running::Running;
 
-/// The longest time between two looks, in milliseconds.
-const LOOK_MS_MAX: u64 = 1_000;
+/// The longest time between two looks, in milliseconds, also next to a running step.
+pub const LOOK_MS_MAX: u64 = 1_000;
 /// How often the guard and the service are checked, in milliseconds.
 const ENSURE_RUNNING_EVERY_MS: u64 = 5_000;
 /// How often old releases are collected from disk, in milliseconds.
@@ -312,9 +312,21 @@ impl App {
         let Some(orders) = sight.orders.filter(|_| self.boot.is_none()) else { return };
         let local = &sight.record.local;
         let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
+        // The kill switch returns it to traffic.
+        let returns =
+            *step == StepAction::Wait(StepWait::KillSwitch) && sight.record.undrain_to().is_some();
+        let stays_out = drained && !returns && orders.in_service == Some(true);
         let unknown = orders.in_service.is_none() && !drained;
         if orders.activation.is_some() && !unknown {
-            return self.correct_drained(drained, orders, sight, effects);
+            // The steps of the change would tell, but may not go on.
+            if stays_out
+                && sight.room_for_health
+                && due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
+            {
+                let reason = "out of traffic for a change that may not go on".to_owned();
+                effects.push(report(Outcome::Health { in_service: false, reason }));
+            }
+            return;
         }
         let at_rest = at_rest(step, local);
         let lost = orders.in_service.is_none() && *step != StepAction::Wait(StepWait::Confirmation);
@@ -324,40 +336,21 @@ impl App {
         let told = orders.in_service.is_none_or(|told| told == in_service);
         // A change that is no longer ordered, and has not drained, leaves the service as it is.
         let calm = drained || told;
-        if (calm && !lost && !other)
+        let found = lost || other || stays_out;
+        if (calm && !found)
             || !sight.room_for_health
             || !due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
-            || !(lost || other || self.health_pace.is_due(sight.now.ms))
+            || !(found || self.health_pace.is_due(sight.now.ms))
         {
             return;
         }
-        effects.push(report(if lost || other {
+        effects.push(report(if found {
             Outcome::Found { release: local.current.clone(), in_service }
         } else {
             let unfit = self.health.as_ref().filter(|health| !health.in_service);
             let reason = unfit.map_or_else(String::new, |health| health.reason.clone());
             Outcome::Health { in_service, reason }
         }));
-    }
-
-    /// A server that left traffic for a change and may not go on does not serve, which the steps of
-    /// the change would tell.
-    fn correct_drained(
-        &mut self,
-        drained: bool,
-        orders: &AppOrders,
-        sight: &Sight<'_>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let returns = sight.record.undrain_to().is_some();
-        let believed = drained && !returns && orders.in_service == Some(true);
-        if believed
-            && sight.room_for_health
-            && due(&mut self.corrected_ms, sight.now.ms, CORRECT_EVERY_MS)
-        {
-            let reason = "out of traffic for a change that may not go on".to_owned();
-            effects.push(report(Outcome::Health { in_service: false, reason }));
-        }
     }
 
     /// After a start: traffic only if nothing is owed, or if the group was unreachable for the

@@ -196,6 +196,22 @@ fn a_server_whose_change_was_withdrawn_before_its_drain_says_that_it_serves() {
 }
 
 #[test]
+fn a_server_that_left_traffic_for_a_change_that_is_no_longer_ordered_says_that_it_is_out() {
+    let mut world = World::new("1.0.0");
+    world.orders = Some(orders(None, Some("1.0.0")));
+    world.look();
+    world.record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Drain, 1, now(0));
+    world.record.done(Step::Drain, 1);
+    world.ms = 5_000;
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
+    assert_eq!(world.reports(), [found]);
+    world.orders = Some(AppOrders { in_service: Some(false), ..orders(None, Some("1.0.0")) });
+    world.ms = 10_000;
+    assert_eq!(world.reports(), [], "the group knows");
+}
+
+#[test]
 fn a_server_that_owes_after_a_start_does_not_claim_to_serve() {
     let mut world = World::new("1.0.0");
     world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
