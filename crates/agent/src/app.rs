@@ -13,7 +13,7 @@ use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{BootTime, StepAction};
 use cohort_host::{AppHost, Boot, HostError, RunningChecks};
 use cohort_server::app::{
-    App, Booted, Doing as What, Effect, Running, Sight, preflight_result, step_of,
+    App, Booted, Doing as What, Effect, LOOK_MS_MAX, Running, Sight, preflight_result, step_of,
 };
 use cohort_server::fetching::shown;
 use tokio_util::sync::CancellationToken;
@@ -275,14 +275,12 @@ struct Checks {
     trial: Option<RunningChecks>,
 }
 
-/// How often the health is looked at next to a step, unless it changes: news may have to wait for
-/// their turn.
-const BESIDE_EVERY: Duration = Duration::from_secs(1);
-
 /// The health while a step runs, if the running checks stay in force.
 async fn beside(checks: Option<&mut RunningChecks>) -> Health {
     let Some(checks) = checks else { return std::future::pending().await };
-    let _ = tokio::time::timeout(BESIDE_EVERY, checks.changed()).await;
+    // News may have to wait for its turn.
+    let every = Duration::from_millis(LOOK_MS_MAX);
+    let _ = tokio::time::timeout(every, checks.changed()).await;
     checks.health()
 }
 

@@ -5,10 +5,10 @@ use cohort_core::orders::ActivationOrder;
 use cohort_core::report::{Outcome, Step};
 use cohort_core::steps::reported_when_done;
 use cohort_core::steps::{AppRecord, BootTime, Failure, Progress, Reached, StepAction};
-use cohort_server::app::{App, Booted, Effect, Running};
+use cohort_server::app::{App, Booted, Effect, LOOK_MS_MAX, Running};
 
 use super::{
-    AppAgent, Around, OWES, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, TWICE, Working,
+    AppAgent, Around, Changes, OWES, READY_WITHOUT_ORDERS_AFTER_MS, Server, Service, TWICE, Working,
 };
 use crate::fleet::chaos::Mutation;
 
@@ -59,7 +59,7 @@ impl Server {
             let cancelled = interrupted_ms.is_some_and(|at| at <= around.now_ms)
                 && (working.step != Step::Prepare || working.backs_off);
             if !cancelled && working.ends_ms > around.now_ms {
-                return;
+                return self.look_beside(app, around);
             }
             let (running, working) = (*running, working.clone());
             let here = self.here(app);
@@ -75,8 +75,7 @@ impl Server {
                 self.here(app).running = Some((running, pause));
             }
         }
-        let up = self.services.get(app).is_some_and(|service| service.up);
-        let changes = (self.agent.changes, self.kill.stopping().is_some(), up);
+        let changes = self.changes(app);
         // What takes no time is followed at once by the next look, as in the agent.
         while self.up && self.agent.apps[app].running.is_none() {
             let looked = self.agent.apps[app].looked;
@@ -99,6 +98,28 @@ impl Server {
             if !acts {
                 return;
             }
+        }
+    }
+
+    fn changes(&self, app: &AppId) -> Changes {
+        let up = self.services.get(app).is_some_and(|service| service.up);
+        (self.agent.changes, self.kill.stopping().is_some(), up)
+    }
+
+    /// Looks at the health of what runs next to a running step, as the agent does.
+    fn look_beside(&mut self, app: &AppId, around: &Around<'_>) {
+        let (here, changes) = (&self.agent.apps[app], self.changes(app));
+        let due =
+            here.looked.is_none_or(|(seen, next_ms)| seen.2 != changes.2 || next_ms <= self.now_ms);
+        if here.watched.is_none() || !due {
+            return;
+        }
+        self.here(app).looked = Some((changes, self.now_ms + LOOK_MS_MAX));
+        let effects = self.see(app, |app, sight| {
+            app.look_beside(sight.now.ms, sight.health, sight.room_for_health)
+        });
+        for effect in effects {
+            self.perform(app, effect, around);
         }
     }
 
