@@ -149,6 +149,40 @@ fn a_way_back_ignores_hooks_and_says_so() {
     }
 }
 
+/// A server finishes a change that another one has replaced: it serves again, although the group
+/// granted the other one as free because it did not.
+#[test]
+fn a_server_that_finished_an_earlier_change_is_asked_what_it_runs() {
+    let mut state = started(REVERT, true);
+    let web = state.apps.get_mut(&app()).unwrap();
+    let fence = Fence { incarnation: state.incarnation, generation: web.generation };
+    let here = web.servers.get_mut(&server(0)).unwrap();
+    (here.running, here.in_service) = (Some(release(1)), false);
+    here.activation = Some(Activation {
+        fence,
+        release: Some(release(2)),
+        before: Some(release(1)),
+        purpose: Purpose::Wave,
+        costs: false,
+        void: false,
+        granted: ClockMs(0),
+        stage: ActivationStage::Granted,
+    });
+    let mut report = |sequence, fence, outcome| {
+        let (server, app, boot_epoch) = (server(0), app(), BootEpoch(9));
+        let report = Report { server, boot_epoch, sequence, app, fence, attempt: 1, outcome };
+        state.apply(&command(None, Body::Report { report })).unwrap();
+        let orders = state.orders(&crate::server(0), false).unwrap();
+        (orders.apps[0].in_service, orders.apps[0].activation.is_some())
+    };
+    assert_eq!(report(1, Fence::default(), Outcome::InService), (None, true));
+    let found = Outcome::Found { release: Some(release(1)), in_service: true };
+    // The grant was free; it is granted again at its actual cost.
+    assert_eq!(report(2, Fence::default(), found), (None, false));
+    let found = Outcome::Found { release: Some(release(1)), in_service: true };
+    assert_eq!(report(3, Fence::default(), found), (Some(true), false));
+}
+
 /// What a server could not stop may still run, and counts as out: the next one waits.
 #[test]
 fn a_server_that_cannot_stop_a_removed_app_holds_up_the_others() {

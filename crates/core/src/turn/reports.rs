@@ -248,8 +248,13 @@ impl Turn<'_> {
     fn done(&mut self, report: &Report) -> bool {
         let coming = self.app.phase.forward().map(|rollout| rollout.release.clone());
         let good = self.app.last_good.clone();
-        let Some((here, true)) = self.here(report) else { return false };
-        let Some(change) = here.activation.take() else { return false };
+        let Some((here, same)) = self.here(report) else { return false };
+        if here.activation.as_ref().is_some_and(|change| report.fence < change.fence) {
+            // It has another change by now, and serves again: what, it has yet to say.
+            here.unsure = true;
+            return true;
+        }
+        let Some(change) = here.activation.take_if(|_| same) else { return false };
         let passed = self.app.preflight_set(change.purpose).revision;
         let Some(here) = self.app.servers.get_mut(&report.server) else { return false };
         (here.checks, here.trial) = (passed, None);
