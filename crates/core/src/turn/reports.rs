@@ -127,10 +127,6 @@ impl Turn<'_> {
             // Already on the good release: clear its debt.
             here.debt = None;
         }
-        if release.is_none() && changed {
-            // A server that lost its release has lost its artifacts too.
-            here.holds.clear();
-        }
         true
     }
 
