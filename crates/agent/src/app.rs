@@ -49,9 +49,9 @@ impl AppTask {
     }
 
     pub(crate) async fn boot(&mut self) -> Result<App, HostError> {
-        let Boot { found, started } = self.host.boot().await?;
+        let Boot { in_service, started } = self.host.boot().await?;
         let patience_ms = self.shared.config.ready_without_orders_after.ms;
-        Ok(App::new((self.changes.clock)(), patience_ms, Booted { found, started }))
+        Ok(App::new((self.changes.clock)(), patience_ms, Booted { in_service, started }))
     }
 
     /// One look and what follows from it: a step, or a rest until there is a reason to look again.

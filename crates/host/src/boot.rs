@@ -1,7 +1,6 @@
 //! Starts services from disk, without the group: at the agent's start, and while it is idle.
 
 use cohort_core::release::Release;
-use cohort_core::report::Outcome;
 
 use crate::app_host::AppHost;
 use crate::interrupt::Interrupt;
@@ -13,8 +12,8 @@ use crate::service::RunService;
 /// What [`AppHost::boot`] found and did.
 #[derive(Debug)]
 pub struct Boot {
-    /// An [`Outcome::Found`].
-    pub found: Outcome,
+    /// Whether the service came up, and may take traffic.
+    pub in_service: bool,
     /// Whether the service is only just starting, now or after it exited.
     pub started: bool,
 }
@@ -53,8 +52,7 @@ impl AppHost {
                 }
             },
         };
-        let found = Outcome::Found { release: self.record.local.current.clone(), in_service };
-        Ok(Boot { found, started })
+        Ok(Boot { in_service, started })
     }
 
     /// Makes sure that a guard is running, and that it runs the current service; a new guard takes

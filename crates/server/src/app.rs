@@ -123,8 +123,8 @@ pub struct App {
     ready_without_orders_after_ms: u64,
     /// The last outcome of the activation that was reported.
     reported: Option<(Fence, Outcome)>,
-    /// What the agent found at its start, until it has been reported.
-    boot: Option<Outcome>,
+    /// The group has yet to be told what runs here.
+    untold: bool,
     /// The service ran when the agent started, or an activation has started it since.
     booted: bool,
     /// The boot has started the service, and no check has passed since.
@@ -151,13 +151,13 @@ impl App {
     /// The state after the host's boot.
     #[must_use]
     pub fn new(now_ms: u64, ready_without_orders_after_ms: u64, booted: Booted) -> App {
-        let Booted { found, started } = booted;
+        let Booted { in_service, started } = booted;
         App {
             started_ms: now_ms,
             ready_without_orders_after_ms,
             reported: None,
-            booted: matches!(found, Outcome::Found { in_service: true, .. }),
-            boot: Some(found),
+            booted: in_service,
+            untold: true,
             cold: started,
             took_traffic: false,
             watched: None,
@@ -246,24 +246,27 @@ impl App {
         self.health.as_ref().map_or(up, |health| health.in_service)
     }
 
-    /// Reports what was found here: the first report to a group about an app on this server. A
-    /// group that forgot the app, or this server, gets it again.
+    /// Reports what is here: the first report to a group about an app on this server. A group that
+    /// forgot the app, or this server, gets it again. Not what the start found: until the group
+    /// speaks, a change may have gone on.
     fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        if sight.orders.is_none() {
-            let release = sight.record.local.current.clone();
-            let in_service = release.is_some() && self.fit(sight);
-            self.boot.get_or_insert(Outcome::Found { release, in_service });
-        } else if self.is_warming(sight) {
-            // Neither that it serves, nor that it is broken.
-        } else if let Some(mut found) = self.boot.take() {
-            self.corrected_ms = Some(sight.now.ms);
-            if let Outcome::Found { in_service, .. } = &mut found {
-                // A server that owes takes no traffic after a start.
-                *in_service &= !sight.orders.is_some_and(|orders| orders.owes);
-                *in_service &= !self.is_starting(sight);
-            }
-            effects.push(report(found));
+        let Some(orders) = sight.orders else {
+            self.untold = true;
+            return;
+        };
+        // One that is starting says neither that it serves, nor that it is broken.
+        if !self.untold || self.is_warming(sight) {
+            return;
         }
+        self.untold = false;
+        self.corrected_ms = Some(sight.now.ms);
+        // A server that owes takes no traffic after a start.
+        let in_service = sight.record.takes_traffic().is_ok()
+            && self.fit(sight)
+            && !self.is_starting(sight)
+            && !orders.owes;
+        let release = sight.record.local.current.clone();
+        effects.push(report(Outcome::Found { release, in_service }));
     }
 
     /// Reports what was recorded about the activation and not yet reported.
@@ -309,7 +312,7 @@ impl App {
     /// Tells a group that believes something else what is true here: it re-added this server,
     /// started a new incarnation, lost sight of it in a change, or never learned what changed.
     fn correct(&mut self, step: &StepAction, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        let Some(orders) = sight.orders.filter(|_| self.boot.is_none()) else { return };
+        let Some(orders) = sight.orders.filter(|_| !self.untold) else { return };
         let local = &sight.record.local;
         let drained = local.activation.as_ref().is_some_and(LocalActivation::drained);
         // The kill switch returns it to traffic.

@@ -96,9 +96,8 @@ impl World {
     fn new(version: &str) -> World {
         let mut record = AppRecord::default();
         record.local.current = Some(release(version));
-        let found = Outcome::Found { release: Some(release(version)), in_service: true };
         World {
-            app: App::new(0, PATIENCE_MS, Booted { found, started: false }),
+            app: App::new(0, PATIENCE_MS, Booted { in_service: true, started: false }),
             record,
             orders: None,
             health: None,
@@ -157,6 +156,21 @@ fn what_the_start_found_is_told_once_when_the_group_speaks_of_the_app() {
     world.orders = Some(orders(None, Some("1.0.0")));
     world.ms = 10_000;
     assert_eq!(world.reports(), []);
+}
+
+#[test]
+fn a_change_that_went_on_before_the_group_spoke_is_not_taken_back() {
+    let mut world = World::new("1.0.0");
+    world.record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Stop, 2, now(0));
+    let booted = Booted { in_service: false, started: false };
+    world.app = App::new(0, PATIENCE_MS, booted);
+    let _ = world.look();
+    world.record.done(Step::Switch, 1);
+    world.record.done(Step::Start, 1);
+    world.orders = Some(orders(Some(order(1, "2.0.0", Purpose::Wave)), Some("1.0.0")));
+    let found = Outcome::Found { release: Some(release("2.0.0")), in_service: false };
+    assert!(world.reports().contains(&found));
 }
 
 #[test]
@@ -295,7 +309,7 @@ fn an_outcome_is_told_once_and_a_restarted_agent_tells_it_again() {
     assert_eq!(world.reports(), [Outcome::Applied]);
     assert_eq!(world.reports(), []);
     let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
-    world.app = App::new(0, PATIENCE_MS, Booted { found: found.clone(), started: false });
+    world.app = App::new(0, PATIENCE_MS, Booted { in_service: false, started: false });
     assert_eq!(world.reports(), [found, Outcome::Applied]);
 }
 
@@ -305,7 +319,7 @@ fn a_service_that_was_started_with_its_machine_serves_once_its_checks_have_passe
     let found = |in_service| Outcome::Found { release: Some(release("1.0.0")), in_service };
     let starting = || {
         let mut world = World::new("1.0.0");
-        world.app = App::new(0, PATIENCE_MS, Booted { found: found(true), started: true });
+        world.app = App::new(0, PATIENCE_MS, Booted { in_service: true, started: true });
         let orders = orders(None, Some("1.0.0"));
         let checks = vec![check("listens:1")];
         world.orders = Some(AppOrders { checks, in_service: None, ..orders });

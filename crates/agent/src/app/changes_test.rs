@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::orders::{AppOrders, FetchOrder};
-use cohort_core::report::{Outcome, Step};
+use cohort_core::report::Step;
 use cohort_core::steps::{AppRecord, BootTime, Reached};
 use cohort_host::boot_time_ms;
 use cohort_server::app::{App, Booted, Effect, Running, Sight};
@@ -44,8 +44,7 @@ fn step() -> Running {
         room: true,
         room_for_health: true,
     };
-    let found = Outcome::Found { release: None, in_service: false };
-    let effects = App::new(now.ms, 0, Booted { found, started: false }).look(&sight);
+    let effects = App::new(now.ms, 0, Booted { in_service: false, started: false }).look(&sight);
     match effects.last() {
         Some(Effect::Act { running, .. }) => *running,
         other => panic!("{other:?}"),

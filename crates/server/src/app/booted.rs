@@ -1,14 +1,14 @@
 //! A service that the start of its agent, or of its machine, has started.
 
-use cohort_core::report::{Outcome, STARTING_MS_MAX};
+use cohort_core::report::STARTING_MS_MAX;
 
 use super::{App, Sight};
 
 /// What the host's boot found and did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Booted {
-    /// An [`Outcome::Found`].
-    pub found: Outcome,
+    /// Whether the service came up, and may take traffic.
+    pub in_service: bool,
     /// Whether the service is only just starting: it may take a while to answer, or never do.
     pub started: bool,
 }

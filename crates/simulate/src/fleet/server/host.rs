@@ -2,7 +2,7 @@
 
 use cohort_core::ids::{AppId, Digest};
 use cohort_core::orders::ActivationOrder;
-use cohort_core::report::{Outcome, Step};
+use cohort_core::report::Step;
 use cohort_core::steps::reported_when_done;
 use cohort_core::steps::{AppRecord, BootTime, Failure, Progress, Reached, StepAction};
 use cohort_server::app::{App, Booted, Effect, LOOK_MS_MAX, Running};
@@ -38,9 +38,12 @@ impl Server {
         let in_service = release.is_some() && record.takes_traffic().is_ok();
         // A starting agent is not ready until it knows better.
         (service.traffic, service.unfit) = (false, false);
-        let found = Outcome::Found { release, in_service };
         let here = AppAgent {
-            app: App::new(self.now_ms, READY_WITHOUT_ORDERS_AFTER_MS, Booted { found, started }),
+            app: App::new(
+                self.now_ms,
+                READY_WITHOUT_ORDERS_AFTER_MS,
+                Booted { in_service, started },
+            ),
             record,
             reached: Reached::new(self.now_ms),
             running: None,
