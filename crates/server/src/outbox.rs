@@ -26,7 +26,7 @@ pub const ANSWER_MS_MAX: u64 = 6_000;
 /// Shortest pause after a request without a response, in milliseconds; doubled with each.
 const PAUSE_MS_MIN: u64 = 50;
 /// Longest pause, in milliseconds.
-const PAUSE_MS_MAX: u64 = 2_000;
+pub const PAUSE_MS_MAX: u64 = 2_000;
 
 /// A request to a member.
 #[derive(Debug, Clone, PartialEq, Eq)]

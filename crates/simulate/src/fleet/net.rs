@@ -162,6 +162,8 @@ pub(crate) struct Net {
     /// network without delays has settled one request before the next.
     in_flight: BTreeMap<(u64, bool, u64), Packet>,
     sent: u64,
+    /// How often a request of a server with reports, or its answer, was lost.
+    lost_reports: BTreeMap<ServerId, u64>,
 }
 
 impl Net {
@@ -173,7 +175,10 @@ impl Net {
         rng: &mut ChaCha8Rng,
     ) {
         let mut hits = |part: u32| part > 0 && rng.random_range(0..1000) < part;
-        if hits(weather.lost) || self.is_cut(&packet.from.server, &packet.to.server) {
+        if hits(weather.lost) {
+            return self.lose(&packet);
+        }
+        if self.is_cut(&packet.from.server, &packet.to.server) {
             return;
         }
         let twice = hits(weather.twice);
@@ -184,6 +189,20 @@ impl Net {
         }
         let at_ms = arrives_ms();
         self.put(at_ms, packet);
+    }
+
+    fn lose(&mut self, packet: &Packet) {
+        let reporter = match &packet.what {
+            What::Report(_) => &packet.from.server,
+            What::Taken(_) => &packet.to.server,
+            _ => return,
+        };
+        *self.lost_reports.entry(reporter.clone()).or_default() += 1;
+    }
+
+    /// How often the server's reports, or the answers to them, were lost in this weather.
+    pub(crate) fn lost_reports(&self, server: &ServerId) -> u64 {
+        self.lost_reports.get(server).copied().unwrap_or(0)
     }
 
     fn is_cut(&self, from: &ServerId, to: &ServerId) -> bool {

@@ -10,6 +10,7 @@ use cohort_core::orders::{Fence, Purpose};
 use cohort_core::policy::Policy;
 use cohort_core::state::App;
 use cohort_server::asking::ORDERS_VALID_MS;
+use cohort_server::outbox::{ANSWER_MS_MAX, PAUSE_MS_MAX};
 
 use super::behaviour::Behaviours;
 use super::group::Group;
@@ -38,8 +39,13 @@ pub const TOO_MANY_VOTERS: &str = "may get a release while too many voters have 
 pub const UNTRUE: &str = "is not what people are told";
 
 /// How long people may be told something about a service that is no longer so, in milliseconds:
-/// `unreachable_after` here, what a lost report costs twice, and a hanging step.
+/// `unreachable_after` here, what a lost report costs [`LOST_MAX`] times, and a hanging step.
 const TOLD_MS_MAX: u64 = 45_000;
+/// See [`TOLD_MS_MAX`].
+const LOST_MAX: u64 = 2;
+/// What each further lost report costs, in milliseconds: the time that an agent waits for an answer,
+/// and its longest pause before it asks again.
+const LOST_MS: u64 = ANSWER_MS_MAX + PAUSE_MS_MAX;
 /// How long a planned entry may take until it is committed, in milliseconds, when its leader stays.
 const PLANNED_MS_MAX: u64 = 5_000;
 /// The same of one whose agent is silent, too, in milliseconds: the time after which it is not
@@ -58,8 +64,9 @@ pub(crate) struct Prober {
     pub(crate) policies: BTreeMap<(AppId, Revision), Policy>,
     /// The changes that each server was lately ordered to make, and when it last was.
     ordered: BTreeMap<(GroupId, AppId, ServerId), BTreeMap<Fence, u64>>,
-    /// By whom and in which term people were told something untrue of a service, and since when.
-    untrue: BTreeMap<(GroupId, AppId, ServerId), (Term, u64)>,
+    /// In which term people were told something untrue of a service, since when, and how many
+    /// reports of its server had been lost by then.
+    untrue: BTreeMap<(GroupId, AppId, ServerId), (Term, u64, u64)>,
     /// Who leads each group, in which term and since when.
     leads: BTreeMap<GroupId, (ServerId, Term, u64)>,
     /// Servers that do not serve what they have, since when, and since when their agents are silent
@@ -133,14 +140,17 @@ impl Prober {
                     self.untrue.remove(&key);
                     continue;
                 }
-                let since = self.untrue.entry(key).or_insert((term, now_ms));
+                let lost = group.net.lost_reports(id);
+                let since = self.untrue.entry(key).or_insert((term, now_ms, lost));
                 if since.0 != term {
-                    *since = (term, now_ms);
+                    *since = (term, now_ms, lost);
                 }
+                let (_, since_ms, lost_before) = *since;
+                let further = (lost - lost_before).saturating_sub(LOST_MAX);
                 assert!(
-                    now_ms - since.1 < TOLD_MS_MAX,
-                    "{now_ms} ms: {app} on {id} of {name} {UNTRUE} since {}: {service:?}, {here:?}",
-                    since.1
+                    now_ms - since_ms < TOLD_MS_MAX + further * LOST_MS,
+                    "{now_ms} ms: {app} on {id} of {name} {UNTRUE} since {since_ms}: {service:?}, \
+                     {here:?}"
                 );
             }
         }
