@@ -131,7 +131,7 @@ impl Prober {
             for (id, here) in &of.servers {
                 let service = group.servers.get(id).and_then(|server| server.services.get(app));
                 let serves = service.is_some_and(Service::serves);
-                let true_now = here.in_service == serves;
+                let true_now = leader.shows_serving(app, id, here) == serves;
                 if true_now && self.untrue.is_empty() {
                     continue;
                 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use cohort_core::ids::{AppId, MemberId, ServerId};
+use cohort_core::state::ServerApp;
 use cohort_server::membership::{LOOK_EVERY_MS, carries_another};
 use cohort_store::FaultyStore;
 
@@ -71,6 +72,11 @@ impl Server {
         let wakes_ms = self.member.as_ref()?.wakes_ms();
         let free_ms = self.paused_until_ms.max(self.busy_until_ms);
         Some(wakes_ms.saturating_sub(self.ahead_ms).max(free_ms))
+    }
+
+    /// Whether the member here tells people that a server serves with an app.
+    pub(crate) fn shows_serving(&self, app: &AppId, server: &ServerId, here: &ServerApp) -> bool {
+        self.member.as_ref().is_some_and(|member| member.shows_serving(app, server, here))
     }
 
     /// Whether the member here tells people that a server is unknown.

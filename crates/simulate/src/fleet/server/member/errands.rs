@@ -8,11 +8,14 @@ use std::time::Duration;
 use cohort_consensus::Term;
 use cohort_core::Offer;
 use cohort_core::ability::Ability;
+use cohort_core::capacity;
+use cohort_core::doing::Doing;
 use cohort_core::gate::RegistryView;
 use cohort_core::ids::{AppId, ServerId};
 use cohort_core::machine::DiskSpace;
 use cohort_core::policy::Size;
 use cohort_core::refused::WhyRefused;
+use cohort_core::state::ServerApp;
 use cohort_server::member::{Input, View};
 use cohort_server::records::{Record, Written, due};
 use cohort_server::transfers::keep_known;
@@ -100,6 +103,12 @@ impl Carried {
     pub(crate) fn shows_clocks(&self, now_ms: u64) -> BTreeMap<ServerId, i64> {
         let faults = self.machines.faults(now_ms).into_iter();
         faults.map(|(server, it)| (server, it.clock_ahead_ms.unwrap_or(0))).collect()
+    }
+
+    /// Whether people are told that a server serves with an app, of which `here` is known.
+    pub(crate) fn shows_serving(&self, app: &AppId, server: &ServerId, here: &ServerApp) -> bool {
+        let doing = self.contacts.of(server).and_then(|contact| contact.doing.get(app));
+        capacity::serves(here, doing.map(Doing::step))
     }
 
     /// Whether people are told that a server is unknown.
