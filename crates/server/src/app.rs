@@ -260,11 +260,12 @@ impl App {
         }
         self.untold = false;
         self.corrected_ms = Some(sight.now.ms);
-        // A server that owes takes no traffic after a start.
+        // A server that owes takes no traffic after a start, unless it took traffic while it had no
+        // orders.
         let in_service = sight.record.takes_traffic().is_ok()
             && self.fit(sight)
             && !self.is_starting(sight)
-            && !orders.owes;
+            && (self.took_traffic || !orders.owes);
         let release = sight.record.local.current.clone();
         effects.push(report(Outcome::Found { release, in_service }));
     }

@@ -231,6 +231,14 @@ fn a_server_that_owes_after_a_start_does_not_claim_to_serve() {
     world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
     let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
     assert_eq!(world.reports(), [found]);
+
+    // It took traffic because its group was out of reach for too long.
+    let mut alone = World::new("1.0.0");
+    alone.ms = PATIENCE_MS;
+    assert!(alone.look().contains(&Effect::TakeTraffic));
+    alone.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: true };
+    assert_eq!(alone.reports(), [found]);
 }
 
 #[test]
