@@ -284,12 +284,17 @@ impl Prober {
     fn look_at_capacity(&mut self, now_ms: u64, group: &Group) {
         let state = &group.log.state;
         let name = &state.group;
+        // One that has written down that it leaves is about to, also if its agent dies first.
+        let leaves = |server: &Server, app: &AppId| {
+            let has = server.services.get(app).is_some_and(|service| service.release.is_some());
+            server.took_away.contains(app) && server.being_changed(app) && has
+        };
+        let is_away = |server: &Server| {
+            server.is_away() || state.apps.keys().any(|app| leaves(server, app))
+        };
         self.taken.retain(|(of, id)| {
-            of != name
-                || group
-                    .servers
-                    .get(id)
-                    .is_some_and(|server| state.servers.contains_key(id) && server.is_away())
+            let server = group.servers.get(id).filter(|_| state.servers.contains_key(id));
+            of != name || server.is_some_and(is_away)
         });
         for (app, of) in &state.apps {
             let limits = self.limits.entry((name.clone(), app.clone())).or_default();
@@ -300,15 +305,7 @@ impl Prober {
         let granted = |id: &ServerId, app: &App| Some(app.servers.get(id)?.in_flight()?.granted);
         for (id, server) in &group.servers {
             // An app that the server did not have takes nothing away before it is switched in.
-            if !server.is_away() {
-                continue;
-            }
-            let changes = |app: &&AppId| {
-                server.took_away.contains(*app)
-                    && server.being_changed(app)
-                    && server.services.get(*app).is_some_and(Service::is_away)
-            };
-            let Some(app) = state.apps.keys().find(changes) else { continue };
+            let Some(app) = state.apps.keys().find(|app| leaves(server, app)) else { continue };
             let member = state.servers.contains_key(id);
             if !member || !self.taken.insert((name.clone(), id.clone())) {
                 continue;
