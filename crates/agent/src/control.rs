@@ -372,7 +372,7 @@ async fn ask_status(
     address: &str,
 ) -> Result<GroupStatus, cohort_wire::http::CallError> {
     let call = Call::get(format!("{STATUS}/local")).deadline(Duration::from_secs(2));
-    shared.client.call_json(&shared.target(server, address), call).await
+    shared.call_member(server, address, call).await
 }
 
 /// The group as this member knows it; never forwarded.
@@ -427,9 +427,9 @@ async fn transfer_leader(
             return Err(not_leader());
         }
         let address = view.state.servers.get(&from).map(|known| known.address.clone());
-        let target = shared.target(&from, &address.unwrap_or_default());
         let call = Call::post(TRANSFER_LEADER, &ToGroup::new(&shared.group, to));
-        return shared.client.call_json(&target, call).await.map(Json).map_err(|error| {
+        let address = address.unwrap_or_default();
+        return shared.call_member(&from, &address, call).await.map(Json).map_err(|error| {
             let answer = ApiError::unavailable("leader_away", chain(&error));
             error.hints().iter().fold(answer, |answer, hint| answer.hint(hint.clone()))
         });

@@ -10,12 +10,12 @@ use cohort_base::chain::chain;
 use cohort_consensus::Term;
 use cohort_core::ability::Ability;
 use cohort_core::errand::{Errand, FAULT_TEXT_BYTES_MAX, HubFault};
-use cohort_core::ids::MemberId;
+use cohort_core::ids::{MemberId, ServerId};
 use cohort_registry::RegistryError;
 use cohort_server::contacts::{Contacts, PASS_ON_EVERY_MS};
 use cohort_server::member::Input;
 use cohort_wire::agent::{CONTACTS, ContactsAnswer, ContactsRequest, ToGroup};
-use cohort_wire::http::{Call, Target};
+use cohort_wire::http::Call;
 use tokio::sync::watch;
 
 use self::reach::Reach;
@@ -128,10 +128,10 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
         else {
             continue;
         };
-        let target = shared.target(&server, &address);
+        let leader = (&server, address.as_str());
         let mut ability = reach.found().await;
         for batch in shared.contacts.all().batches(monotonic_ms()) {
-            if pass_on(&shared, &target, &batch, ability.take(), &mut unheard).await {
+            if pass_on(&shared, leader, &batch, ability.take(), &mut unheard).await {
                 reach.look(&shared);
             }
         }
@@ -141,7 +141,7 @@ async fn pass_on_contacts(shared: Arc<Shared>, handle: MemberHandle) {
 /// Returns whether the leader asks what this server reaches.
 async fn pass_on(
     shared: &Shared,
-    leader: &Target,
+    (server, address): (&ServerId, &str),
     batch: &Contacts,
     ability: Option<Ability>,
     unheard: &mut Complaint,
@@ -152,7 +152,7 @@ async fn pass_on(
     let message = ToGroup::new(&shared.group, request);
     let message = ToGroup { kill: shared.kill.signed(), ..message };
     let call = Call::post(CONTACTS, &message).deadline(CONTACTS_DEADLINE);
-    match shared.client.call_json::<ContactsAnswer>(leader, call).await {
+    match shared.call_member::<ContactsAnswer>(server, address, call).await {
         Ok(answer) => {
             shared.latch(answer.kill).await;
             shared.contacts.clocks_are(answer.clocks_ahead_ms);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cohort_base::retry::Schedule;
 use cohort_base::{FileError, OnPath as _, chain, durable};
-use cohort_consensus::{Config, Envelope, Node, NodeError, RaftId};
+use cohort_consensus::{Config, Envelope, Node, RaftId};
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::placement::Carriers;
 use cohort_core::state::Process;
@@ -145,9 +145,9 @@ impl Starter {
                 continue;
             }
             let call = Call::post(CLAIM_MEMBER, &message).deadline(CLAIM_DEADLINE);
-            let target = self.shared.target(&known.server, &known.address);
-            match self.shared.client.call_json::<ClaimMemberAnswer>(&target, call).await {
-                Ok(answer) => return answer.granted,
+            let answer = self.shared.call_member(&known.server, &known.address, call).await;
+            match answer {
+                Ok(ClaimMemberAnswer { granted }) => return granted,
                 Err(error) => unclaimed.after(
                     patience,
                     "no leader says whether this server may carry the log",

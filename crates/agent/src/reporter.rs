@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::ids::{AppId, Digest, Incarnation};
-use cohort_core::orders::Fence;
+use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::Outcome;
 use cohort_host::boot_time_ms;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
@@ -139,8 +139,8 @@ async fn send(
     let request = ReportRequest { life: shared.life, incarnation, reports: sending.reports };
     let call = Call::post(REPORT, &ToGroup::new(&shared.group, request));
     let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
-    let target = shared.target(&sending.to.server, &sending.to.address);
-    let answers = shared.client.call_json::<Vec<CommandAnswer>>(&target, call).await?;
+    let MemberAddress { server, address, .. } = &sending.to;
+    let answers: Vec<CommandAnswer> = shared.call_member(server, address, call).await?;
     if !(1..=sent).contains(&answers.len()) {
         let (answered, member) = (answers.len(), &sending.to.server);
         tracing::warn!(sent, answered, %member, "not as many answers as reports");

@@ -130,17 +130,17 @@ impl Runner {
                             self.shared.latch(answer.kill).await;
                             Input::Changed
                         }
-                        Err(error) => self.missed(&whom, &error),
+                        Err(error) => self.missed(&error),
                     },
                     () = self.tell_steps(&whom) => Input::Changed,
                 }
             }
             Effect::Ask(whom, Question::Kill) => {
-                let target = self.shared.target(&whom.server, &whom.address);
                 let call = Call::get(KILL).deadline(Duration::from_secs(1));
-                if let Ok(answer) = self.shared.client.call_json::<KillAnswer>(&target, call).await
-                {
-                    self.shared.latch(answer.registers).await;
+                let Whom { server, address, .. } = &whom;
+                if let Ok(answer) = self.shared.call_member(server, address, call).await {
+                    let KillAnswer { registers, .. } = answer;
+                    self.shared.latch(registers).await;
                 }
                 Input::Changed
             }
@@ -192,16 +192,15 @@ impl Runner {
                     hash: answer.hash,
                 }
             }
-            Err(error) => self.missed(whom, &error),
+            Err(error) => self.missed(&error),
         }
     }
 
-    fn missed(&self, whom: &Whom, error: &CallError) -> Input {
+    fn missed(&self, error: &CallError) -> Input {
         // Members restart, and elect leaders: two rounds without an answer are news.
         let patience = 2 * self.shared.members().len();
         let what = "no orders from the group";
         self.shared.complaints.no_orders.lock().after(patience, what, error);
-        self.shared.book.lock().missed(&whom.server, &whom.address);
         Input::NoAnswer
     }
 
@@ -221,8 +220,7 @@ impl Runner {
         let message = ToGroup::new(&self.shared.group, request);
         let message = ToGroup { kill: self.shared.kill.signed(), ..message };
         let call = Call::post(path, &message).deadline(deadline).idempotent();
-        let target = self.shared.target(&whom.server, &whom.address);
-        self.shared.client.call_json(&target, call).await
+        self.shared.call_member(&whom.server, &whom.address, call).await
     }
 
     /// Tells a member of each step that starts while a question to it is held: a server that dies
@@ -241,8 +239,7 @@ impl Runner {
         let request = JoinGroupRequest { life, address: advertised(config), rack };
         let message = ToGroup::new(&self.shared.group, request);
         let call = Call::post(JOIN_GROUP, &message).deadline(Duration::from_secs(6));
-        let target = self.shared.target(&whom.server, &whom.address);
-        self.shared.client.call_json(&target, call).await
+        self.shared.call_member(&whom.server, &whom.address, call).await
     }
 
     async fn start_app(&self, app: &AppId, reporter: &Reporter) -> Result<(), AgentError> {

@@ -30,6 +30,7 @@ use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
 use crate::complaint::Complaints;
@@ -421,7 +422,22 @@ impl Shared {
     ) -> Result<CommandAnswer, Option<CallError>> {
         let (server, address) = self.whereabouts(to).ok_or(None)?;
         let call = Call::post(FORWARD, &ToGroup::new(&self.group, command)).deadline(within);
-        self.client.call_json(&self.target(&server, &address), call).await.map_err(Some)
+        self.call_member(&server, &address, call).await.map_err(Some)
+    }
+
+    /// Calls a member of the group. Where it does not answer, another address is next, if one is
+    /// known.
+    pub(crate) async fn call_member<T: DeserializeOwned>(
+        &self,
+        server: &ServerId,
+        address: &str,
+        call: Call,
+    ) -> Result<T, CallError> {
+        let result = self.client.call_json(&self.target(server, address), call).await;
+        if result.as_ref().is_err_and(|error| !error.is_answer()) {
+            self.book.lock().missed(server, address);
+        }
+        result
     }
 
     /// Proposes at this member only. After `within_ms`, the outcome is unknown.

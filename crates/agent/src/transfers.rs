@@ -24,11 +24,10 @@ impl TrackerCalls for Transfers {
         let shared = Arc::clone(&self.0);
         Box::pin(async move {
             let leader = shared.leader().ok_or("no leader is known")?;
-            let target = shared.target(&leader.server, &leader.address);
             let call = Call::post(TRANSFER, &ToGroup::new(&shared.group, request))
                 .deadline(DEADLINE)
                 .idempotent();
-            let answer = shared.client.call_json(&target, call).await;
+            let answer = shared.call_member(&leader.server, &leader.address, call).await;
             answer.map_err(CallError::from)
         })
     }

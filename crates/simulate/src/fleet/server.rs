@@ -425,7 +425,7 @@ impl Server {
         self.agent.outgoing.push(Packet::new(self.place.clone(), to, id, what));
     }
 
-    /// A message of its member found nobody there.
+    /// What it sent found nobody there.
     pub(crate) fn missed(&mut self, place: &Place) {
         self.agent.book.borrow_mut().missed(&place.server, &place.address());
     }

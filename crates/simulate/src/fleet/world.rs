@@ -511,13 +511,11 @@ fn nobody_there(
     net: &mut Net,
 ) {
     for Packet { from, to, id, what, .. } in packets {
-        match what.refusal() {
-            Some(what) => net.put(now_ms, Packet::new(to, from, id, what)),
-            None => {
-                if let Some(at) = position(machines, &from) {
-                    machines[at].missed(&to);
-                }
-            }
+        if let Some(at) = position(machines, &from) {
+            machines[at].missed(&to);
+        }
+        if let Some(what) = what.refusal() {
+            net.put(now_ms, Packet::new(to, from, id, what));
         }
     }
 }

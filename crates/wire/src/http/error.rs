@@ -176,6 +176,12 @@ impl CallError {
         }
     }
 
+    /// Whether the peer answered, whatever it said: it is at this address.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, CallError::Answered { .. } | CallError::TooLarge { .. })
+    }
+
     /// How to fix it; for an error response, the server's own hints.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
