@@ -35,7 +35,9 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
     let mut pauses = TELL.pauses();
     let mut refused = Complaint::default();
     loop {
-        let pause = match tell_once(&shared).await {
+        // Not while the group does not take this agent for its server's.
+        let told = if shared.is_refused() { Ok(()) } else { tell_once(&shared).await };
+        let pause = match told {
             Ok(()) => {
                 refused.ended("the hub takes this server's record again");
                 pauses.reset();
@@ -53,11 +55,7 @@ pub(crate) async fn tell(shared: Arc<Shared>) {
     }
 }
 
-/// Nothing is told while the group does not take this agent for its server's.
 async fn tell_once(shared: &Shared) -> Result<(), RegistryError> {
-    if shared.is_refused() {
-        return Ok(());
-    }
     let (registry, own) = (&*shared.registry, &shared.record);
     match typed::tell_server(registry, own).await? {
         Told::Known => {}

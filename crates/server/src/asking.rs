@@ -6,6 +6,8 @@
 use cohort_core::ids::{AppId, Incarnation, ServerId};
 use cohort_core::orders::{AppOrders, MemberAddress, Orders};
 
+use crate::copies::RETURNS_MS;
+
 /// How long orders are valid, in milliseconds from the request, by the server's own clock. 5 s:
 /// longer than the pauses of a busy machine, shorter than a partitioned server needs to do harm.
 pub const ORDERS_VALID_MS: u64 = 5_000;
@@ -81,8 +83,9 @@ pub enum Effect {
     Displaced { host: String },
     /// Look up the group's members in the registry.
     AskRegistry {
-        /// Tell it first where this server is: no member answered where it says that they are. One
-        /// that the group may refuse must not divert what is meant for another machine.
+        /// Tell it first where this server is: no member answered where it says that they are. A
+        /// machine that the leader has refused must not divert what is meant for another one; but
+        /// a group that has lost its leader since then may need it to find itself again.
         tell: bool,
     },
     /// Send this request to this member.
@@ -159,6 +162,8 @@ pub struct Asking {
     rounds: u32,
     /// The group has this server's current address and agent.
     introduced: bool,
+    /// When the leader said last that another machine runs as this server.
+    refused_ms: Option<u64>,
     /// How often another agent spoke for the server after that.
     displaced: u32,
     asked_ms: u64,
@@ -177,6 +182,7 @@ impl Asking {
             pause_ms: PAUSE_MS_MIN,
             rounds: 0,
             introduced: false,
+            refused_ms: None,
             displaced: 0,
             asked_ms: 0,
             open: Open::Nothing,
@@ -186,6 +192,11 @@ impl Asking {
     /// Processes the outcome of the last effect and returns what to do next: exactly one of
     /// [`Effect::AskRegistry`], [`Effect::Ask`] and [`Effect::Rest`], and it comes last.
     pub fn step(&mut self, now_ms: u64, members: Members<'_>, input: Input) -> Vec<Effect> {
+        match input {
+            Input::RunsElsewhere { .. } => self.refused_ms = Some(now_ms),
+            Input::Joined(true) => self.refused_ms = None,
+            _ => {}
+        }
         match (std::mem::replace(&mut self.open, Open::Nothing), input) {
             (Open::Registry { then_rest: true }, _) => vec![self.rest(now_ms)],
             (Open::Registry { then_rest: false }, _) => match self.candidates(members).is_empty() {
@@ -286,7 +297,8 @@ impl Asking {
             // Perhaps the members have moved.
             self.open = Open::Registry { then_rest: true };
             self.rounds = self.rounds.saturating_add(1);
-            return vec![Effect::AskRegistry { tell: self.rounds > 1 }];
+            let refused = self.refused_ms.is_some_and(|at_ms| now_ms < at_ms + RETURNS_MS);
+            return vec![Effect::AskRegistry { tell: self.rounds > 1 && !refused }];
         }
         self.ask(now_ms, members)
     }

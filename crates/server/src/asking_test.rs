@@ -2,6 +2,7 @@ use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::orders::{MemberAddress, Orders};
 
 use super::{Asking, Effect, Input, Members, ORDERS_VALID_MS, Question, Received, Whom};
+use crate::copies::RETURNS_MS;
 
 fn member(server: &str) -> MemberAddress {
     let address = format!("{server}:7417");
@@ -271,4 +272,23 @@ fn a_server_asks_its_own_member_where_it_is_now() {
         asking.step(10, Members { known: &known, own: Some("s1.new:7417") }, Input::Woken);
     let whom = Whom { server: "s1".parse().unwrap(), address: "s1.new:7417".to_owned() };
     assert_eq!(effects, [Effect::Ask(whom, Question::Orders)], "the group has the address before");
+}
+
+/// A copy must not divert what is meant for the first machine; but a group may have lost its leader
+/// since, and need this server to find itself again.
+#[test]
+fn a_refused_machine_tells_the_hub_where_it_is_only_after_a_long_silence() {
+    let tells = |refused: bool, after_ms: u64| {
+        let mut world = World::new(1);
+        world.first();
+        world.step(no_orders(Some("10.0.0.8")));
+        let host = "10.0.0.8".to_owned();
+        world.step(if refused { Input::RunsElsewhere { host } } else { Input::NoAnswer });
+        world.now_ms += after_ms;
+        let steps = (0..30).flat_map(|_| world.step(Input::NoAnswer)).collect::<Vec<_>>();
+        steps.contains(&Effect::AskRegistry { tell: true })
+    };
+    assert!(tells(false, 0), "it was not judged");
+    assert!(!tells(true, 0));
+    assert!(tells(true, RETURNS_MS));
 }

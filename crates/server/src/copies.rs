@@ -18,7 +18,7 @@ const RUNS_MS: u64 = COUNTED_ON_MS;
 /// Where two machines are known to run as one server, the first one may be silent for this long
 /// before the other one takes its place, in milliseconds. 10 min: a reboot, with a check of its
 /// file system.
-const RETURNS_MS: u64 = 600_000;
+pub(crate) const RETURNS_MS: u64 = 600_000;
 /// A copy is reported for this long after its last attempt, in milliseconds.
 const REPORTED_MS: u64 = 60_000;
 /// The last attempt is worth a new view after this long, in milliseconds.

@@ -200,18 +200,17 @@ impl Server {
         }
     }
 
-    /// A machine that the group refuses tells nobody where it is.
     fn tell_hub(&self, hub: &Hub<'_>) {
-        if !self.agent.refused {
-            hub.places.borrow_mut().insert(self.id.clone(), self.place.clone());
-        }
+        hub.places.borrow_mut().insert(self.id.clone(), self.place.clone());
     }
 
     /// Looks from time to time whether the hub has its address.
     pub(super) fn check_hub(&mut self, around: &Around<'_>) {
         let due = self.agent.tell_hub_ms.is_some_and(|at_ms| at_ms <= around.now_ms);
         if let Some(hub) = around.hub.as_ref().filter(|_| due && self.linked) {
-            self.tell_hub(hub);
+            if !self.agent.refused {
+                self.tell_hub(hub);
+            }
             self.agent.tell_hub_ms = Some(around.now_ms + TELL_HUB_EVERY_MS);
         }
     }
