@@ -34,8 +34,8 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Outcome {
-    /// What the `current` link pointed to when the server's agent started, if anything, and whether
-    /// the service passed its checks.
+    /// What the `current` link points to, if anything, and whether the service takes traffic: the
+    /// first report of an agent, and a correction of what the group believes.
     Found { release: Option<Release>, in_service: bool },
     /// The server has the whole artifact, verified.
     Holds { artifact: Digest },
