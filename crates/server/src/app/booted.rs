@@ -5,7 +5,7 @@ use cohort_core::report::STARTING_MS_MAX;
 use super::{App, Sight};
 
 /// What the host's boot found and did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Booted {
     /// Whether the service came up, and may take traffic.
     pub in_service: bool,

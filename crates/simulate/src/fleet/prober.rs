@@ -43,8 +43,8 @@ pub const UNTRUE: &str = "is not what people are told";
 const TOLD_MS_MAX: u64 = 45_000;
 /// See [`TOLD_MS_MAX`].
 const LOST_MAX: u64 = 2;
-/// What each further lost report costs, in milliseconds: the time that an agent waits for an answer,
-/// and its longest pause before it asks again.
+/// What each further lost report costs, in milliseconds: the time that an agent waits for an
+/// answer, and its longest pause before it asks again.
 const LOST_MS: u64 = ANSWER_MS_MAX + PAUSE_MS_MAX;
 /// How long a planned entry may take until it is committed, in milliseconds, when its leader stays.
 const PLANNED_MS_MAX: u64 = 5_000;
