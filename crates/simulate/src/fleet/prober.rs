@@ -289,9 +289,8 @@ impl Prober {
             let has = server.services.get(app).is_some_and(|service| service.release.is_some());
             server.took_away.contains(app) && server.being_changed(app) && has
         };
-        let is_away = |server: &Server| {
-            server.is_away() || state.apps.keys().any(|app| leaves(server, app))
-        };
+        let is_away =
+            |server: &Server| server.is_away() || state.apps.keys().any(|app| leaves(server, app));
         self.taken.retain(|(of, id)| {
             let server = group.servers.get(id).filter(|_| state.servers.contains_key(id));
             of != name || server.is_some_and(is_away)
