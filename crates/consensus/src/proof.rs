@@ -54,11 +54,9 @@ struct Life {
     heard: Option<u64>,
 }
 
-/// A life of a peer that introduces itself.
+/// The ticks of the first and of the last of a life's introductions that go on right now.
 #[derive(Debug, Clone, Copy)]
-struct Newcomer {
-    life: u64,
-    /// The ticks of its first and of its last introduction.
+struct Introduced {
     since: u64,
     last: u64,
 }
@@ -91,8 +89,8 @@ pub(crate) struct Proof {
     /// followed have never met, and an election does not repeat its requests.
     held: BTreeMap<RaftId, Message>,
     lives: BTreeMap<RaftId, Life>,
-    /// The life of each peer that introduced itself last.
-    newcomers: BTreeMap<RaftId, Newcomer>,
+    /// The lives of peers that introduce themselves right now: two of one peer, where a copy runs.
+    newcomers: BTreeMap<(RaftId, u64), Introduced>,
     /// The life of each peer that takes itself for known here and is not, and the tick at which it
     /// was heard.
     strangers: BTreeMap<RaftId, (u64, u64)>,
@@ -220,16 +218,14 @@ impl Proof {
 
     /// The tick of the first of the introductions of this life that go on right now.
     fn introduces_itself_since(&mut self, clock: u64, of: RaftId, life: u64) -> u64 {
-        let first = Newcomer { life, since: clock, last: clock };
-        if self.newcomers.len() >= MARKS_MAX && !self.newcomers.contains_key(&of) {
+        self.newcomers.retain(|_, introduced| introduced.last + ATTEMPT_TICKS >= clock);
+        if self.newcomers.len() >= MARKS_MAX && !self.newcomers.contains_key(&(of, life)) {
             return clock;
         }
-        let newcomer = self.newcomers.entry(of).or_insert(first);
-        if newcomer.life != life || newcomer.last + ATTEMPT_TICKS < clock {
-            *newcomer = first;
-        }
-        newcomer.last = clock;
-        newcomer.since
+        let first = Introduced { since: clock, last: clock };
+        let introduced = self.newcomers.entry((of, life)).or_insert(first);
+        introduced.last = clock;
+        introduced.since
     }
 
     /// Forgets what has left the group.
@@ -239,7 +235,6 @@ impl Proof {
         self.fine.retain(|id, _| members.contains(id));
         self.asked.retain(|id, _| members.contains(id));
         self.held.retain(|id, _| members.contains(id));
-        self.newcomers.retain(|id, _| members.contains(id));
         self.strangers.retain(|id, _| members.contains(id));
     }
 
