@@ -34,8 +34,6 @@ const REFRESH_TICKS: u64 = 10;
 /// Ticks of silence after which the earlier life of a member has ended: longer than the pause
 /// between two messages of any living member, a candidate's included.
 const LIFE_TICKS: u64 = 30;
-/// Ticks between two introductions of one life that count as one attempt.
-const ATTEMPT_TICKS: u64 = 20;
 /// Ticks that an earlier life may still be heard before this one is a copy: 10 s.
 const COPY_TICKS: u64 = 200;
 /// Ticks between the first word that the disk went back and its effect: 1 s. A copy looks the same
@@ -52,13 +50,6 @@ struct Life {
     life: u64,
     /// The tick of its last message; `None` once its connection has ended.
     heard: Option<u64>,
-}
-
-/// The ticks of the first and of the last of a life's introductions that go on right now.
-#[derive(Debug, Clone, Copy)]
-struct Introduced {
-    since: u64,
-    last: u64,
 }
 
 #[derive(Debug)]
@@ -89,8 +80,6 @@ pub(crate) struct Proof {
     /// followed have never met, and an election does not repeat its requests.
     held: BTreeMap<RaftId, Message>,
     lives: BTreeMap<RaftId, Life>,
-    /// The lives of peers that introduce themselves right now: two of one peer, where a copy runs.
-    newcomers: BTreeMap<(RaftId, u64), Introduced>,
     /// The life of each peer that takes itself for known here and is not, and the tick at which it
     /// was heard.
     strangers: BTreeMap<RaftId, (u64, u64)>,
@@ -123,7 +112,6 @@ impl Proof {
             asked: BTreeMap::new(),
             held: BTreeMap::new(),
             lives: BTreeMap::new(),
-            newcomers: BTreeMap::new(),
             strangers: BTreeMap::new(),
             marks,
             forwarded: (0, BTreeMap::new()),
@@ -184,48 +172,20 @@ impl Proof {
     /// Judges a starting peer, whose log had `found` batches when it started.
     fn judge(&mut self, clock: u64, envelope: &Envelope, found: u64) -> Verdict {
         let (of, mark) = (envelope.from, mark_of(envelope));
-        let marked = self.marks.get(&of).copied();
-        let since = self.introduces_itself_since(clock, of, mark.life);
         // First: the disk of a copy is old as soon as the original writes. A member that has just
         // started hears the original before it knows it.
         let known = self.lives.get(&of).and_then(|life| Some((life.life, life.heard?)));
         let mut others = known.iter().chain(self.strangers.get(&of));
-        // A life that has only introduced itself gives way to the one that acted last.
-        let acted_last = |life: u64| marked.is_some_and(|marked| marked.life == life);
-        let heard = |(life, heard): &(u64, u64)| {
-            let yields = acted_last(mark.life) && !acted_last(*life);
-            *life != mark.life && heard + LIFE_TICKS > clock && !yields
-        };
-        if others.any(heard) {
+        if others.any(|(life, heard)| *life != mark.life && heard + LIFE_TICKS > clock) {
             return Verdict::Elsewhere;
         }
-        let Some(marked) = marked.filter(|marked| marked.life != mark.life) else {
-            return Verdict::Fine;
-        };
-        if marked.written > found || marked.boot_epoch > mark.boot_epoch {
-            return Verdict::Older { written: marked.written };
+        if let Some(known) = self.marks.get(&of)
+            && known.life != mark.life
+            && (known.written > found || known.boot_epoch > mark.boot_epoch)
+        {
+            return Verdict::Older { written: known.written };
         }
-        if self.lives.get(&of).is_some_and(|life| life.life == mark.life) {
-            return Verdict::Fine;
-        }
-        // The earlier life may have been out of reach until now: two that come back with the
-        // network introduce themselves in any order.
-        match since + LIFE_TICKS <= clock {
-            true => Verdict::Fine,
-            false => Verdict::Unknown,
-        }
-    }
-
-    /// The tick of the first of the introductions of this life that go on right now.
-    fn introduces_itself_since(&mut self, clock: u64, of: RaftId, life: u64) -> u64 {
-        self.newcomers.retain(|_, introduced| introduced.last + ATTEMPT_TICKS >= clock);
-        if self.newcomers.len() >= MARKS_MAX && !self.newcomers.contains_key(&(of, life)) {
-            return clock;
-        }
-        let first = Introduced { since: clock, last: clock };
-        let introduced = self.newcomers.entry((of, life)).or_insert(first);
-        introduced.last = clock;
-        introduced.since
+        Verdict::Fine
     }
 
     /// Forgets what has left the group.
