@@ -284,7 +284,7 @@ impl Prober {
     fn look_at_capacity(&mut self, now_ms: u64, group: &Group) {
         let state = &group.log.state;
         let name = &state.group;
-        // One that has written down that it leaves is about to, also if its agent dies first.
+        // One that has recorded that it leaves is about to, even if its agent dies first.
         let leaves = |server: &Server, app: &AppId| {
             let has = server.services.get(app).is_some_and(|service| service.release.is_some());
             server.took_away.contains(app) && server.being_changed(app) && has
