@@ -162,8 +162,8 @@ pub(crate) struct Net {
     /// network without delays has settled one request before the next.
     in_flight: BTreeMap<(u64, bool, u64), Packet>,
     sent: u64,
-    /// How often a request of a server with reports, or its answer, was lost.
-    lost_reports: BTreeMap<ServerId, u64>,
+    /// How often a request of a server for orders or with reports, or its answer, was lost.
+    lost_requests: BTreeMap<ServerId, u64>,
 }
 
 impl Net {
@@ -192,17 +192,17 @@ impl Net {
     }
 
     fn lose(&mut self, packet: &Packet) {
-        let reporter = match &packet.what {
-            What::Report(_) => &packet.from.server,
-            What::Taken(_) => &packet.to.server,
+        let asker = match &packet.what {
+            What::Ask { .. } | What::Report(_) => &packet.from.server,
+            What::Answer(_) | What::Taken(_) => &packet.to.server,
             _ => return,
         };
-        *self.lost_reports.entry(reporter.clone()).or_default() += 1;
+        *self.lost_requests.entry(asker.clone()).or_default() += 1;
     }
 
-    /// How often the server's reports, or the answers to them, were lost in this weather.
-    pub(crate) fn lost_reports(&self, server: &ServerId) -> u64 {
-        self.lost_reports.get(server).copied().unwrap_or(0)
+    /// How often the server's requests, or the answers to them, were lost in this weather.
+    pub(crate) fn lost_requests(&self, server: &ServerId) -> u64 {
+        self.lost_requests.get(server).copied().unwrap_or(0)
     }
 
     fn is_cut(&self, from: &ServerId, to: &ServerId) -> bool {

@@ -39,11 +39,11 @@ pub const TOO_MANY_VOTERS: &str = "may get a release while too many voters have 
 pub const UNTRUE: &str = "is not what people are told";
 
 /// How long people may be told something about a service that is no longer so, in milliseconds:
-/// `unreachable_after` here, what a lost report costs [`LOST_MAX`] times, and a hanging step.
+/// `unreachable_after` here, what a lost request costs [`LOST_MAX`] times, and a hanging step.
 const TOLD_MS_MAX: u64 = 45_000;
 /// See [`TOLD_MS_MAX`].
 const LOST_MAX: u64 = 2;
-/// What each further lost report costs, in milliseconds: the time that an agent waits for an
+/// What each further lost request costs, in milliseconds: the time that an agent waits for an
 /// answer, and its longest pause before it asks again.
 const LOST_MS: u64 = ANSWER_MS_MAX + PAUSE_MS_MAX;
 /// How long a planned entry may take until it is committed, in milliseconds, when its leader stays.
@@ -65,7 +65,7 @@ pub(crate) struct Prober {
     /// The changes that each server was lately ordered to make, and when it last was.
     ordered: BTreeMap<(GroupId, AppId, ServerId), BTreeMap<Fence, u64>>,
     /// In which term people were told something untrue of a service, since when, and how many
-    /// reports of its server had been lost by then.
+    /// requests of its server had been lost by then.
     untrue: BTreeMap<(GroupId, AppId, ServerId), (Term, u64, u64)>,
     /// Who leads each group, in which term and since when.
     leads: BTreeMap<GroupId, (ServerId, Term, u64)>,
@@ -140,7 +140,7 @@ impl Prober {
                     self.untrue.remove(&key);
                     continue;
                 }
-                let lost = group.net.lost_reports(id);
+                let lost = group.net.lost_requests(id);
                 let since = self.untrue.entry(key).or_insert((term, now_ms, lost));
                 if since.0 != term {
                     *since = (term, now_ms, lost);

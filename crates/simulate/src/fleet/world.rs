@@ -136,7 +136,6 @@ impl Fleet {
     pub(crate) fn leave(&mut self, group: &GroupId, server: &ServerId) -> u64 {
         let number = self.say(group, "ana", Body::RemoveServer { server: server.clone() });
         let group = self.groups.get_mut(group).expect("a known group");
-        group.log.admitted.remove(server);
         group.leaving.insert(server.clone());
         number
     }
@@ -146,7 +145,11 @@ impl Fleet {
     pub(crate) fn say(&mut self, group: &GroupId, actor: &str, body: Body) -> u64 {
         self.requests += 1;
         let number = self.requests;
-        let known = &self.groups[group];
+        let known = self.groups.get_mut(group).expect("a known group");
+        // The hub lets nobody join again whom an operator removed.
+        if let Body::RemoveServer { server } = &body {
+            known.log.admitted.remove(server);
+        }
         let runs = |server: &&Server| server.member.is_some() && server.paused_until_ms == 0;
         let any = || known.servers.values().find(runs).map(|server| server.id.clone());
         match known.leader().or_else(any) {
