@@ -194,13 +194,14 @@ impl<S: LogStore> Node<S> {
         self.expire_snapshots();
         self.drive_membership();
         self.forward_marks();
+        self.introduce_again();
     }
 
     /// The number of ticks from now on that only count, unless there is input before: the owner may
     /// skip them, and make up for them with [`sleep`](Self::sleep). Valid after a drain.
     #[must_use]
     pub fn idle_ticks(&self) -> u64 {
-        if !self.proof.proven() {
+        if !self.proof.proven() || self.is_listened_to() {
             return 0;
         }
         let raft = &self.raw.raft;

@@ -34,6 +34,8 @@ const REFRESH_TICKS: u64 = 10;
 /// Ticks of silence after which the earlier life of a member has ended: longer than the pause
 /// between two messages of any living member, a candidate's included.
 const LIFE_TICKS: u64 = 30;
+/// Ticks between two introductions of one life that count as one attempt.
+const ATTEMPT_TICKS: u64 = 20;
 /// Ticks that an earlier life may still be heard before this one is a copy: 10 s.
 const COPY_TICKS: u64 = 200;
 /// Ticks between the first word that the disk went back and its effect: 1 s. A copy looks the same
@@ -50,6 +52,13 @@ struct Life {
     life: u64,
     /// The tick of its last message; `None` once its connection has ended.
     heard: Option<u64>,
+}
+
+/// The ticks of the first and of the last of a life's introductions that go on right now.
+#[derive(Debug, Clone, Copy)]
+struct Introduced {
+    since: u64,
+    last: u64,
 }
 
 #[derive(Debug)]
@@ -80,6 +89,11 @@ pub(crate) struct Proof {
     /// followed have never met, and an election does not repeat its requests.
     held: BTreeMap<RaftId, Message>,
     lives: BTreeMap<RaftId, Life>,
+    /// The peers that said that they do not know this life, and until which tick it goes on
+    /// introducing itself to each: one answer may be lost, and who is gone gives none.
+    listening: BTreeMap<RaftId, u64>,
+    /// The lives of peers that introduce themselves right now: two of one peer, where a copy runs.
+    newcomers: BTreeMap<(RaftId, u64), Introduced>,
     /// The life of each peer that takes itself for known here and is not, and the tick at which it
     /// was heard.
     strangers: BTreeMap<RaftId, (u64, u64)>,
@@ -112,6 +126,8 @@ impl Proof {
             asked: BTreeMap::new(),
             held: BTreeMap::new(),
             lives: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
             strangers: BTreeMap::new(),
             marks,
             forwarded: (0, BTreeMap::new()),
@@ -133,6 +149,7 @@ impl Proof {
     /// The connection to a peer ended: its life has probably ended too.
     pub(crate) fn disconnected(&mut self, peer: RaftId) {
         self.held.remove(&peer);
+        self.listening.remove(&peer);
         self.strangers.remove(&peer);
         if let Some(life) = self.lives.get_mut(&peer) {
             life.heard = None;
@@ -172,20 +189,48 @@ impl Proof {
     /// Judges a starting peer, whose log had `found` batches when it started.
     fn judge(&mut self, clock: u64, envelope: &Envelope, found: u64) -> Verdict {
         let (of, mark) = (envelope.from, mark_of(envelope));
+        let marked = self.marks.get(&of).copied();
+        let since = self.introduces_itself_since(clock, of, mark.life);
         // First: the disk of a copy is old as soon as the original writes. A member that has just
         // started hears the original before it knows it.
         let known = self.lives.get(&of).and_then(|life| Some((life.life, life.heard?)));
         let mut others = known.iter().chain(self.strangers.get(&of));
-        if others.any(|(life, heard)| *life != mark.life && heard + LIFE_TICKS > clock) {
+        // A life that has only introduced itself gives way to the one that acted last.
+        let acted_last = |life: u64| marked.is_some_and(|marked| marked.life == life);
+        let heard = |(life, heard): &(u64, u64)| {
+            let yields = acted_last(mark.life) && !acted_last(*life);
+            *life != mark.life && heard + LIFE_TICKS > clock && !yields
+        };
+        if others.any(heard) {
             return Verdict::Elsewhere;
         }
-        if let Some(known) = self.marks.get(&of)
-            && known.life != mark.life
-            && (known.written > found || known.boot_epoch > mark.boot_epoch)
-        {
-            return Verdict::Older { written: known.written };
+        let Some(marked) = marked.filter(|marked| marked.life != mark.life) else {
+            return Verdict::Fine;
+        };
+        if marked.written > found || marked.boot_epoch > mark.boot_epoch {
+            return Verdict::Older { written: marked.written };
         }
-        Verdict::Fine
+        if self.lives.get(&of).is_some_and(|life| life.life == mark.life) {
+            return Verdict::Fine;
+        }
+        // The earlier life may have been out of reach until now: two that come back with the
+        // network introduce themselves in any order.
+        match since + LIFE_TICKS <= clock {
+            true => Verdict::Fine,
+            false => Verdict::Unknown,
+        }
+    }
+
+    /// The tick of the first of the introductions of this life that go on right now.
+    fn introduces_itself_since(&mut self, clock: u64, of: RaftId, life: u64) -> u64 {
+        self.newcomers.retain(|_, introduced| introduced.last + ATTEMPT_TICKS >= clock);
+        if self.newcomers.len() >= MARKS_MAX && !self.newcomers.contains_key(&(of, life)) {
+            return clock;
+        }
+        let first = Introduced { since: clock, last: clock };
+        let introduced = self.newcomers.entry((of, life)).or_insert(first);
+        introduced.last = clock;
+        introduced.since
     }
 
     /// Forgets what has left the group.
@@ -195,6 +240,7 @@ impl Proof {
         self.fine.retain(|id, _| members.contains(id));
         self.asked.retain(|id, _| members.contains(id));
         self.held.retain(|id, _| members.contains(id));
+        self.listening.retain(|id, _| members.contains(id));
         self.strangers.retain(|id, _| members.contains(id));
     }
 
@@ -301,6 +347,7 @@ impl<S: LogStore> Node<S> {
         match verdict {
             Verdict::Fine => {
                 proof.fine.insert(by, leader);
+                proof.listening.remove(&by);
                 proof.elsewhere.remove(&by);
                 if let Some(request) = proof.held.remove(&by) {
                     self.post(by, request);
@@ -312,6 +359,9 @@ impl<S: LogStore> Node<S> {
             }
             Verdict::Unknown => {
                 proof.fine.remove(&by);
+                if proof.listening.len() < MARKS_MAX {
+                    proof.listening.insert(by, clock + ATTEMPT_TICKS);
+                }
             }
             // One that acts already was vouched for by enough; only its leader can still object.
             Verdict::Older { .. } if proof.proven => {}
@@ -388,6 +438,20 @@ impl<S: LogStore> Node<S> {
         if matches!(message, Message::PreVote(_) | Message::Vote(_)) {
             self.proof.held.insert(to, message);
         }
+    }
+
+    /// Goes on introducing this life to peers that listen for a while before they vouch.
+    pub(crate) fn introduce_again(&mut self) {
+        let clock = self.clock;
+        self.proof.listening.retain(|_, until| *until > clock);
+        for peer in self.proof.listening.keys().copied().collect::<Vec<_>>() {
+            self.introduce(peer);
+        }
+    }
+
+    /// Whether a peer listens for introductions of this life.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        !self.proof.listening.is_empty()
     }
 
     /// Sends a message that needs no introduction.

@@ -44,7 +44,7 @@ pub(crate) fn alter(envelope: &mut Envelope, lies: Lies, rng: &mut impl Rng) {
 fn message(message: &mut Message, lies: Lies, rng: &mut impl Rng) {
     match message {
         Message::PreVote(request) => match rng.random_range(0..6) {
-            0 => request.term.0 += rng.random_range(0..1_000),
+            0 => request.term.0 = request.term.0.saturating_add(rng.random_range(0..1_000)),
             1 => number(&mut request.last.0, rng),
             2 => number(&mut request.last_term.0, rng),
             3 => number(&mut request.commit.0, rng),
@@ -52,7 +52,7 @@ fn message(message: &mut Message, lies: Lies, rng: &mut impl Rng) {
             _ => request.handed_over ^= true,
         },
         // Terms that nobody reaches would end all elections: see `Lies::Everything`.
-        Message::TakeOver { term } => term.0 += rng.random_range(0..1_000),
+        Message::TakeOver { term } => term.0 = term.0.saturating_add(rng.random_range(0..1_000)),
         Message::ReadRequest { read } => number(&mut read.counter, rng),
         Message::PreVoteReply(reply) if lies == Lies::Wishes => reply.refused ^= true,
         _ if lies == Lies::Wishes => {}
