@@ -233,8 +233,10 @@ impl Proof {
         introduced.since
     }
 
-    /// Forgets what has left the group.
-    fn keep(&mut self, members: &BTreeSet<RaftId>) {
+    /// Forgets what has left the group, by the log of this member and by what peers have said: the
+    /// leader may have joined since.
+    fn keep(&mut self, mut members: BTreeSet<RaftId>) {
+        members.extend(&self.voters.1);
         self.marks.retain(|id, _| members.contains(id));
         self.lives.retain(|id, _| members.contains(id));
         self.fine.retain(|id, _| members.contains(id));
@@ -530,7 +532,7 @@ impl<S: LogStore> Node<S> {
         self.proof.stored = self.clock;
         let members = self.configuration.members();
         if !members.is_empty() {
-            self.proof.keep(&members);
+            self.proof.keep(members);
         }
         Some(self.proof.marks.clone())
     }
@@ -563,5 +565,25 @@ impl<S: LogStore> Node<S> {
         {
             self.fail(NodeError::Store(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cohort_store::{Index, RaftId};
+
+    use super::{BTreeMap, BTreeSet, Config, Life, Proof};
+
+    /// A member whose log is older than the leader's membership goes on hearing it.
+    #[test]
+    fn a_leader_that_joined_since_is_not_forgotten() {
+        let config = Config::new("g", 1, RaftId(3));
+        let mut proof = Proof::new(&config, 0, BTreeMap::new());
+        proof.voters = (Index(9), BTreeSet::from([RaftId(5)]));
+        for id in [2, 4, 5] {
+            proof.lives.insert(RaftId(id), Life { life: 1, heard: Some(1) });
+        }
+        proof.keep([1, 2, 3].map(RaftId).into());
+        assert_eq!(proof.lives.into_keys().collect::<Vec<_>>(), [RaftId(2), RaftId(5)]);
     }
 }

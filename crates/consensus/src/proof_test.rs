@@ -1,6 +1,6 @@
 //! A member whose disk went back, or that runs twice, is found out before it acts.
 
-use cohort_store::{Disk, FaultyStore, RaftId};
+use cohort_store::{Disk, FaultyStore, Index, RaftId, Term};
 
 use crate::testing::{Group, ids};
 use crate::*;
@@ -189,31 +189,73 @@ fn a_start_that_nobody_vouches_for_writes_nothing() {
     assert_eq!(node.store().image().written(), written);
 }
 
-#[test]
-fn a_member_that_has_just_started_vouches_for_no_copy_of_one_that_it_hears() {
-    let mut group = Group::of(&[1, 2, 3]);
+/// Restarts a follower of `group`, which is to judge messages in the name of the leader.
+fn judge(group: &mut Group) -> (u64, Node<FaultyStore>) {
     let leader = group.leader();
     let id = other(leader);
     let store = group.node(id).store().clone();
     let config = Config { life: 2, ..group.config(RaftId(id), 2) };
-    let mut node = Node::open(store, config).unwrap();
-    let mut answer = |life, message| {
-        let (session, written) = (2 << 24, 1 << 20);
-        let (from, to) = (RaftId(leader), RaftId(id));
-        let (group, incarnation) = (node.config.group.clone(), node.config.incarnation);
-        let envelope =
-            Envelope { group, incarnation, from, to, life, written, session, sequence: 1, message };
-        node.receive(&envelope);
-        let messages = node.drain().unwrap().messages.into_iter();
-        let mut verdicts = messages.filter_map(|envelope| match envelope.message {
-            Message::Vouch { life: of, verdict, .. } if of == life => Some(verdict),
-            _ => None,
-        });
-        verdicts.next()
-    };
+    (leader, Node::open(store, config).unwrap())
+}
+
+/// What a member answers to a message of a peer's life.
+fn verdict_on(
+    node: &mut Node<FaultyStore>,
+    from: u64,
+    life: u64,
+    message: Message,
+) -> Option<Verdict> {
+    let (session, written) = (2 << 24, 1 << 20);
+    let (from, to) = (RaftId(from), node.config.id);
+    let (group, incarnation) = (node.config.group.clone(), node.config.incarnation);
+    let envelope =
+        Envelope { group, incarnation, from, to, life, written, session, sequence: 1, message };
+    node.receive(&envelope);
+    let messages = node.drain().unwrap().messages.into_iter();
+    let mut verdicts = messages.filter_map(|envelope| match envelope.message {
+        Message::Vouch { life: of, verdict, .. } if of == life => Some(verdict),
+        _ => None,
+    });
+    verdicts.next()
+}
+
+const PRESENT: Message = Message::Present { found: 1 << 20 };
+
+#[test]
+fn a_member_that_has_just_started_vouches_for_no_copy_of_one_that_it_hears() {
+    let (leader, mut node) = judge(&mut Group::of(&[1, 2, 3]));
     let heartbeat = Message::Heartbeat { term: Term(9), commit: Index(0), read: None };
-    assert_eq!(answer(5, heartbeat), Some(Verdict::Unknown), "it has to introduce itself");
-    let present = Message::Present { found: 1 << 20 };
-    assert_eq!(answer(6, present.clone()), Some(Verdict::Elsewhere));
-    assert_eq!(answer(5, present), Some(Verdict::Fine));
+    let verdict = verdict_on(&mut node, leader, 5, heartbeat);
+    assert_eq!(verdict, Some(Verdict::Unknown), "it has to introduce itself");
+    assert_eq!(verdict_on(&mut node, leader, 6, PRESENT), Some(Verdict::Elsewhere));
+    assert_eq!(verdict_on(&mut node, leader, 5, PRESENT), Some(Verdict::Fine));
+}
+
+/// Two machines of one member come back with the network, the copy first.
+#[test]
+fn a_member_listens_before_it_vouches_for_a_life_that_it_has_not_met() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.ticks(80);
+    let (leader, mut node) = judge(&mut group);
+    let original = group.config(RaftId(leader), 1).life;
+    assert_eq!(verdict_on(&mut node, leader, 77, PRESENT), Some(Verdict::Unknown));
+    assert_eq!(verdict_on(&mut node, leader, original, PRESENT), Some(Verdict::Fine));
+    for _ in 0..20 {
+        node.tick();
+        assert_eq!(verdict_on(&mut node, leader, 77, PRESENT), Some(Verdict::Elsewhere));
+    }
+}
+
+#[test]
+fn a_life_that_goes_on_introducing_itself_is_vouched_for() {
+    let mut group = Group::of(&[1, 2, 3]);
+    group.ticks(80);
+    let (leader, mut node) = judge(&mut group);
+    let mut verdicts = Vec::new();
+    for _ in 0..31 {
+        verdicts.extend(verdict_on(&mut node, leader, 77, PRESENT));
+        node.tick();
+    }
+    assert_eq!(verdicts.pop(), Some(Verdict::Fine));
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Unknown));
 }
