@@ -1,6 +1,6 @@
 //! The agent's configuration, merged from `agent.toml`, its drop-ins, `COHORT_*` and flags.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -107,6 +107,9 @@ pub struct AgentConfig {
     /// Where to read pressure stall information: the whole machine's folder, or a cgroup's.
     #[serde(default = "default_pressure_dir")]
     pub pressure_dir: PathBuf,
+    /// Units of this server that a release may name in `service.systemd_unit`.
+    #[serde(default)]
+    pub systemd_units: BTreeSet<String>,
     /// Programs of this server that `exec` checks may name as `host:NAME`, with absolute paths.
     #[serde(default)]
     pub exec_programs: BTreeMap<String, PathBuf>,

@@ -20,6 +20,12 @@ pub enum AgentError {
     },
     #[error(transparent)]
     File(#[from] FileError),
+    /// Somebody else could replace what is installed.
+    #[error(
+        "`install_dir` or `data_dir` cannot be used: give it and every directory above it to root \
+         or to the agent's user, without write access for others"
+    )]
+    InstallDir(#[from] cohort_host::UntrustedFolder),
     #[error(
         "the agent cannot start a thread; raise its limit of tasks (TasksMax= of its unit, or \
          ulimit -u)"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cohort_core::command::Rejection;
 use cohort_core::ids::{AppId, Incarnation};
-use cohort_host::{AppHost, AppHostConfig, Controls, RunAs, boot_time_ms};
+use cohort_host::{AppHost, AppHostConfig, Controls, Programs, boot_time_ms};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, CHANGE_MS_MAX, Effect, Input, Members, Question, Received, Whom,
 };
@@ -24,6 +24,7 @@ use crate::error::AgentError;
 use crate::fetching::Fetching;
 use crate::join::advertised;
 use crate::reporter::Reporter;
+use crate::service_user::ServiceUser;
 use crate::shared::Shared;
 use crate::whereabouts;
 
@@ -34,7 +35,9 @@ pub(crate) struct Runner {
     pub shared: Arc<Shared>,
     pub controls: Controls,
     /// The user that services run as; the agent's own if absent.
-    pub run_as: Option<RunAs>,
+    pub programs: Arc<Programs>,
+    /// Whom services, hooks and `exec` checks of releases run as, if not as the agent.
+    pub user: Option<ServiceUser>,
 }
 
 impl Runner {
@@ -262,7 +265,10 @@ impl Runner {
             group: self.shared.group.clone(),
             platform: config.platform.clone(),
             service_port: config.service_port,
-            run_as: self.run_as,
+            run_as: self.user.as_ref().map(|user| user.run_as),
+            home: self.user.as_ref().map(|user| user.home.clone()),
+            programs: Arc::clone(&self.programs),
+            systemd_units: Arc::new(config.systemd_units.clone()),
             host_programs: Arc::new(config.exec_programs.clone()),
         };
         // Opening reads and sweeps folders: keep a slow disk off this thread.

@@ -18,8 +18,8 @@ use cohort_distribute::{
     ArtifactStore, Budget, Downloads, FetchContext, Limits, MirrorList, ServeLimits, WirePeers,
     bulk_router, follow,
 };
-use cohort_host::guard::{GuardClient, GuardLaunch};
-use cohort_host::{Controls, ServiceControl, Systemd};
+use cohort_host::guard::GuardClient;
+use cohort_host::{Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted};
 use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::RemoteRegistry;
 use cohort_server::copies::contested_pause_ms;
@@ -133,7 +133,9 @@ async fn live(
 ) -> Result<(), AgentError> {
     check_advertised(config)?;
     let held = Held::take(&config.data_dir)?;
-    let run_as = crate::service_user::resolve(config.service_user.as_deref())?;
+    let user = crate::service_user::resolve(config.service_user.as_deref())?;
+    check_trusted(&config.install_dir)?;
+    check_trusted(&config.data_dir)?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
@@ -149,13 +151,14 @@ async fn live(
     let serving = listen_and_serve(&shared, &slot, &upload, &servers).await?;
     // Steps of apps end when it is dropped.
     let apps = AppThread::start().map_err(AgentError::Thread)?;
-    let controls = controls(config).await?;
+    let (controls, programs) = (controls(config).await?, programs(config).await);
     let download = Arc::clone(&shared.downloads.context().download);
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     let limits = budgets::keep(config.clone(), Arc::clone(reload), kept, tasks.stop.clone());
     tasks.spawn("transfer limits", limits);
     run_tasks(&shared, joined, slot, held);
-    let runner = Runner { apps: apps.handle(), shared: Arc::clone(&shared), controls, run_as };
+    let (apps, runs) = (apps.handle(), Arc::clone(&shared));
+    let runner = Runner { apps, shared: runs, controls, programs, user };
     tasks.spawn_or_end("runner", runner.run());
     tracing::info!(
         server = %config.server,
@@ -355,7 +358,7 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
     let program = std::env::current_exe().on_path("find", Path::new("/proc/self/exe"))?;
     let args: Vec<OsString> =
         vec!["guard".into(), "--detach".into(), "--dir".into(), folder.clone().into()];
-    let guard = GuardClient::new(folder, Some(GuardLaunch { program, args }));
+    let guard = GuardClient::new(folder, Some(Launch { program, args }));
     let mut systemd: Option<Arc<dyn ServiceControl>> = None;
     if Path::new("/run/systemd/system").exists() {
         match Systemd::connect(config.data_dir.join("systemd")).await {
@@ -366,6 +369,16 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
         }
     }
     Ok(Controls { guard: Arc::new(guard), systemd })
+}
+
+/// How hooks and checks run. Ends those of an earlier agent that was killed.
+async fn programs(config: &AgentConfig) -> Arc<Programs> {
+    let cgroups = Cgroups::of(&config.data_dir).unwrap_or_else(|error| {
+        tracing::warn!(%error, "no cgroups: a hook can leave processes behind");
+        Cgroups::default()
+    });
+    cgroups.sweep().await;
+    Programs::new(Launch::confine(), cgroups)
 }
 
 /// Raft connections from peers; refused while this server carries no member.

@@ -20,7 +20,8 @@ use cohort_core::release::{Release, Rollback};
 use cohort_core::state::Process;
 use cohort_core::{Body, State};
 use cohort_host::{
-    Controls, ServiceControl, ServiceError, ServiceSpec, ServiceState, ServiceStatus, boot_time_ms,
+    Cgroups, Controls, Launch, Programs, ServiceControl, ServiceError, ServiceSpec, ServiceState,
+    ServiceStatus, boot_time_ms,
 };
 use cohort_identity::{Alpn, Authority, ClientAuth, Peer, PeerName, Role, UnixTime};
 use cohort_registry::{EmbeddedRegistry, Registry};
@@ -255,7 +256,9 @@ impl ServiceControl for Guard {
 /// The runner of an agent, with apps on the test's own runtime.
 pub(crate) fn runner(shared: &Arc<Shared>, guard: &Arc<Guard>) -> Runner {
     let controls = Controls { guard: Arc::clone(guard) as _, systemd: None };
-    Runner { apps: Handle::current(), shared: Arc::clone(shared), controls, run_as: None }
+    let programs = Programs::new(Launch::confine_for_tests(), Cgroups::default());
+    let (apps, shared) = (Handle::current(), Arc::clone(shared));
+    Runner { apps, shared, controls, programs, user: None }
 }
 
 /// A release whose artifact exists nowhere.
@@ -276,10 +279,9 @@ pub(crate) fn install(shared: &Shared) -> Release {
     let web = shared.config.install_dir.join("web");
     let name = format!("releases/1.0.0-{}", &release.artifact.as_str()[..12]);
     std::fs::create_dir_all(web.join(&name)).unwrap();
-    let marker = serde_json::json!({ "schema": 1, "release": release }).to_string();
-    std::fs::write(web.join(&name).join(".cohort-release.json"), marker).unwrap();
     let service = "[service]\ncommand = [\"./run\"]\n";
-    std::fs::write(web.join(&name).join("cohort.toml"), service).unwrap();
+    let marker = serde_json::json!({ "schema": 2, "release": release, "service_file": service });
+    std::fs::write(web.join(&name).join(".cohort-release.json"), marker.to_string()).unwrap();
     std::os::unix::fs::symlink(name, web.join("current")).unwrap();
     release
 }

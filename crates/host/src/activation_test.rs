@@ -153,13 +153,32 @@ async fn a_unit_still_runs_if_systemd_cannot_be_asked_to_stop_it() {
     let old = server.release("1.0.0", SLEEP, &[]);
     let mut host = server.host();
     settle(&mut host, &order(1, Some(&old))).await.unwrap();
-    let file = host.releases.path_of(&old).join("cohort.toml");
-    fs::write(file, "[service]\nsystemd_unit = \"web.service\"\n").unwrap();
+    // The server had a systemd when it installed this release.
+    let marker = host.releases.path_of(&old).join(crate::tree::MARKER);
+    let (command, unit) = (r#"command = [\"./run\"]"#, r#"systemd_unit = \"web.service\""#);
+    let text = fs::read_to_string(&marker).unwrap();
+    assert!(text.contains(command), "{text}");
+    fs::write(marker, text.replace(command, unit)).unwrap();
     let back = ActivationOrder { stop_despite_hooks: true, ..order(2, None) };
     settle(&mut host, &back).await.unwrap();
     let (step, blame, _) = failure(&host);
     assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
     assert_eq!(host.local().current.as_ref(), Some(&old));
+    server.end().await;
+}
+
+/// An attack: a release names a unit of the server's own, such as its firewall.
+#[tokio::test]
+async fn a_unit_that_the_server_does_not_list_is_not_touched() {
+    let server = TestServer::start().await;
+    let toml = "[service]\nsystemd_unit = \"sshd.service\"\n";
+    let hostile = put(&server.state_dir(), "1.0.0", &tar_of(&[("cohort.toml", 0o644, toml)]));
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&hostile))).await.unwrap();
+    let (step, blame, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
+    // With a systemd, it would be asked here.
+    host.stop_service(Some(&hostile)).await.unwrap();
     server.end().await;
 }
 
@@ -530,7 +549,7 @@ async fn traffic_comes_back_slowly() {
     });
     let mut order = order(1, Some(&release));
     order.warm_up_ms = 400;
-    settle(&mut host, &order).await.unwrap();
+    assert_eq!(settle(&mut host, &order).await.unwrap(), StepAction::Settled);
     let seen = seen.await.unwrap();
     assert!(seen.is_sorted() && seen.last() == Some(&100), "{seen:?}");
     assert!(seen.iter().any(|share| (1..=99).contains(share)), "{seen:?}");

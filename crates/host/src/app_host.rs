@@ -2,12 +2,12 @@
 //!
 //! [`next_action`]: cohort_core::steps::next_action
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_base::{OnPath as _, durable, events};
+use cohort_base::{FileError, OnPath as _, durable, events};
 use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
 use cohort_core::release::Release;
 use cohort_core::report::Step;
@@ -22,7 +22,7 @@ use crate::check::CheckContext;
 use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::output::{first_text, last_text};
-use crate::program::RunAs;
+use crate::program::{Programs, RunAs};
 use crate::record::{self, Cuts, HostError};
 use crate::releases::Releases;
 use crate::service::ServiceControl;
@@ -45,6 +45,12 @@ pub struct AppHostConfig {
     pub service_port: Option<u16>,
     /// The user that hooks and services run as; if absent, the agent's own.
     pub run_as: Option<RunAs>,
+    /// The home directory of `run_as`.
+    pub home: Option<PathBuf>,
+    /// How hooks and checks are run.
+    pub programs: Arc<Programs>,
+    /// The server's units that a release may name.
+    pub systemd_units: Arc<BTreeSet<String>>,
     /// The server's own programs that checks may run as `host:NAME`.
     pub host_programs: Arc<BTreeMap<String, PathBuf>>,
 }
@@ -98,8 +104,11 @@ impl AppHost {
         let folder = config.state_dir.join("apps").join(app.as_str());
         let folders = |source| HostError::Folders { app: app.to_string(), source };
         let hooks = folder.join("hooks");
-        durable::private_folder(&hooks).on_path("create", &hooks).map_err(folders)?;
+        let created = durable::private_folder(&hooks).on_path("create", &hooks);
+        created.map_err(|error| folders(error.into()))?;
         let releases = Releases::open(&config.install_dir).map_err(folders)?;
+        let state = releases.create_state_dir(config.run_as);
+        state.map_err(|error| folders(error.into()))?;
         let (file, record) = record::open(&folder, app.as_str())?;
         Ok(AppHost {
             traffic: watch::Sender::new(Traffic::Starting),
@@ -170,7 +179,9 @@ impl AppHost {
             release_folder: release.map(|release| self.releases.path_of(release)),
             variables: release.map(|release| self.service_variables(release)).unwrap_or_default(),
             host_programs: Arc::clone(&self.config.host_programs),
+            programs: Arc::clone(&self.config.programs),
             run_as: self.config.run_as,
+            home: self.config.home.clone(),
         }
     }
 
@@ -192,26 +203,26 @@ impl AppHost {
         keep.extend(needed.into_iter().map(|release| release.artifact.clone()));
         self.releases
             .collect(&keep)
-            .map_err(|source| HostError::Folders { app: self.app.to_string(), source })
+            .map_err(|error| HostError::Folders { app: self.app.to_string(), source: error.into() })
     }
 
-    /// Removes everything of the app from this server, the record last: while it is there, the app
+    /// Removes everything of the app from this server, except what its service has written, the record last: while it is there, the app
     /// is removed again after a restart. Only for an app that runs nothing here. Blocking.
     ///
     /// # Errors
     /// If a file operation fails.
     pub fn remove(&self) -> Result<(), HostError> {
-        let remove = || {
-            for folder in [&self.config.install_dir, &self.folder] {
-                match std::fs::remove_dir_all(folder) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    removed => removed.on_path("remove", folder)?,
-                }
+        let remove = || -> Result<(), FileError> {
+            self.releases.remove_all()?;
+            match std::fs::remove_dir_all(&self.folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.on_path("remove", &self.folder)?,
             }
             let apps = durable::folder_of(&self.folder);
             durable::sync_folder(apps).on_path("sync", apps)
         };
-        remove().map_err(|source| HostError::Folders { app: self.app.to_string(), source })
+        remove()
+            .map_err(|error| HostError::Folders { app: self.app.to_string(), source: error.into() })
     }
 
     /// Performs an action: records its start, does it, records the outcome.

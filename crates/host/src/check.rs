@@ -11,9 +11,10 @@ use cohort_base::chain;
 use cohort_core::policy::{Check, Probe};
 use tokio::net::TcpStream;
 
+use crate::confine::Confined;
 use crate::output::Tail;
 use crate::process::Exit;
-use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
+use crate::program::{End, Program, ProgramError, Programs, RunAs, base_environment, run};
 
 /// How much output of an `exec` check is kept, in bytes: a line or two.
 const EXEC_OUTPUT_BYTES_MAX: usize = 512;
@@ -30,7 +31,9 @@ pub struct CheckContext {
     /// The server's own programs, which `exec` may name as `host:NAME`.
     pub(crate) host_programs: Arc<BTreeMap<String, PathBuf>>,
     /// The user that `exec` runs the release's programs as.
+    pub(crate) programs: Arc<Programs>,
     pub(crate) run_as: Option<RunAs>,
+    pub(crate) home: Option<PathBuf>,
 }
 
 /// Why a check did not see a healthy service.
@@ -212,21 +215,18 @@ async fn exec(
     let (path, owner) = context.program(command)?;
     let args: Vec<String> =
         args.iter().map(|arg| context.fill_in(arg)).collect::<Result<_, _>>()?;
-    let mut env = base_environment();
+    let is_releases = owner == Owner::Release;
+    let mut env = base_environment(context.home.as_deref().filter(|_| is_releases));
     env.extend(context.variables.clone());
-    let folder = match (&owner, &context.release_folder) {
-        (Owner::Release, Some(folder)) => folder.as_path(),
-        _ => Path::new("/"),
+    let folder = match (is_releases, &context.release_folder) {
+        (true, Some(folder)) => folder.clone(),
+        _ => PathBuf::from("/"),
     };
-    let program = Program {
-        path: &path,
-        args: &args,
-        env: &env,
-        folder,
-        limit,
-        run_as: context.run_as.filter(|_| owner == Owner::Release),
-        note: None,
-    };
+    // The server's own programs run as the agent, with all that it may do.
+    let run_as = context.run_as.filter(|_| is_releases);
+    let confined =
+        Confined { args, env, run_as, gains: !is_releases, ..Confined::new(path, folder) };
+    let program = Program { programs: &context.programs, confined, limit, note: None };
     let mut tail = Tail::new(EXEC_OUTPUT_BYTES_MAX);
     match run(&program, &mut tail).await {
         Ok(End::Exited(Exit::Status(0))) => Ok(()),

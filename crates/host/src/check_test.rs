@@ -8,7 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::{CheckContext, CheckFailure, check_name, look};
+use crate::cgroup::Cgroups;
+use crate::launch::Launch;
 use crate::process::Exit;
+use crate::program::Programs;
 
 /// A server that answers every request with these bytes and closes; returns its port.
 async fn server(answer: &'static str) -> u16 {
@@ -135,6 +138,7 @@ async fn exec_runs_files_of_the_release_or_of_the_list_and_nothing_else() {
         service_port: Some(7),
         release_folder: Some(folder.path().to_owned()),
         host_programs: Arc::new(listed),
+        programs: Programs::new(Launch::confine_for_tests(), Cgroups::default()),
         ..CheckContext::default()
     };
     let exec = |command: &str, arg: &str| {

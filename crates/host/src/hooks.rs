@@ -10,9 +10,10 @@ use std::time::Duration;
 use cohort_base::chain;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Confined;
 use crate::output::Tail;
 use crate::process::Exit;
-use crate::program::{End, Program, ProgramError, RunAs, base_environment, run};
+use crate::program::{End, Program, ProgramError, Programs, RunAs, base_environment, run};
 
 /// A release's directory of hooks.
 const HOOKS_FOLDER: &str = "hooks";
@@ -72,7 +73,9 @@ pub(crate) struct HookRun<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
     pub(crate) variables: &'a BTreeMap<String, String>,
+    pub(crate) programs: &'a Programs,
     pub(crate) run_as: Option<RunAs>,
+    pub(crate) home: Option<&'a Path>,
     /// The directory for `<hook>.log`.
     pub(crate) kept_in: &'a Path,
 }
@@ -134,17 +137,12 @@ impl HookRun<'_> {
         }
         let note = self.kept_in.join("running");
         crate::orphan::end(&note).await;
-        let mut env = base_environment();
+        let mut env = base_environment(self.home);
         env.extend(self.variables.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let program = Program {
-            path: &path,
-            args: &[],
-            env: &env,
-            folder: self.folder,
-            limit: self.limit,
-            run_as: self.run_as,
-            note: Some(note),
-        };
+        let confined =
+            Confined { env, run_as: self.run_as, ..Confined::new(path, self.folder.to_owned()) };
+        let (programs, limit) = (self.programs, self.limit);
+        let program = Program { programs, confined, limit, note: Some(note) };
         let mut tail = Tail::new(KEPT_BYTES_MAX);
         let end = run(&program, &mut tail).await;
         keep(&self.kept_in.join(format!("{name}.log")), &mut tail);

@@ -7,7 +7,10 @@ use rustix::process::{Pid, test_kill_process};
 use tempfile::TempDir;
 
 use super::{Hook, HookEnd, HookFailure, HookRun};
+use crate::cgroup::Cgroups;
+use crate::launch::Launch;
 use crate::process::Exit;
+use crate::program::Programs;
 use crate::testing::until;
 
 struct Bench(TempDir);
@@ -23,7 +26,13 @@ impl Bench {
     }
 
     async fn run(&self, limit: Duration) -> HookEnd {
+        let programs = Programs::new(
+            Launch::confine_for_tests(),
+            Cgroups::of(self.0.path()).unwrap_or_default(),
+        );
         let run = HookRun {
+            programs: &programs,
+            home: None,
             hook: Hook::AfterInstall,
             folder: self.0.path(),
             limit,

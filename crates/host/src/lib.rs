@@ -16,13 +16,17 @@
 mod app_host;
 mod boot;
 mod boot_epoch;
+mod cgroup;
 mod check;
 mod check_http;
 mod clock;
+pub mod confine;
 pub mod guard;
 mod health;
 mod hooks;
+mod inside;
 mod interrupt;
+mod launch;
 mod orphan;
 mod output;
 mod preflight;
@@ -37,17 +41,20 @@ mod service_file;
 mod systemd;
 mod traffic;
 mod tree;
+mod trusted_folder;
 mod undo;
 mod unpack;
 
 pub use app_host::{Acted, AppHost, AppHostConfig, Controls};
 pub use boot::Boot;
 pub use boot_epoch::{next_boot_epoch, pass_boot_epoch};
+pub use cgroup::Cgroups;
 pub use check::CheckContext;
 pub use clock::boot_time_ms;
 pub use health::RunningChecks;
+pub use launch::Launch;
 pub use process::{Exit, StopSignal};
-pub use program::RunAs;
+pub use program::{Programs, RunAs};
 pub use record::HostError;
 pub use service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceState,
@@ -55,6 +62,7 @@ pub use service::{
 };
 pub use systemd::Systemd;
 pub use traffic::Traffic;
+pub use trusted_folder::{UntrustedFolder, check_trusted};
 
 #[cfg(test)]
 mod activation_test;

@@ -31,7 +31,7 @@ pub(crate) async fn end(path: &Path) {
     let Ok(text) = fs::read_to_string(path) else { return };
     if let Some(watched) = noted(&text) {
         tracing::info!(pid = %watched.pid().as_raw_nonzero(), "ending a hook of an earlier agent");
-        watched.stop_group(Signal::TERM, GRACE).await;
+        watched.stop_group(Signal::TERM, GRACE, None).await;
     }
     forget(path);
 }

@@ -4,13 +4,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
+
+use crate::cgroup::Cgroup;
 
 /// How a program exited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,9 @@ impl fmt::Display for Exit {
         }
     }
 }
+
+/// Longest wait for the end of a process that was killed: it may wait for a disk, or be traced.
+const KILLED_MAX: Duration = Duration::from_secs(10);
 
 /// A process whose exit can be awaited without reaping it.
 ///
@@ -84,22 +89,38 @@ impl Watched {
         }
     }
 
-    /// Signals the whole group. If the group is gone, nothing happens.
+    /// Signals the whole group, and the leader itself, which may have joined another group. If they
+    /// are gone, nothing happens.
     pub(crate) fn signal_group(&self, signal: Signal) {
         let _gone = kill_process_group(self.pid, signal);
+        let _gone = pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
 
-    /// Asks the group to exit, and kills it if its leader has not exited within `grace`.
+    /// Kills the group, and everything in its cgroup.
+    pub(crate) fn kill(&self, cgroup: Option<&Cgroup>) {
+        self.signal_group(Signal::KILL);
+        if let Some(cgroup) = cgroup {
+            cgroup.kill();
+        }
+    }
+
+    /// Asks the group to exit; kills it, and its cgroup, if its leader has not exited within
+    /// `grace`, and waits for at most [`KILLED_MAX`].
     ///
     /// Returns true if the leader had to be killed.
-    pub(crate) async fn stop_group(&self, signal: Signal, grace: Duration) -> bool {
+    pub(crate) async fn stop_group(
+        &self,
+        signal: Signal,
+        grace: Duration,
+        cgroup: Option<&Cgroup>,
+    ) -> bool {
         self.signal_group(signal);
         // A suspended process (SIGSTOP) would never handle the signal.
         self.signal_group(Signal::CONT);
         let late = tokio::time::timeout(grace, self.ended()).await.is_err();
-        self.signal_group(Signal::KILL);
-        if late {
-            self.ended().await;
+        self.kill(cgroup);
+        if late && tokio::time::timeout(KILLED_MAX, self.ended()).await.is_err() {
+            tracing::error!(pid = %self.pid.as_raw_nonzero(), "a killed process has not ended");
         }
         late
     }
@@ -109,7 +130,7 @@ impl Watched {
     }
 }
 
-/// A child of this process that is a group leader.
+/// A child of this process that leads a group, once it has started.
 #[derive(Debug)]
 pub(crate) struct GroupChild {
     child: Child,
@@ -118,7 +139,7 @@ pub(crate) struct GroupChild {
 
 impl GroupChild {
     pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
-        let mut child = command.process_group(0).stdin(Stdio::null()).spawn()?;
+        let mut child = command.spawn()?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let watched = pid.ok_or_else(|| io::Error::other("a process without a number"));
         match watched.and_then(Watched::open) {
@@ -134,11 +155,17 @@ impl GroupChild {
         &self.watched
     }
 
-    /// Waits for the leader, ends the rest of its group, and returns the leader's exit.
-    pub(crate) async fn reap(mut self) -> io::Result<Exit> {
-        self.watched.ended().await;
-        self.watched.signal_group(Signal::KILL);
-        Ok(self.child.wait().await?.into())
+    /// After the leader has ended, or was killed: ends the rest of its group and of its cgroup, and
+    /// returns the leader's exit.
+    ///
+    /// A process that traces the leader keeps it from being reaped: it is in the cgroup, or this
+    /// gives up after [`KILLED_MAX`].
+    pub(crate) async fn reap(&mut self, cgroup: Option<&Cgroup>) -> io::Result<Exit> {
+        self.watched.kill(cgroup);
+        match tokio::time::timeout(KILLED_MAX, self.child.wait()).await {
+            Ok(exit) => Ok(exit?.into()),
+            Err(_) => Ok(Exit::Unknown),
+        }
     }
 }
 

@@ -4,14 +4,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cohort_base::retry::Schedule;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe::Receiver;
-use tokio::process::Command;
 
+use crate::cgroup::{Cgroup, Cgroups};
+use crate::confine::Confined;
+use crate::launch::Launch;
 use crate::output::Tail;
 use crate::process::{Descendants, Exit, GroupChild, is_the_programs_fault};
 
@@ -29,21 +32,34 @@ pub struct RunAs {
     pub gid: u32,
 }
 
-impl RunAs {
-    pub(crate) fn apply(self, command: &mut Command) {
-        command.uid(self.uid).gid(self.gid);
+/// How an agent runs hooks and checks.
+#[derive(Debug)]
+pub struct Programs {
+    pub confine: Launch,
+    pub cgroups: Cgroups,
+    /// Programs started so far, to name their cgroups.
+    started: AtomicU64,
+}
+
+impl Programs {
+    #[must_use]
+    pub fn new(confine: Launch, cgroups: Cgroups) -> Arc<Self> {
+        Arc::new(Programs { confine, cgroups, started: AtomicU64::new(0) })
+    }
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        let (confine, cgroups) = (Launch::confine(), Cgroups::default());
+        Programs { confine, cgroups, started: AtomicU64::new(0) }
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) args: &'a [String],
-    /// The whole environment: nothing is inherited.
-    pub(crate) env: &'a BTreeMap<String, String>,
-    pub(crate) folder: &'a Path,
+    pub(crate) programs: &'a Programs,
+    pub(crate) confined: Confined,
     pub(crate) limit: Duration,
-    pub(crate) run_as: Option<RunAs>,
     /// Where to note the running process, so that the next agent finds it if this one is killed.
     pub(crate) note: Option<PathBuf>,
 }
@@ -64,88 +80,92 @@ pub(crate) enum ProgramError {
     Watch { path: PathBuf, source: io::Error },
 }
 
-/// The environment in which every program of a release starts; nothing else is inherited.
-pub(crate) fn base_environment() -> BTreeMap<String, String> {
+/// The environment in which every program of a release starts; nothing else is inherited. `home` is
+/// of the user that it runs as, if that is not this process's own.
+pub(crate) fn base_environment(home: Option<&Path>) -> BTreeMap<String, String> {
     let inherited = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
     let mut env: BTreeMap<String, String> = inherited
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
         .collect();
+    if let Some(home) = home {
+        env.insert("HOME".to_owned(), home.display().to_string());
+    }
     env.entry("PATH".to_owned()).or_insert_with(|| "/usr/local/bin:/usr/bin:/bin".to_owned());
     env
 }
 
-/// Kills the group if the future that waits for it is dropped.
-struct KillOnDrop<'a>(Option<&'a GroupChild>);
+/// Kills the program, and what it started, if the future that waits for it is dropped.
+struct KillOnDrop {
+    child: Option<GroupChild>,
+    cgroup: Option<Cgroup>,
+}
 
-impl Drop for KillOnDrop<'_> {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(child) = self.0 {
-            child.watched().signal_group(Signal::KILL);
+        if let Some(child) = &self.child {
+            child.watched().kill(self.cgroup.as_ref());
+        } else if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
         }
     }
 }
 
-/// Runs a program; its output goes to `tail`. Dropping the future kills the whole group.
+/// Runs a program; its output goes to `tail`. Whatever it started ends with it, also if the future
+/// is dropped.
 pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, ProgramError> {
-    let watch = |source| ProgramError::Watch { path: program.path.to_owned(), source };
+    let Program { programs, confined, .. } = program;
+    let path = || confined.program.clone();
+    let watch = |source| ProgramError::Watch { path: path(), source };
+    let number = programs.started.fetch_add(1, Ordering::Relaxed);
+    let cgroup = programs.cgroups.fresh(&format!("run-{number}")).await;
+    let inside = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+    let confined = Confined { cgroup: inside, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
-    let mut command = Command::new(program.path);
-    command
-        .args(program.args)
-        .env_clear()
-        .envs(program.env)
-        .current_dir(program.folder)
-        .stdout(writer.try_clone().map_err(watch)?)
-        .stderr(writer);
-    if let Some(run_as) = program.run_as {
-        run_as.apply(&mut command);
-    }
-    let child = spawn_retrying(&mut command).await.map_err(|source| {
-        let path = program.path.to_owned();
-        if is_the_programs_fault(&source) {
-            ProgramError::Spawn { path, source }
-        } else {
-            ProgramError::Watch { path, source }
+    let started = programs.confine.start(&confined, writer.into()).await.map_err(|source| {
+        match is_the_programs_fault(&source) {
+            true => ProgramError::Spawn { path: path(), source },
+            false => watch(source),
         }
-    })?;
-    drop(command);
+    });
+    let ended = match started {
+        Ok(child) => finish(program, child, cgroup.clone(), reader, tail).await,
+        Err(error) => Err(error),
+    };
+    if let Some(cgroup) = cgroup {
+        cgroup.end().await;
+    }
+    ended
+}
+
+async fn finish(
+    program: &Program<'_>,
+    child: GroupChild,
+    cgroup: Option<Cgroup>,
+    reader: io::PipeReader,
+    tail: &mut Tail,
+) -> Result<End, ProgramError> {
+    let watch = |source| ProgramError::Watch { path: program.confined.program.clone(), source };
     if let Some(note) = &program.note {
         crate::orphan::note(note, child.watched().pid());
     }
     let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
-    let timed_out = {
-        let mut kill_on_drop = KillOnDrop(Some(&child));
-        let timed_out = watch_program(&child, program.limit, &mut output, tail).await;
-        kill_on_drop.0 = None;
-        timed_out
-    };
-    let exit = child.reap().await.map_err(watch)?;
+    let mut running = KillOnDrop { child: Some(child), cgroup };
+    let KillOnDrop { child: Some(child), cgroup } = &mut running else { unreachable!() };
+    let cgroup = cgroup.as_ref();
+    let timed_out = watch_program(child, cgroup, program.limit, &mut output, tail).await;
+    let exit = child.reap(cgroup).await.map_err(watch)?;
+    running.child = None;
     if let Some(note) = &program.note {
         crate::orphan::forget(note);
     }
     Ok(if timed_out { End::TimedOut } else { End::Exited(exit) })
 }
 
-/// Starts a program; a file written just before can be busy for a moment, because another thread
-/// that forked meanwhile still holds it open.
-async fn spawn_retrying(command: &mut Command) -> io::Result<GroupChild> {
-    const TRIES: u32 = 20;
-    let mut pauses = Schedule::new(Duration::from_millis(5), Duration::from_millis(20)).pauses();
-    for _ in 1..TRIES {
-        match GroupChild::spawn(command) {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
-                tokio::time::sleep(pauses.next_pause()).await;
-            }
-            result => return result,
-        }
-    }
-    GroupChild::spawn(command)
-}
-
 /// Reads output until the program exits. Returns true if it exceeded its time limit and was killed.
 async fn watch_program(
     child: &GroupChild,
+    cgroup: Option<&Cgroup>,
     limit: Duration,
     output: &mut Receiver,
     tail: &mut Tail,
@@ -156,9 +176,12 @@ async fn watch_program(
                 Ok(()) => false,
                 Err(_) => {
                     // Collected while their parents live: some may have left the group.
-                    let descendants = Descendants::of(child.watched().pid());
-                    child.watched().stop_group(Signal::TERM, TERM_GRACE).await;
-                    descendants.kill();
+                    let of_it = || Descendants::of(child.watched().pid());
+                    let left = cgroup.is_none().then(of_it);
+                    child.watched().stop_group(Signal::TERM, TERM_GRACE, cgroup).await;
+                    if let Some(left) = left {
+                        left.kill();
+                    }
                     true
                 }
             }
@@ -174,10 +197,13 @@ async fn watch_program(
             }
         }
     };
-    // The rest of its output; bounded, because a stray process may keep printing.
+    // The rest of its output, whether the runtime has noticed it or not; bounded, because a stray
+    // process may keep printing.
     for _ in 0..16 {
-        if read_some(output, tail) != Read::Some {
-            break;
+        let mut buffer = [0; READ_BYTES];
+        match rustix::io::read(&*output, &mut buffer) {
+            Ok(count) if count > 0 => tail.push(&buffer[..count]),
+            _ => break,
         }
     }
     timed_out

@@ -24,7 +24,7 @@ pub enum HostError {
     #[error("cannot read or write the record of app {app}")]
     Record { app: String, source: DurableFileError },
     #[error("cannot use the directories of app {app}")]
-    Folders { app: String, source: cohort_base::FileError },
+    Folders { app: String, source: crate::trusted_folder::UntrustedFolder },
     /// A test's fault point was hit.
     #[cfg(test)]
     #[error("cut by a test")]

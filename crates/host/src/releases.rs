@@ -1,29 +1,38 @@
 //! The releases on this server's disk: directories, the current one, and which may be removed.
 //!
 //! ```text
+//! <install_dir>/state/                                     the service's own; stays
 //! <install_dir>/current -> releases/2.0.0-0123456789ab
 //! <install_dir>/releases/2.0.0-0123456789ab/               complete; never changed again
 //! <install_dir>/releases/.unfinished-2.0.0-0123456789ab/   being unpacked or removed
 //! ```
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::symlink;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown, symlink,
+};
 use std::path::{Path, PathBuf};
 
 use cohort_base::durable::{self, READABLE, UNFINISHED_PREFIX, sync_folder};
 use cohort_base::{FileError, OnPath as _};
 use cohort_core::ids::Digest;
 use cohort_core::release::Release;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::program::RunAs;
+use crate::service_file::{SERVICE_FILE_BYTES_MAX, ServiceFile, ServiceFileError};
 use crate::tree::MARKER;
+use crate::trusted_folder::{UntrustedFolder, check_trusted, own_user};
 use crate::unpack::{UnpackError, UnpackLimits, unpack};
 
-const MARKER_SCHEMA: u32 = 1;
+const MARKER_SCHEMA: u32 = 2;
+/// Longest marker, in bytes: a `cohort.toml` whose every byte is escaped, and a release.
+const MARKER_BYTES_MAX: u64 = 6 * SERVICE_FILE_BYTES_MAX + 16 * 1024;
 const CURRENT: &str = "current";
 const RELEASES: &str = "releases";
+const STATE: &str = "state";
 
 /// Digits of the digest in a directory's name. 48 bits distinguish the releases of one app, and the
 /// marker contains the whole digest.
@@ -37,21 +46,70 @@ pub(crate) struct Releases {
 
 impl Releases {
     /// Opens the app's directory, creating it if needed, and removes unfinished releases.
-    pub(crate) fn open(install_dir: &Path) -> Result<Self, FileError> {
+    ///
+    /// # Errors
+    /// If a disk operation fails, or another user could put something else in its place.
+    pub(crate) fn open(install_dir: &Path) -> Result<Self, UntrustedFolder> {
         let folder = install_dir.join(RELEASES);
-        fs::create_dir_all(&folder).on_path("create", &folder)?;
-        // A service may have created files there that we cannot remove; the name is never reused.
+        durable::create_folders(&folder).on_path("create", &folder)?;
+        // Absolute, because programs start in their own directories.
+        let root = install_dir.parent().unwrap_or(Path::new("/"));
+        let install_dir = check_trusted(root)?.join(install_dir.file_name().unwrap_or_default());
+        let folder = install_dir.join(RELEASES);
+        // Services may run as another user, whatever the agent's umask; nobody else writes here.
+        for own in [&install_dir, &folder] {
+            fs::set_permissions(own, fs::Permissions::from_mode(0o755))
+                .on_path("set mode of", own)?;
+        }
+        check_trusted(&folder)?;
         if let Err(error) = durable::sweep(&folder) {
             let folder = folder.display();
             tracing::warn!(%folder, %error, "cannot remove unfinished releases");
         }
-        // Absolute, because programs start in their own directories.
-        let install_dir = fs::canonicalize(install_dir).on_path("find", install_dir)?;
         Ok(Releases { install_dir })
     }
 
     fn folder(&self) -> PathBuf {
         self.install_dir.join(RELEASES)
+    }
+
+    /// The directory that the app's service may write to, whatever its release.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.install_dir.join(STATE)
+    }
+
+    /// Creates [`Self::state_dir`], for `owner`. Only its owner may enter it.
+    pub(crate) fn create_state_dir(&self, owner: Option<RunAs>) -> Result<(), FileError> {
+        let path = self.state_dir();
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => created.on_path("create", &path)?,
+        }
+        let Some(RunAs { uid, gid }) = owner else { return Ok(()) };
+        let owned = fs::symlink_metadata(&path).on_path("inspect", &path)?;
+        if owned.uid() == uid {
+            return Ok(());
+        }
+        // Nobody else can put a link here: the directory above is the agent's.
+        lchown(&path, Some(uid), Some(gid)).on_path("set owner of", &path)
+    }
+
+    /// Removes everything but what the app's service has written.
+    pub(crate) fn remove_all(&self) -> Result<(), FileError> {
+        remove(&self.current_link())?;
+        remove(&self.folder())?;
+        for folder in [self.state_dir(), self.install_dir.clone()] {
+            match fs::remove_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    let state = self.state_dir();
+                    tracing::info!(state = %state.display(), "kept what the service has written");
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.on_path("remove", &folder)?,
+            }
+        }
+        Ok(())
     }
 
     fn name_of(release: &Release) -> String {
@@ -73,14 +131,25 @@ impl Releases {
 
     /// Whether the release is complete on disk.
     pub(crate) fn has(&self, release: &Release) -> bool {
-        read_marker(&self.path_of(release)).is_some_and(|found| found.artifact == release.artifact)
+        self.marker_of(release).is_some()
+    }
+
+    fn marker_of(&self, release: &Release) -> Option<Marker> {
+        let marker = read_marker(&self.path_of(release))?;
+        (marker.release.artifact == release.artifact).then_some(marker)
+    }
+
+    /// What the release says about running it, as it was when its bytes were verified.
+    pub(crate) fn service_file(&self, release: &Release) -> Result<ServiceFile, ServiceFileError> {
+        let marker = self.marker_of(release).ok_or(ServiceFileError::Absent)?;
+        marker.service_file.map_or(Ok(ServiceFile::default()), |text| ServiceFile::parse(&text))
     }
 
     /// Every release that is complete on disk.
     pub(crate) fn unpacked(&self) -> Vec<Release> {
         let Ok(entries) = fs::read_dir(self.folder()) else { return Vec::new() };
         entries
-            .filter_map(|entry| read_marker(&entry.ok()?.path()))
+            .filter_map(|entry| Some(read_marker(&entry.ok()?.path())?.release))
             .filter(|release| self.has(release))
             .collect()
     }
@@ -88,11 +157,12 @@ impl Releases {
     /// The release that `current` points to, if it is one of ours.
     pub(crate) fn current(&self) -> Option<Release> {
         let target = fs::read_link(self.current_link()).ok()?;
-        let release = read_marker(&self.install_dir.join(&target))?;
+        let release = read_marker(&self.install_dir.join(&target))?.release;
         (target == Path::new(RELEASES).join(Self::name_of(&release))).then_some(release)
     }
 
-    /// Verifies and unpacks an artifact next to the other releases. Idempotent. Blocking.
+    /// Verifies and unpacks an artifact next to the other releases, where `reader` may read it.
+    /// Idempotent. Blocking.
     ///
     /// # Errors
     /// See [`UnpackError`]; nothing is left behind.
@@ -100,7 +170,7 @@ impl Releases {
         &self,
         artifact: &Path,
         release: &Release,
-        owner: Option<RunAs>,
+        reader: Option<RunAs>,
     ) -> Result<(), UnpackError> {
         if self.has(release) {
             return Ok(());
@@ -109,8 +179,12 @@ impl Releases {
         // Ours by its name, incomplete by its marker: removed, never repaired.
         remove(&path)?;
         remove(&unfinished)?;
-        let unpacked = unpack(artifact, release, &unfinished, UnpackLimits::default(), owner)
-            .and_then(|()| Ok(write_marker(&unfinished, release)?));
+        let unpacked = unpack(artifact, release, &unfinished, UnpackLimits::default(), reader)
+            .and_then(|service_file| {
+                let release = release.clone();
+                let marker = Marker { schema: MARKER_SCHEMA, release, service_file };
+                Ok(write_marker(&unfinished, &marker)?)
+            });
         if let Err(error) = unpacked {
             if let Err(error) = remove(&unfinished) {
                 let reason = cohort_base::chain(&error);
@@ -172,17 +246,27 @@ struct Marker {
     /// [`MARKER_SCHEMA`]; a directory with another schema is unpacked again.
     schema: u32,
     release: Release,
+    /// The text of the release's `cohort.toml`, if it has one.
+    service_file: Option<String>,
 }
 
-fn read_marker(folder: &Path) -> Option<Release> {
-    let marker: Marker = serde_json::from_slice(&fs::read(folder.join(MARKER)).ok()?).ok()?;
-    (marker.schema == MARKER_SCHEMA).then_some(marker.release)
+/// Reads a marker that this process's user wrote. Nobody else can put one into a release.
+fn read_marker(folder: &Path) -> Option<Marker> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file: File = rustix::fs::open(folder.join(MARKER), flags, Mode::empty()).ok()?.into();
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.uid() != own_user() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(MARKER_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let marker: Marker = serde_json::from_slice(&bytes).ok()?;
+    (marker.schema == MARKER_SCHEMA).then_some(marker)
 }
 
-fn write_marker(folder: &Path, release: &Release) -> Result<(), FileError> {
+fn write_marker(folder: &Path, marker: &Marker) -> Result<(), FileError> {
     let path = folder.join(MARKER);
-    let marker = Marker { schema: MARKER_SCHEMA, release: release.clone() };
-    let written = serde_json::to_vec(&marker).map_err(io::Error::from);
+    let written = serde_json::to_vec(marker).map_err(io::Error::from);
     written.and_then(|bytes| durable::write(&path, &bytes, READABLE)).on_path("write", &path)
 }
 

@@ -40,6 +40,13 @@ impl AppHost {
     ) -> Result<Option<RunningService>, Interrupt> {
         let Some(service) = self.service_file(release)?.service else { return Ok(None) };
         let (control, name, run) = match &service.systemd_unit {
+            Some(unit) if !self.config.systemd_units.contains(unit) => {
+                let reason = format!(
+                    "this server lets no release run {unit}: `systemd_units` in agent.toml is the \
+                     list of those that one may"
+                );
+                return Err(failure(Blame::Surroundings, reason).into());
+            }
             Some(unit) => {
                 let systemd = self.controls.systemd.as_ref().ok_or_else(|| {
                     let reason = format!("this server has no systemd to run {unit}");
@@ -64,7 +71,7 @@ impl AppHost {
             service.command.iter().map(|word| fill_in(word, port)).collect::<Result<_, _>>()?;
         let (program, args) =
             words.split_first().expect("cohort.toml is refused when it has no command and no unit");
-        let mut env = base_environment();
+        let mut env = base_environment(self.config.home.as_deref());
         for (name, value) in &service.env {
             env.insert(name.clone(), fill_in(value, port)?);
         }
@@ -77,6 +84,7 @@ impl AppHost {
             stop_signal: service.stop_signal,
             stop_timeout_ms: service.stop_timeout.ms,
             run_as: self.config.run_as,
+            capabilities: service.capabilities.clone(),
         })
     }
 
@@ -86,7 +94,9 @@ impl AppHost {
         let service = release.and_then(|release| self.service_file(release).ok()?.service);
         let at_most = service.as_ref().map_or(STOP_TIMEOUT_DEFAULT, |service| service.stop_timeout);
         let at_most = Duration::from_millis(at_most.ms);
-        if let Some(unit) = service.and_then(|service| service.systemd_unit) {
+        // One that no release may name was never started for one.
+        let unit = service.and_then(|service| service.systemd_unit);
+        if let Some(unit) = unit.filter(|unit| self.config.systemd_units.contains(unit)) {
             let source = || format!("it did not answer the agent's start, and runs {unit}").into();
             let gone = || ServiceError::Unreachable { manager: "systemd", source: source() };
             let systemd = self.controls.systemd.as_ref().ok_or_else(gone)?;
@@ -106,6 +116,7 @@ impl AppHost {
         set("COHORT_SERVER", config.server.to_string());
         set("COHORT_GROUP", config.group.to_string());
         set("COHORT_RELEASE_DIR", self.releases.path_of(release).display().to_string());
+        set("COHORT_STATE_DIR", self.releases.state_dir().display().to_string());
         if let Some(port) = config.service_port {
             set("COHORT_SERVICE_PORT", port.to_string());
         }

@@ -72,8 +72,8 @@ impl AppHost {
         self.cuts.point()?;
         let artifact = self.config.state_dir.join("artifacts").join(release.artifact.as_str());
         let (releases, wanted) = (self.releases.clone(), release.clone());
-        let owner = self.config.run_as;
-        tokio::task::spawn_blocking(move || releases.unpack(&artifact, &wanted, owner))
+        let reader = self.config.run_as;
+        tokio::task::spawn_blocking(move || releases.unpack(&artifact, &wanted, reader))
             .await
             .map_err(|error| surroundings(format!("unpacking stopped: {error}")))??;
         self.cuts.point()?;
@@ -194,7 +194,7 @@ impl AppHost {
     }
 
     pub(crate) fn service_file(&self, release: &Release) -> Result<ServiceFile, ServiceFileError> {
-        ServiceFile::read(&self.releases.path_of(release))
+        self.releases.service_file(release)
     }
 
     /// Runs a hook of the release that is being stopped. If the order says so, its failure is only
@@ -229,7 +229,9 @@ impl AppHost {
             folder: &folder,
             limit: self.service_file(release)?.limit_of(hook),
             variables: &self.hook_variables(hook, release, work),
+            programs: &self.config.programs,
             run_as: self.config.run_as,
+            home: self.config.home.as_deref(),
             kept_in: &self.folder.join("hooks"),
         };
         self.cuts.point()?;

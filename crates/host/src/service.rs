@@ -11,6 +11,7 @@ use cohort_core::report::{Blame, STARTING_MS_MAX};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Capability;
 use crate::process::{Exit, StopSignal, age};
 use crate::program::RunAs;
 
@@ -25,6 +26,18 @@ pub struct ServiceSpec {
     /// The digest of the release's artifact.
     pub release: String,
     pub run: RunService,
+}
+
+impl ServiceSpec {
+    /// The user of its processes, if it is known.
+    pub(crate) fn user(&self) -> Option<u32> {
+        match &self.run {
+            RunService::Command(command) => {
+                Some(command.run_as.map_or_else(crate::trusted_folder::own_user, |run| run.uid))
+            }
+            RunService::Unit => None,
+        }
+    }
 }
 
 /// How a service runs.
@@ -53,6 +66,8 @@ pub struct ServiceCommand {
     pub stop_timeout_ms: u64,
     /// If absent, the guard's own user.
     pub run_as: Option<RunAs>,
+    /// What it keeps of root's capabilities as another user.
+    pub capabilities: Vec<Capability>,
 }
 
 /// The state of a service.

@@ -1,7 +1,6 @@
 //! `cohort.toml` inside an artifact: how to run its service, and how long its hooks may take.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use cohort_core::policy::Duration;
 use cohort_core::release::Rollback;
@@ -9,18 +8,25 @@ use cohort_core::report::Blame;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::confine::Capability;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
 
 /// At the top of the artifact.
-const SERVICE_FILE: &str = "cohort.toml";
+pub(crate) const SERVICE_FILE: &str = "cohort.toml";
 
 /// Longest such file, in bytes, as at publishing. The largest sensible one is a few kilobytes.
-const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;
+pub(crate) const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Most words in a command, and most variables: far more than any service needs, far fewer than the
 /// operating system accepts.
 const WORDS_MAX: usize = 256;
+
+/// As many as there are.
+const CAPABILITIES_MAX: usize = 2;
+
+/// Longest command and variables together, in bytes: encoded, they fit a request to the guard.
+const COMMAND_BYTES_MAX: usize = 32 * 1024;
 
 /// Longest time limit of a hook: an hour. Anything longer does not belong in a hook.
 const HOOK_LIMIT_MS_MAX: u64 = 3_600_000;
@@ -63,6 +69,9 @@ pub(crate) struct Service {
     /// Variables for the command; `{port}` as above.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
+    /// Capabilities that the command keeps as another user than root.
+    #[serde(default)]
+    pub(crate) capabilities: Vec<Capability>,
     #[serde(default)]
     pub(crate) stop_signal: StopSignal,
     #[serde(default = "stop_timeout_default")]
@@ -91,10 +100,9 @@ impl Default for Hooks {
 /// Why a `cohort.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServiceFileError {
-    #[error("cannot read {SERVICE_FILE} of the release")]
-    Io(#[source] std::io::Error),
-    #[error("{SERVICE_FILE} of the release is longer than {SERVICE_FILE_BYTES_MAX} bytes")]
-    TooLong,
+    /// The release is not on this server's disk, or not whole.
+    #[error("the release is not unpacked on this server")]
+    Absent,
     /// Not TOML, an unknown key, a wrong value.
     #[error("invalid {SERVICE_FILE} in the release")]
     Toml(#[source] Box<toml::de::Error>),
@@ -106,31 +114,13 @@ pub(crate) enum ServiceFileError {
 impl ServiceFileError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
-            ServiceFileError::Io(_) => Blame::Surroundings,
-            ServiceFileError::TooLong
-            | ServiceFileError::Toml(_)
-            | ServiceFileError::Invalid(_) => Blame::Release,
+            ServiceFileError::Absent => Blame::Surroundings,
+            ServiceFileError::Toml(_) | ServiceFileError::Invalid(_) => Blame::Release,
         }
     }
 }
 
 impl ServiceFile {
-    /// Reads the file in a release's directory. A release without the file has no service.
-    pub(crate) fn read(release_folder: &Path) -> Result<Self, ServiceFileError> {
-        let path = release_folder.join(SERVICE_FILE);
-        match std::fs::metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(error) => return Err(ServiceFileError::Io(error)),
-            Ok(metadata) if metadata.len() > SERVICE_FILE_BYTES_MAX => {
-                return Err(ServiceFileError::TooLong);
-            }
-            Ok(_) => {}
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(ServiceFileError::Io)?)
-    }
-
     pub(crate) fn parse(text: &str) -> Result<Self, ServiceFileError> {
         let file: ServiceFile =
             toml::from_str(text).map_err(|error| ServiceFileError::Toml(Box::new(error)))?;
@@ -164,6 +154,13 @@ impl Service {
         }
         if self.command.first().is_some_and(|program| program.split('/').any(|p| p == "..")) {
             return Err("service.command leaves the artifact by `..`".into());
+        }
+        let bytes = self.command.iter().chain(self.env.keys()).chain(self.env.values());
+        if bytes.map(String::len).sum::<usize>() > COMMAND_BYTES_MAX {
+            return Err("service.command and service.env are together longer than 32 KiB".into());
+        }
+        if self.capabilities.len() > CAPABILITIES_MAX {
+            return Err("service.capabilities names one twice".into());
         }
         if self.stop_timeout.ms > STOP_TIMEOUT_MS_MAX {
             return Err("service.stop_timeout is longer than ten minutes".into());

@@ -17,8 +17,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
+use crate::cgroup::Cgroups;
 use crate::guard::{GuardClient, GuardConfig};
-use crate::program::RunAs;
+use crate::launch::Launch;
+use crate::program::{Programs, RunAs};
 use crate::record::HostError;
 use crate::service::ServiceControl as _;
 
@@ -94,7 +96,8 @@ pub(crate) struct TestServer {
 impl TestServer {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = GuardConfig { folder: folder.path().join("guard"), detach: false };
+        let (folder_of_guard, confine) = (folder.path().join("guard"), Launch::confine_for_tests());
+        let config = GuardConfig { folder: folder_of_guard, detach: false, confine };
         let guard = Arc::new(GuardClient::new(config.folder.clone(), None));
         let running = tokio::spawn(async move { crate::guard::serve(&config).await.unwrap() });
         until("the guard listens", || async { guard.status("web").await.is_ok() }).await;
@@ -122,6 +125,12 @@ impl TestServer {
                 uid: rustix::process::getuid().as_raw(),
                 gid: rustix::process::getgid().as_raw(),
             }),
+            home: None,
+            systemd_units: Arc::new(["web.service".to_owned()].into()),
+            programs: Programs::new(
+                Launch::confine_for_tests(),
+                Cgroups::of(&self.state_dir()).unwrap_or_default(),
+            ),
             host_programs: Arc::new(BTreeMap::new()),
         };
         let controls = Controls { guard: self.guard.clone(), systemd: None };

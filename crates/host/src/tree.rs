@@ -60,6 +60,8 @@ pub(crate) enum EntryError {
     HardLink,
     #[error("its name is reserved")]
     Reserved,
+    #[error("it must be a file of at most 256 KiB")]
+    ServiceFile,
     #[error("the link's target is empty or too long")]
     LinkTarget,
     #[error("it is neither a file, a directory nor a link")]

@@ -1,26 +1,26 @@
 //! Unpacks an artifact into its own directory, which nothing in the archive can escape.
 //!
-//! The bytes are verified before any of them is parsed, and the [`crate::tree::Tree`] judges every
-//! entry before it touches the disk. The archive's author holds a signing key, and still cannot
-//! write outside the directory.
+//! The bytes are verified before any of them is parsed, the [`crate::tree::Tree`] judges every entry
+//! before it touches the disk, and [`Inside`] lets the kernel resolve every path below the
+//! directory. The archive's author holds a signing key, and still cannot write outside.
+//!
+//! Everything belongs to the agent's user: the service may read its release, and never change it.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{
-    DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown, symlink,
-};
 use std::path::{Path, PathBuf};
 
-use cohort_base::durable::sync_folder;
 use cohort_base::{FileError, OnPath as _};
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use tar::{Archive, Entry, EntryType, PaxExtensions};
 
+use crate::inside::Inside;
 use crate::program::RunAs;
+use crate::service_file::{SERVICE_FILE, SERVICE_FILE_BYTES_MAX};
 use crate::tree::{EntryError, MARKER, Node, PATH_BYTES_MAX, Tree, plain};
 
 /// What an artifact may unpack to.
@@ -72,6 +72,8 @@ pub(crate) enum UnpackError {
     TooManyBytes(u64),
     #[error("the artifact is refused: it unpacks to more than {0} files")]
     TooManyEntries(u32),
+    #[error("the artifact is refused: its {SERVICE_FILE} is not text")]
+    NotText(#[source] std::string::FromUtf8Error),
 }
 
 impl UnpackError {
@@ -81,7 +83,8 @@ impl UnpackError {
             UnpackError::NotAnArchive(_)
             | UnpackError::Refused { .. }
             | UnpackError::TooManyBytes(_)
-            | UnpackError::TooManyEntries(_) => Blame::Release,
+            | UnpackError::TooManyEntries(_)
+            | UnpackError::NotText(_) => Blame::Release,
         }
     }
 }
@@ -91,7 +94,8 @@ fn refused(entry: &[u8], source: EntryError) -> UnpackError {
     UnpackError::Refused { entry, source }
 }
 
-/// Verifies the artifact and unpacks it into `part`, which must not exist. Blocking.
+/// Verifies the artifact and unpacks it into `part`, which must not exist; returns the text of its
+/// `cohort.toml`. The group of `reader` may read what is not for everybody. Blocking.
 ///
 /// On return, everything in `part` is durable; the directory above is not synced.
 pub(crate) fn unpack(
@@ -99,32 +103,32 @@ pub(crate) fn unpack(
     release: &Release,
     part: &Path,
     limits: UnpackLimits,
-    owner: Option<RunAs>,
-) -> Result<(), UnpackError> {
+    reader: Option<RunAs>,
+) -> Result<Option<String>, UnpackError> {
     let mut file = File::open(artifact).on_path("open", artifact)?;
     verify(&mut file, artifact, release)?;
-    let reader = decompressed(file, artifact)?;
-    // Inaccessible to other users until complete: its directories belong to the owner, who must not
-    // put a link where the next file goes.
-    DirBuilder::new().mode(0o700).create(part).on_path("create", part)?;
+    let bytes = decompressed(file, artifact)?;
     let mut unpacker = Unpacker {
-        part,
+        inside: Inside::create(part)?,
         tree: Tree::default(),
         limits,
-        owner,
+        readers: reader.map(|reader| reader.gid),
         entries: 0,
         bytes: 0,
-        to_sync: vec![part.to_owned()],
+        service_file: None,
+        to_sync: Vec::new(),
     };
-    unpacker.all(reader)?;
+    unpacker.all(bytes)?;
     unpacker
         .tree
         .check_links()
         .map_err(|(path, error)| refused(path.as_os_str().as_bytes(), error))?;
-    // Inaccessible until every file is on disk: nothing else can get in the way of a sync.
+    // Inaccessible until every file is on disk.
     unpacker.sync()?;
-    unpacker.open_to_owner(part)?;
-    Ok(sync_folder(part).on_path("sync", part)?)
+    unpacker.inside.open_up()?;
+    unpacker.inside.sync(Path::new("."))?;
+    let service_file = unpacker.service_file.map(String::from_utf8);
+    service_file.transpose().map_err(UnpackError::NotText)
 }
 
 /// Compares length and digest with the signed ones.
@@ -158,13 +162,16 @@ fn decompressed(mut file: File, path: &Path) -> Result<Box<dyn Read>, UnpackErro
     })
 }
 
-struct Unpacker<'a> {
-    part: &'a Path,
+struct Unpacker {
+    inside: Inside,
     tree: Tree,
     limits: UnpackLimits,
-    owner: Option<RunAs>,
+    /// The group that may read what is not for everybody.
+    readers: Option<u32>,
     entries: u32,
     bytes: u64,
+    /// The bytes of its `cohort.toml`: read here, where they are the signed ones, and nowhere else.
+    service_file: Option<Vec<u8>>,
     /// Files and directories, each after the directory that contains it.
     to_sync: Vec<PathBuf>,
 }
@@ -176,7 +183,7 @@ struct Extension {
     link: Option<Vec<u8>>,
 }
 
-impl Unpacker<'_> {
+impl Unpacker {
     fn all(&mut self, reader: Box<dyn Read>) -> Result<(), UnpackError> {
         // Data between entries is bounded too: a bomb of zeros is still read.
         let headers = u64::from(self.limits.entries_max).saturating_mul(4096);
@@ -217,31 +224,34 @@ impl Unpacker<'_> {
             let is_folder = header.entry_type().is_dir();
             return if is_folder { Ok(()) } else { Err(refuse(EntryError::Empty)) };
         }
-        if path == Path::new(MARKER) {
+        let is_within = |own| path.starts_with(own) && path != Path::new(own);
+        if path.starts_with(MARKER) || is_within(SERVICE_FILE) {
             return Err(refuse(EntryError::Reserved));
         }
         for parent in self.tree.missing_parents(&path).map_err(refuse)? {
             self.folder(&parent)?;
         }
         let link = extension.link.or_else(|| header.link_name_bytes().map(Cow::into_owned));
-        let node = self.judge(header.entry_type(), &path, &link.unwrap_or_default());
-        let on_disk = self.part.join(&path);
+        let kind = header.entry_type();
+        if path == Path::new(SERVICE_FILE) {
+            let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
+            if !is_file || entry.size() > SERVICE_FILE_BYTES_MAX {
+                return Err(refuse(EntryError::ServiceFile));
+            }
+        }
+        let node = self.judge(kind, &path, &link.unwrap_or_default());
         match node.map_err(refuse)? {
             Judged::Known => Ok(()),
             Judged::Folder => self.folder(&path),
             Judged::File => {
                 // Never setuid, setgid or sticky, and never writable by others.
                 let mode = header.mode().unwrap_or(0o644) & 0o755 | 0o600;
-                self.file(entry, &on_disk, mode)
+                // What its author kept from everybody but the owner, the service may read.
+                let owners = if self.readers.is_some() { (mode & 0o500) >> 3 } else { 0 };
+                self.file(entry, path, mode | owners)
             }
-            Judged::Symlink(target) => {
-                symlink(&target, &on_disk).on_path("create", &on_disk)?;
-                Ok(self.own(&on_disk)?)
-            }
-            Judged::HardLink(target) => {
-                let target = self.part.join(target);
-                Ok(fs::hard_link(target, &on_disk).on_path("link", &on_disk)?)
-            }
+            Judged::Symlink(target) => Ok(self.inside.symlink(&target, &path)?),
+            Judged::HardLink(target) => Ok(self.inside.hard_link(&target, &path)?),
         }
     }
 
@@ -275,25 +285,19 @@ impl Unpacker<'_> {
     }
 
     fn folder(&mut self, path: &Path) -> Result<(), UnpackError> {
-        let on_disk = self.part.join(path);
-        fs::create_dir(&on_disk).on_path("create", &on_disk)?;
-        self.open_to_owner(&on_disk)?;
-        self.to_sync.push(on_disk);
+        self.inside.folder(path)?;
+        self.to_sync.push(path.to_owned());
         Ok(())
     }
 
-    fn file(&mut self, entry: &mut Raw<'_>, on_disk: &Path, mode: u32) -> Result<(), UnpackError> {
+    fn file(&mut self, entry: &mut Raw<'_>, path: PathBuf, mode: u32) -> Result<(), UnpackError> {
         let most = self.limits.bytes_max;
         // Its claimed size is checked first, so that a bomb does not even start to fill the disk.
         if self.bytes.saturating_add(entry.size()) > most {
             return Err(UnpackError::TooManyBytes(most));
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(on_disk)
-            .on_path("create", on_disk)?;
+        let mut file = self.inside.file(&path)?;
+        let mut kept = (path == Path::new(SERVICE_FILE)).then(Vec::new);
         let mut buffer = vec![0; COPY_BYTES];
         loop {
             let count = entry.read(&mut buffer).map_err(UnpackError::NotAnArchive)?;
@@ -304,35 +308,28 @@ impl Unpacker<'_> {
             if self.bytes > most {
                 return Err(UnpackError::TooManyBytes(most));
             }
-            file.write_all(&buffer[..count]).on_path("write", on_disk)?;
+            file.write_all(&buffer[..count]).on_path("write", &path)?;
+            if let Some(kept) = &mut kept {
+                kept.extend_from_slice(&buffer[..count]);
+            }
         }
-        self.own(on_disk)?;
-        file.set_permissions(Permissions::from_mode(mode)).on_path("set mode of", on_disk)?;
+        if kept.is_some() {
+            self.service_file = kept;
+        }
+        self.inside.finish_file(&file, &path, mode, self.readers)?;
         if self.entries <= SYNC_EACH_FILES_MAX {
-            self.to_sync.push(on_disk.to_owned());
+            self.to_sync.push(path);
         }
         Ok(())
     }
 
-    fn open_to_owner(&self, folder: &Path) -> Result<(), FileError> {
-        let mode = Permissions::from_mode(0o755);
-        fs::set_permissions(folder, mode).on_path("set mode of", folder)?;
-        self.own(folder)
-    }
-
-    fn own(&self, path: &Path) -> Result<(), FileError> {
-        let Some(RunAs { uid, gid }) = self.owner else { return Ok(()) };
-        lchown(path, Some(uid), Some(gid)).on_path("set owner of", path)
-    }
-
     fn sync(&self) -> Result<(), FileError> {
         if self.entries > SYNC_EACH_FILES_MAX {
-            let part = File::open(self.part).on_path("open", self.part)?;
-            return rustix::fs::syncfs(&part).map_err(io::Error::from).on_path("sync", self.part);
+            return self.inside.sync_all();
         }
         // A file is synced by its path, like a directory.
         let mut to_sync = self.to_sync.iter().rev();
-        to_sync.try_for_each(|path| sync_folder(path).on_path("sync", path))
+        to_sync.try_for_each(|path| self.inside.sync(path))
     }
 }
 
@@ -377,7 +374,6 @@ fn read_pax(entry: &mut Raw<'_>, extension: &mut Extension) -> Result<(), Unpack
             b"linkpath" => extension.link = Some(value),
             // The header's size counts here. With a second one, two readers could see two different
             // archives; the same goes for sparse files.
-            // different archives; so could they with sparse files.
             b"size" => return Err(refused(&value, EntryError::SizeTwice)),
             key if key.starts_with(b"GNU.sparse.") => {
                 return Err(refused(key, EntryError::Sparse));

@@ -1,6 +1,6 @@
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use cohort_base::durable::UNFINISHED_PREFIX;
@@ -47,7 +47,10 @@ impl Evil {
     }
 }
 
-fn try_unpack(bytes: &[u8], limits: UnpackLimits) -> (TempDir, Result<(), UnpackError>) {
+fn try_unpack(
+    bytes: &[u8],
+    limits: UnpackLimits,
+) -> (TempDir, Result<Option<String>, UnpackError>) {
     let folder = tempfile::tempdir().unwrap();
     let release = put(folder.path(), "1.0.0", bytes);
     let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
@@ -273,6 +276,73 @@ fn interrupted_unpacking_is_swept_and_repeated() {
 #[test]
 fn the_marker_cannot_be_forged() {
     refused(Evil::new().file(MARKER), &EntryError::Reserved);
+    refused(Evil::new().file(&format!("{MARKER}/x")), &EntryError::Reserved);
+    refused(Evil::new().file("cohort.toml/x"), &EntryError::Reserved);
+}
+
+#[test]
+fn cohort_toml_is_read_from_the_verified_bytes() {
+    let (_folder, result) =
+        try_unpack(&tar_of(&[("./cohort.toml", 0o600, "[hooks]")]), UnpackLimits::default());
+    assert_eq!(result.unwrap().as_deref(), Some("[hooks]"));
+    let (_folder, result) = try_unpack(&tar_of(&[("run", 0o755, "")]), UnpackLimits::default());
+    assert_eq!(result.unwrap(), None);
+    let file = |bytes: &[u8]| Evil::new().entry(EntryType::Regular, "cohort.toml", "", bytes);
+    let refused_file = |evil| refused(evil, &EntryError::ServiceFile);
+    refused_file(Evil::new().symlink("cohort.toml", "other"));
+    refused_file(Evil::new().file("f").entry(EntryType::Link, "cohort.toml", "f", b""));
+    refused_file(Evil::new().entry(EntryType::Directory, "cohort.toml", "", b""));
+    refused_file(file(&[b' '; 256 * 1024 + 1]));
+    let (_folder, result) = try_unpack(&file(&[0xff]).bytes(), UnpackLimits::default());
+    assert!(matches!(result, Err(UnpackError::NotText(_))));
+}
+
+/// The service reads what its release keeps from others, and changes nothing.
+#[test]
+fn a_release_belongs_to_the_agent_and_its_service_may_read_it() {
+    let me = rustix::process::geteuid().as_raw();
+    let gid = if me == 0 { 12_345 } else { rustix::process::getegid().as_raw() };
+    let bytes = tar_of(&[("key", 0o600, "secret"), ("d/tool", 0o700, ""), ("open", 0o644, "")]);
+    let folder = tempfile::tempdir().unwrap();
+    let release = put(folder.path(), "1.0.0", &bytes);
+    let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
+    let part = folder.path().join("inside");
+    let reader = Some(crate::program::RunAs { uid: 12_345, gid });
+    unpack(&artifact, &release, &part, UnpackLimits::default(), reader).unwrap();
+    for (name, mode) in [("key", 0o640), ("d/tool", 0o750), ("open", 0o644)] {
+        let metadata = part.join(name).metadata().unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (me, gid), "{name}");
+        assert_eq!(metadata.mode() & 0o7777, mode, "{name}");
+    }
+    for name in ["", "d"] {
+        let metadata = part.join(name).metadata().unwrap();
+        assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (me, 0o755), "{name}");
+    }
+}
+
+/// An attack: a program that can write to the directory swaps a part of the path for a link while
+/// the archive is unpacked.
+#[test]
+fn no_path_leads_through_a_link_that_was_put_there_meanwhile() {
+    let root = tempfile::tempdir().unwrap();
+    let (part, outside) = (root.path().join("part"), root.path().join("outside"));
+    let inside = crate::inside::Inside::create(&part).unwrap();
+    fs::create_dir(&outside).unwrap();
+    inside.folder(Path::new("bin")).unwrap();
+    fs::rename(part.join("bin"), part.join("was")).unwrap();
+    std::os::unix::fs::symlink(&outside, part.join("bin")).unwrap();
+    inside.file(Path::new("bin/f")).unwrap_err();
+    inside.folder(Path::new("bin/d")).unwrap_err();
+    inside.symlink(Path::new("f"), Path::new("bin/l")).unwrap_err();
+    inside.file(Path::new("was/f")).unwrap();
+    inside.hard_link(Path::new("was/f"), Path::new("bin/h")).unwrap_err();
+    inside.sync(Path::new("bin")).unwrap_err();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    // The directory itself may be moved away: its descriptor stays.
+    fs::rename(&part, root.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink(&outside, &part).unwrap();
+    inside.file(Path::new("g")).unwrap();
+    assert!(root.path().join("moved/g").exists());
 }
 
 /// A few entries with colliding names, and links that try to escape.

@@ -8,12 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cohort_host::guard::{
-    EVENTS_FILE, Event, EventKind, GuardClient, GuardConfig, GuardError, GuardLaunch,
-};
+use cohort_host::guard::{EVENTS_FILE, Event, EventKind, GuardClient, GuardConfig, GuardError};
 use cohort_host::{
-    Exit, RunService, ServiceCommand, ServiceControl as _, ServiceError, ServiceSpec, ServiceState,
-    ServiceStatus, StopSignal,
+    Cgroups, Exit, Launch, RunService, ServiceCommand, ServiceControl as _, ServiceError,
+    ServiceSpec, ServiceState, ServiceStatus, StopSignal,
 };
 use rustix::process::{Pid, Signal, getsid, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
@@ -26,8 +24,14 @@ const GUARD_FOLDER: &str = "COHORT_TEST_GUARD_FOLDER";
 #[test]
 fn guard_process() {
     let Some(folder) = std::env::var_os(GUARD_FOLDER) else { return };
-    let config = GuardConfig { folder: PathBuf::from(folder), detach: true };
+    let folder = PathBuf::from(folder);
+    let config = GuardConfig { folder, detach: true, confine: confine() };
     cohort_host::guard::run(&config).unwrap();
+}
+
+fn confine() -> Launch {
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_cohort-host-confine"));
+    Launch { program, args: Vec::new() }
 }
 
 /// A client that starts this program as the guard of a directory.
@@ -36,7 +40,7 @@ fn client(guard: PathBuf) -> GuardClient {
     variable.push(&guard);
     let this = std::env::current_exe().unwrap().into();
     let args = vec![variable, this, "--exact".into(), "guard_process".into()];
-    GuardClient::new(guard, Some(GuardLaunch { program: PathBuf::from("/usr/bin/env"), args }))
+    GuardClient::new(guard, Some(Launch { program: PathBuf::from("/usr/bin/env"), args }))
 }
 
 struct Bench {
@@ -88,6 +92,7 @@ impl Bench {
             stop_signal: StopSignal::Term,
             stop_timeout_ms: 300,
             run_as: None,
+            capabilities: Vec::new(),
         };
         let run = RunService::Command(command);
         ServiceSpec { name: "web".into(), key: key.into(), release: "d".repeat(64), run }
@@ -276,7 +281,7 @@ async fn a_guard_whose_directory_was_moved_leaves_its_services_to_the_one_there(
 }
 
 #[tokio::test]
-async fn what_a_service_leaves_running_on_purpose_is_not_taken_for_a_leftover() {
+async fn what_a_service_detaches_ends_before_the_next_one_starts() {
     let bench = Bench::start().await;
     let file = bench.folder.path().join("detached");
     let script = format!("setsid sleep 600 & echo $! > {}; exec sleep 600", file.display());
@@ -285,9 +290,89 @@ async fn what_a_service_leaves_running_on_purpose_is_not_taken_for_a_leftover() 
     until("it has detached one", || async { written() }).await;
     let detached = pid(&fs::read_to_string(&file).unwrap());
     until("it leads its group", || async { getsid(Some(detached)) == Ok(detached) }).await;
-    bench.client.start(&bench.spec("1.2", "exec sleep 600")).await.unwrap();
-    assert!(!gone(detached));
-    kill_process(detached, Signal::KILL).unwrap();
+    let next = format!("[ -e /proc/{detached}/exe ] && touch still-there; exec sleep 600");
+    bench.client.start(&bench.spec("1.2", &next)).await.unwrap();
+    until("it is gone", || async { gone(detached) }).await;
+    assert!(!bench.folder.path().join("releases/1.0.0/still-there").exists());
+    bench.end().await;
+}
+
+/// Attacks: a service that tries to be in another process group than its own, and one whose child
+/// traces it, so that the kernel keeps its end from its parent.
+#[tokio::test]
+async fn a_service_that_hides_from_its_end_is_ended() {
+    let moves = "my $c = fork; if (!$c) { setpgrp(0, 0); sleep 600; exit } \
+                 select(undef, undef, undef, 0.2); setpgrp(0, $c);";
+    // ptrace(PTRACE_SEIZE, …) on x86-64; elsewhere another call that fails.
+    let is_traced = "use POSIX; my $p = $$; my $c = fork; if (!$c) { POSIX::setsid(); \
+                     syscall(101, 0x4206, $p, 0, 0); open(F, \">ready\"); close F; sleep 600 }";
+    for attack in [moves, is_traced] {
+        let bench = Bench::start().await;
+        if Cgroups::of(&bench.path("")).is_err() && attack == is_traced {
+            eprintln!("no cgroups here: not tested");
+            return bench.end().await;
+        }
+        let ready = bench.folder.path().join("releases/1.0.0/ready");
+        let script = format!(
+            "exec perl -e '$SIG{{TERM}} = \"IGNORE\"; {attack} open(F, \">ready\"); sleep 600'"
+        );
+        bench.client.start(&bench.spec("1.1", &script)).await.unwrap();
+        until("it has hidden", || async { ready.exists() }).await;
+        let service = bench.service_pid().await.unwrap();
+        let began = std::time::Instant::now();
+        bench.client.stop("web", Duration::from_secs(60)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(30), "{attack}");
+        until("it is gone", || async { gone(service) }).await;
+        bench.end().await;
+    }
+}
+
+/// An attack: another user's process with the variables of a service.
+#[tokio::test]
+async fn a_process_of_another_user_is_not_taken_for_a_leftover() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let bench = Bench::start().await;
+    let releases = bench.folder.path().join("releases");
+    let mut fake = std::process::Command::new("sleep");
+    use std::os::unix::process::CommandExt as _;
+    let mut fake = fake
+        .arg("600")
+        .env("COHORT_GUARD_INSTANCE", "web.1.1")
+        .env("COHORT_GUARD_RELEASES", releases)
+        .process_group(0)
+        .uid(12_345)
+        .spawn()
+        .unwrap();
+    bench.client.start(&bench.spec("1.1", "exec sleep 600")).await.unwrap();
+    assert_eq!(fake.try_wait().unwrap(), None, "it runs on");
+    fake.kill().unwrap();
+    fake.wait().unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_a_service_detached_ends_when_it_dies_and_the_guard_was_killed() {
+    let bench = Bench::start().await;
+    if Cgroups::of(&bench.path("")).is_err() {
+        eprintln!("no cgroups here: not tested");
+        return bench.end().await;
+    }
+    let file = bench.folder.path().join("detached");
+    let script = format!(
+        "env -i setsid -f sh -c 'echo $$ >> {}; exec sleep 600'; exec sleep 600",
+        file.display()
+    );
+    bench.client.start(&bench.spec("1.1", &script)).await.unwrap();
+    let written = || fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'));
+    until("it has detached one", || async { written() }).await;
+    let detached = pid(&fs::read_to_string(&file).unwrap());
+    let service = bench.service_pid().await.unwrap();
+    bench.kill_guard(Signal::KILL).await;
+    kill_process_group(service, Signal::KILL).unwrap();
+    bench.client.status("web").await.unwrap();
+    until("it is gone", || async { gone(detached) }).await;
     bench.end().await;
 }
 
@@ -423,7 +508,8 @@ async fn the_socket_is_ours_alone_and_survives_nonsense() {
 #[tokio::test]
 async fn one_guard_per_folder() {
     let bench = Bench::start().await;
-    let config = GuardConfig { folder: bench.folder.path().join("guard"), detach: false };
+    let folder = bench.folder.path().join("guard");
+    let config = GuardConfig { folder, detach: false, confine: confine() };
     let error = cohort_host::guard::serve(&config).await.unwrap_err();
     assert!(matches!(error, GuardError::AlreadyRuns { .. }), "{error}");
     assert!(bench.client.status("web").await.is_ok(), "the first one is not harmed");
@@ -434,7 +520,7 @@ async fn one_guard_per_folder() {
 async fn a_long_path_to_the_socket_is_no_obstacle() {
     let folder = tempfile::tempdir().unwrap();
     let long = folder.path().join("d".repeat(120)).join("guard");
-    let config = GuardConfig { folder: long.clone(), detach: false };
+    let config = GuardConfig { folder: long.clone(), detach: false, confine: confine() };
     let client = GuardClient::new(long, None);
     let guard = tokio::spawn(async move { cohort_host::guard::serve(&config).await });
     until("it listens", || async { client.status("web").await.is_ok() }).await;

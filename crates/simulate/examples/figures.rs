@@ -2,7 +2,7 @@
 //! value. All times are CPU time of the one thread, so that other work on the machine counts
 //! little.
 //!
-//! `cargo run --release -p cohort-simulate --example figures [NAME]`
+//! `cargo run --release -p cohort-simulate --example figures [NAME…]`
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const SEEDS: u64 = 60;
 
 fn main() {
     let only: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.starts_with(only));
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|only| only.starts_with(name));
     if wanted("plan") || wanted("apply") {
         let worst = Worst::of_a_rollout();
         println!("plan.1000x5_ms {}", ms(worst.plan));

@@ -59,7 +59,8 @@ pub(crate) struct AgentArgs {
     /// Port of the service: {port} in commands and checks
     #[arg(long, value_name = "PORT")]
     service_port: Option<u16>,
-    /// User for services, hooks and checks: NAME, UID or UID:GID [default: the agent's user]
+    /// User for services, hooks and checks: NAME, UID or UID:GID [default: the agent's user,
+    /// except root]
     #[arg(long, value_name = "USER")]
     service_user: Option<String>,
     /// Interval at which a leader checks for new releases [default: 5s]

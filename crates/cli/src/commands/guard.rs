@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use cohort_host::Launch;
 use cohort_host::guard::{GuardConfig, run as run_guard};
 
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -19,7 +20,8 @@ pub(crate) struct GuardArgs {
 
 /// Returns after SIGTERM.
 pub(crate) fn run(args: &GuardArgs) -> Result<Exit, Failure> {
-    let config = GuardConfig { folder: args.dir.clone(), detach: args.detach };
+    let (folder, detach) = (args.dir.clone(), args.detach);
+    let config = GuardConfig { folder, detach, confine: Launch::confine() };
     run_guard(&config).or_fail("guard")?;
     Ok(Exit::Done)
 }

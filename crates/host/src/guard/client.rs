@@ -1,6 +1,5 @@
 //! The agent's side of the guard's socket. Starts a guard when none is listening.
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
@@ -17,6 +16,7 @@ use tokio::time::Instant;
 use super::protocol::{
     Answer, Ask, Request, Response, SOCKET, VERSION, broken, lines, send, short_path,
 };
+use crate::launch::Launch;
 use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 
 /// Longest wait for a response to a request that involves no stop.
@@ -34,26 +34,19 @@ const LAUNCH_LOOK: Schedule = Schedule::new(Duration::from_millis(20), Duration:
 /// Extra time for a stop, beyond the service's own limit.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// How to start a guard, such as `cohort guard --dir …`.
-#[derive(Debug, Clone)]
-pub struct GuardLaunch {
-    pub program: PathBuf,
-    /// Arguments, without the program itself.
-    pub args: Vec<OsString>,
-}
-
 /// Talks to the guard of one directory.
 #[derive(Debug)]
 pub struct GuardClient {
     folder: PathBuf,
-    launch: Option<GuardLaunch>,
+    launch: Option<Launch>,
     launching: tokio::sync::Mutex<()>,
 }
 
 impl GuardClient {
-    /// A client for the guard of `folder`. Without `launch`, it starts no guard.
+    /// A client for the guard of `folder`. `launch` starts one, such as `cohort guard --dir …`; without
+    /// it, none is started.
     #[must_use]
-    pub fn new(folder: PathBuf, launch: Option<GuardLaunch>) -> Self {
+    pub fn new(folder: PathBuf, launch: Option<Launch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }
     }
 
@@ -103,7 +96,7 @@ impl GuardClient {
     }
 
     /// Starts a guard; the returned thread ends with it.
-    fn start(&self, launch: &GuardLaunch) -> io::Result<std::thread::JoinHandle<()>> {
+    fn start(&self, launch: &Launch) -> io::Result<std::thread::JoinHandle<()>> {
         durable::private_folder(&self.folder)?;
         let log =
             OpenOptions::new().create(true).append(true).open(self.folder.join("guard.log"))?;

@@ -7,29 +7,26 @@ use crate::process::Watched;
 use crate::service::{RunService, ServiceCommand, ServiceSpec};
 
 /// Ends processes of this service that the guard of another directory than `ground` started: nobody
-/// else will.
+/// else will. All at the same time: others could give their processes the same variables.
 pub(super) async fn end(spec: &ServiceSpec, ground: &str) {
     let RunService::Command(command) = &spec.run else { return };
-    for process in find(&spec.name, command, ground) {
+    let grace = Duration::from_millis(command.stop_timeout_ms);
+    let found = find(spec, command, ground);
+    let ended = found.iter().map(|process| {
         let (service, pid) = (&spec.name, process.pid().as_raw_nonzero());
         tracing::warn!(service, pid, "ending what a guard left behind that lost its directory");
-        let grace = Duration::from_millis(command.stop_timeout_ms);
-        process.stop_group(command.stop_signal.into(), grace).await;
-    }
+        process.stop_group(command.stop_signal.into(), grace, None)
+    });
+    futures_util::future::join_all(ended).await;
 }
 
 /// By the name of the service, because others may run from the same directory of releases; and by
-/// the latter, because another server on this machine may have a service of this name. What a
-/// service of this guard started, and left running, is the service's own affair.
-fn find(name: &str, command: &ServiceCommand, ground: &str) -> Vec<Watched> {
-    let Some(releases) = releases(command) else { return Vec::new() };
-    let (instance, releases) = (format!("{INSTANCE}={name}."), format!("{RELEASES}={releases}"));
-    let ground = format!("{GROUND}={ground}");
-    by_environment(|entries| {
-        entries.contains(&releases.as_str())
-            && !entries.contains(&ground.as_str())
-            && entries.iter().any(|entry| entry.starts_with(&instance))
-    })
+/// the latter, because another server on this machine may have a service of this name.
+fn find(spec: &ServiceSpec, command: &ServiceCommand, ground: &str) -> Vec<Watched> {
+    let (Some(releases), Some(uid)) = (releases(command), spec.user()) else { return Vec::new() };
+    let instance = format!("{INSTANCE}={}.*", spec.name);
+    let releases = format!("{RELEASES}={releases}");
+    by_environment(uid, &[&instance, &releases], &[&format!("{GROUND}={ground}")])
 }
 
 /// The directory of the app's releases, as text.

@@ -41,12 +41,15 @@ use cohort_base::{FileError, OnPath as _, durable};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use client::{GuardClient, GuardLaunch};
+pub use client::GuardClient;
 pub use events::{EVENTS_FILE, Event, EventKind};
 
 use ground::Ground;
 use protocol::{SOCKET, short_path};
 use server::Server;
+
+use crate::cgroup::Cgroups;
+use crate::launch::Launch;
 
 /// How often a guard checks that its directory is still there.
 const GROUND_CHECK: Duration = Duration::from_secs(1);
@@ -58,6 +61,8 @@ pub struct GuardConfig {
     pub folder: PathBuf,
     /// Leave the session of the parent process, to outlive it.
     pub detach: bool,
+    /// How to start a service.
+    pub confine: Launch,
 }
 
 /// Why a guard exited.
@@ -98,7 +103,12 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     let ground = Arc::new(ground);
     let listener = listen(folder).on_path("listen in", folder)?;
     let mut terminate = signal(SignalKind::terminate()).on_path("await SIGTERM for", folder)?;
-    let server = Server::open(folder, Arc::clone(&ground)).await?;
+    let cgroups = Cgroups::of(folder).unwrap_or_else(|error| {
+        tracing::warn!(%error, "no cgroups: a service can leave processes behind");
+        Cgroups::default()
+    });
+    let programs = (config.confine.clone(), cgroups);
+    let server = Server::open(folder, Arc::clone(&ground), programs).await?;
     tokio::select! {
         () = server.serve(listener) => {}
         _ = terminate.recv() => tracing::info!("terminated; services keep running"),

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use cohort_base::golden::hold;
 
 use super::*;
+use crate::confine::Capability;
 use crate::process::{Exit, StopSignal};
 use crate::program::RunAs;
 use crate::service::{RunService, ServiceCommand, ServiceState};
@@ -22,6 +23,7 @@ pub(crate) fn spec() -> ServiceSpec {
             stop_signal: StopSignal::Int,
             stop_timeout_ms: 10_000,
             run_as: Some(RunAs { uid: 33, gid: 33 }),
+            capabilities: vec![Capability::CapNetBindService],
         }),
     }
 }

@@ -19,6 +19,8 @@ use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, broken, lines, send};
 use super::state::{Kept, Record};
 use super::supervise::{CannotSpawn, Home, Shared, Supervised};
+use crate::cgroup::Cgroups;
+use crate::launch::Launch;
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
 
 /// Most connections at a time. The agent uses one, an operator another.
@@ -50,17 +52,18 @@ impl Server {
     pub(crate) async fn open(
         folder: &Path,
         ground: Arc<Ground>,
+        (confine, cgroups): (Launch, Cgroups),
     ) -> Result<Arc<Self>, DurableFileError> {
         let record = Record::open(folder, ground)?;
         let server = Arc::new(Server {
             folder: folder.to_owned(),
-            shared: Arc::new(Shared { record, events: EventLog::new(folder) }),
+            shared: Arc::new(Shared { record, events: EventLog::new(folder), confine, cgroups }),
             places: parking_lot::Mutex::default(),
         });
         for kept in server.shared.record.services() {
             match server.place(&kept.spec.name) {
                 Ok(place) => {
-                    let supervised = Supervised::take_over(&place.home, kept);
+                    let supervised = Supervised::take_over(&place.home, kept).await;
                     *place.service.lock().await = Some(supervised);
                 }
                 Err(reason) => {
@@ -164,7 +167,7 @@ impl Server {
         let name = spec.name.clone();
         let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };
         self.shared.record.put(kept).map_err(|error| chain(&error))?;
-        match Supervised::start(&place.home, spec) {
+        match Supervised::start(&place.home, spec).await {
             Ok(supervised) => {
                 *service = Some(supervised);
                 Ok(Answer::Done)

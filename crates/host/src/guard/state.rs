@@ -1,7 +1,8 @@
 //! The services that should run, and their processes: durable, for the next guard.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cohort_base::OnPath as _;
@@ -15,7 +16,7 @@ use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
 /// The version of `services.json`.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// An environment variable of every service, unique to one start by one guard.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
@@ -65,6 +66,8 @@ pub(crate) struct Kept {
 pub(crate) struct Process {
     /// The value of [`INSTANCE`] in its environment.
     pub(crate) instance: String,
+    /// The cgroup of all that it started.
+    pub(crate) cgroup: Option<PathBuf>,
     /// `None` until it has started.
     pub(crate) started: Option<Started>,
 }
@@ -149,8 +152,8 @@ impl Record {
 }
 
 impl Process {
-    /// The process, if it still runs; never another one that reused its number.
-    pub(crate) fn find(&self) -> Option<Watched> {
+    /// The process of this user, if it still runs; never another one that reused its number.
+    pub(crate) fn find(&self, uid: Option<u32>) -> Option<Watched> {
         match self.started {
             Some(Started { pid, start_ticks }) => {
                 Watched::started_at(Pid::from_raw(pid)?, start_ticks)
@@ -158,28 +161,53 @@ impl Process {
             // The guard was killed after starting it, before recording its number.
             None => {
                 let wanted = format!("{INSTANCE}={}", self.instance);
-                by_environment(|entries| entries.contains(&wanted.as_str())).pop()
+                by_environment(uid?, &[&wanted], &[]).pop()
             }
         }
     }
 }
 
-/// The services of any guard with such an environment, whose entries are `NAME=value`.
-pub(crate) fn by_environment(is_wanted: impl Fn(&[&str]) -> bool) -> Vec<Watched> {
+/// Most of a process's environment that is read, in bytes. Processes can make it look endless;
+/// Cohort's own variables are sorted before most others.
+const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
+
+/// The processes of a user that lead their groups and have all these variables, whole or up to a `*`
+/// at the end, and none of those; as `NAME=value`.
+pub(crate) fn by_environment(uid: u32, wanted: &[&str], without: &[&str]) -> Vec<Watched> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid: Option<i32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
-        let entries = environment.split(|byte| *byte == 0).flat_map(std::str::from_utf8);
-        // Its children inherit the environment, but only the service leads its group.
-        if is_wanted(&entries.collect::<Vec<_>>())
+        // Its children inherit the environment, but only the service leads its group. Others can
+        // give their processes any variables. (The kernel's own processes have neither, and a group
+        // that the library does not expect.)
+        if user_of(&entry.path()) == Some(uid)
+            && has(&entry.path(), wanted, without).unwrap_or(false)
             && rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid)
         {
             found.extend(Watched::open(pid));
         }
     }
     found
+}
+
+/// The real user of a process.
+fn user_of(process: &Path) -> Option<u32> {
+    let status = std::fs::read_to_string(process.join("status")).ok()?;
+    let field = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    field.split_whitespace().next()?.parse().ok()
+}
+
+fn has(process: &Path, wanted: &[&str], without: &[&str]) -> std::io::Result<bool> {
+    let mut environment = Vec::new();
+    let file = std::fs::File::open(process.join("environ"))?;
+    file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment)?;
+    let is = |entry: &[u8], text: &str| match text.strip_suffix('*') {
+        Some(start) => entry.starts_with(start.as_bytes()),
+        None => entry == text.as_bytes(),
+    };
+    let any = |text: &&str| environment.split(|byte| *byte == 0).any(|entry| is(entry, text));
+    Ok(wanted.iter().all(any) && !without.iter().any(any))
 }
 
 #[cfg(test)]

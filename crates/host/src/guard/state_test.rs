@@ -12,15 +12,19 @@ async fn a_process_is_found_by_its_number_only_when_it_is_the_very_same() {
     let ticks = start_ticks(Pid::from_raw(pid).unwrap()).unwrap();
     let process = |start_ticks| Process {
         instance: "x".to_owned(),
+        cgroup: None,
         started: Some(Started { pid, start_ticks }),
     };
-    assert!(process(ticks).find().is_some());
-    assert!(process(ticks + 1).find().is_none(), "the number was given to another");
+    assert!(process(ticks).find(Some(crate::trusted_folder::own_user())).is_some());
+    assert!(
+        process(ticks + 1).find(Some(crate::trusted_folder::own_user())).is_none(),
+        "the number was given to another"
+    );
     child.kill().unwrap();
-    let found = process(ticks).find();
+    let found = process(ticks).find(Some(crate::trusted_folder::own_user()));
     drop(found);
     child.wait().unwrap();
-    assert!(process(ticks).find().is_none(), "it has ended");
+    assert!(process(ticks).find(Some(crate::trusted_folder::own_user())).is_none(), "it has ended");
 }
 
 #[tokio::test]
@@ -32,9 +36,12 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
         .process_group(0)
         .spawn()
         .unwrap();
-    let process = Process { instance, started: None };
-    crate::testing::until("it is found", || async { process.find().is_some() }).await;
-    let found = process.find().unwrap();
+    let process = Process { instance, cgroup: None, started: None };
+    crate::testing::until("it is found", || async {
+        process.find(Some(crate::trusted_folder::own_user())).is_some()
+    })
+    .await;
+    let found = process.find(Some(crate::trusted_folder::own_user())).unwrap();
     let pid = found.pid().as_raw_nonzero().get().unsigned_abs();
     assert_eq!(pid, child.id(), "the leader, not its child");
     found.signal_group(rustix::process::Signal::KILL);
@@ -44,7 +51,9 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
 #[test]
 fn the_record() {
     use super::super::protocol::protocol_test::spec;
-    let process = |started| Some(Process { instance: "web.12.34".into(), started });
+    let cgroup = || Some("/sys/fs/cgroup/cohort-ab/web".into());
+    let process =
+        |started| Some(Process { instance: "web.12.34".into(), cgroup: cgroup(), started });
     let kept = |last_exit, process| {
         let services = BTreeMap::from([(
             "web".to_owned(),

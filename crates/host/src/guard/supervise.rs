@@ -6,8 +6,6 @@ use std::time::Duration;
 use cohort_base::chain;
 use cohort_base::retry::{PROGRAM, Pauses};
 use parking_lot::Mutex;
-use rustix::process::Signal;
-use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +13,11 @@ use super::events::{EventKind, EventLog};
 use super::leftover::releases;
 use super::log::ServiceLog;
 use super::state::{GROUND, INSTANCE, Kept, Process, RELEASES, Record, Started};
+use crate::cgroup::{Cgroup, Cgroups};
 use crate::clock::boot_time;
-use crate::process::{Exit, GroupChild, Watched, is_the_programs_fault, start_ticks};
+use crate::confine::Confined;
+use crate::launch::Launch;
+use crate::process::{Descendants, Exit, GroupChild, Watched, is_the_programs_fault, start_ticks};
 use crate::service::{RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus};
 
 /// A service that stayed up this long is not in a crash loop.
@@ -27,6 +28,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(30);
 pub(crate) struct Shared {
     pub(crate) record: Record,
     pub(crate) events: EventLog,
+    pub(crate) confine: Launch,
+    pub(crate) cgroups: Cgroups,
 }
 
 /// One service's files and name, independent of what runs.
@@ -53,17 +56,23 @@ pub(crate) enum CannotSpawn {
     Machine(String),
 }
 
-/// A process of the service: our child, or one that an earlier guard started.
-enum Running {
+/// A process of the service, and all that it started.
+struct Running {
+    leader: Leader,
+    cgroup: Option<Cgroup>,
+}
+
+/// Our child, or one that an earlier guard started.
+enum Leader {
     Child(GroupChild),
     Found(Watched),
 }
 
 impl Running {
     fn watched(&self) -> &Watched {
-        match self {
-            Running::Child(child) => child.watched(),
-            Running::Found(watched) => watched,
+        match &self.leader {
+            Leader::Child(child) => child.watched(),
+            Leader::Found(watched) => watched,
         }
     }
 
@@ -71,16 +80,19 @@ impl Running {
         self.watched().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Waits until it exits, and ends the rest of its group.
-    async fn exit(self) -> Exit {
-        match self {
-            Running::Child(child) => child.reap().await.unwrap_or(Exit::Unknown),
-            Running::Found(watched) => {
-                watched.ended().await;
-                watched.signal_group(Signal::KILL);
+    /// After it has ended, or was killed: ends what it started.
+    async fn exit(mut self) -> Exit {
+        let exit = match &mut self.leader {
+            Leader::Child(child) => child.reap(self.cgroup.as_ref()).await.unwrap_or(Exit::Unknown),
+            Leader::Found(watched) => {
+                watched.kill(self.cgroup.as_ref());
                 Exit::Unknown
             }
+        };
+        if let Some(cgroup) = self.cgroup {
+            cgroup.end().await;
         }
+        exit
     }
 }
 
@@ -106,17 +118,19 @@ impl Home {
     }
 
     /// Starts a process: records its mark first, its number afterwards.
-    fn spawn(&self, spec: &ServiceSpec) -> Result<Running, CannotSpawn> {
+    async fn spawn(&self, spec: &ServiceSpec) -> Result<Running, CannotSpawn> {
         let RunService::Command(command) = &spec.run else {
             return Err(CannotSpawn::Machine("the guard runs commands, not units".to_owned()));
         };
         let instance = format!("{}.{}.{}", spec.name, std::process::id(), boot_time().as_nanos());
-        let process = Process { instance, started: None };
+        let cgroup = self.shared.cgroups.fresh(&spec.name).await;
+        let path = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+        let process = Process { instance, cgroup: path, started: None };
         self.shared
             .record
             .update(&spec.name, |kept| kept.process = Some(process.clone()))
             .map_err(|error| CannotSpawn::Machine(chain(&error)))?;
-        let child = self.spawn_command(command, &process.instance).map_err(|error| {
+        let child = self.spawn_command(command, &process).await.map_err(|error| {
             let reason = format!("{}: {error}", command.program.display());
             if is_the_programs_fault(&error) {
                 CannotSpawn::Program(reason)
@@ -124,33 +138,33 @@ impl Home {
                 CannotSpawn::Machine(reason)
             }
         })?;
-        let running = Running::Child(child);
+        let running = Running { leader: Leader::Child(child), cgroup };
         self.shared.events.write(spec, running.pid(), EventKind::Started, None);
         self.started(spec, process, running.watched());
         Ok(running)
     }
 
-    fn spawn_command(
+    async fn spawn_command(
         &self,
         command: &ServiceCommand,
-        instance: &str,
+        process: &Process,
     ) -> std::io::Result<GroupChild> {
-        let writer = self.log.writer()?;
-        let mut process = Command::new(&command.program);
-        process
-            .args(&command.args)
-            .env_clear()
-            .envs(&command.env)
-            .env(INSTANCE, instance)
-            .env(GROUND, self.shared.record.ground())
-            .env(RELEASES, releases(command).unwrap_or_default())
-            .current_dir(&command.folder)
-            .stdout(writer.try_clone()?)
-            .stderr(writer);
-        if let Some(run_as) = command.run_as {
-            run_as.apply(&mut process);
-        }
-        GroupChild::spawn(&mut process)
+        let own = [
+            (INSTANCE, process.instance.as_str()),
+            (GROUND, self.shared.record.ground()),
+            (RELEASES, releases(command).unwrap_or_default()),
+        ];
+        let mut env = command.env.clone();
+        env.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let confined = Confined {
+            args: command.args.clone(),
+            env,
+            run_as: command.run_as,
+            capabilities: command.capabilities.clone(),
+            cgroup: process.cgroup.clone(),
+            ..Confined::new(command.program.clone(), command.folder.clone())
+        };
+        self.shared.confine.start(&confined, self.log.writer()?.into()).await
     }
 
     /// Records a process's number. If that fails, the service runs anyway: the next guard finds it
@@ -168,16 +182,28 @@ impl Home {
 
 impl Supervised {
     /// Starts the service for the first time; the result says whether its program could be run.
-    pub(crate) fn start(home: &Home, spec: ServiceSpec) -> Result<Self, CannotSpawn> {
-        let running = home.spawn(&spec)?;
+    pub(crate) async fn start(home: &Home, spec: ServiceSpec) -> Result<Self, CannotSpawn> {
+        let running = home.spawn(&spec).await?;
         let kept = Kept { spec, exits: 0, last_exit: None, process: None };
         Ok(Self::watch(home, kept, Some(running)))
     }
 
     /// Takes over from an earlier guard: adopts its process, or starts the service again.
-    pub(crate) fn take_over(home: &Home, mut kept: Kept) -> Self {
+    pub(crate) async fn take_over(home: &Home, mut kept: Kept) -> Self {
         let process = kept.process.take();
-        let found = process.as_ref().and_then(Process::find).map(Running::Found);
+        let uid = kept.spec.user();
+        let cgroup = process.as_ref().and_then(|it| it.cgroup.clone()).map(Cgroup::at);
+        let leader = process.as_ref().and_then(|process| process.find(uid)).map(Leader::Found);
+        let found = match leader {
+            Some(leader) => Some(Running { leader, cgroup }),
+            None => {
+                // What its leader left behind.
+                if let Some(cgroup) = cgroup {
+                    cgroup.end().await;
+                }
+                None
+            }
+        };
         if let (Some(running), Some(process)) = (&found, process) {
             home.shared.events.write(&kept.spec, running.pid(), EventKind::Adopted, None);
             home.started(&kept.spec, process, running.watched());
@@ -229,7 +255,7 @@ impl Keeper {
             let started = match running.take() {
                 Some(running) => Ok(running),
                 None if self.stop.is_cancelled() => return,
-                None => self.home.spawn(&self.spec),
+                None => self.home.spawn(&self.spec).await,
             };
             let ran = match started {
                 Ok(running) => {
@@ -261,10 +287,17 @@ impl Keeper {
         let grace = Duration::from_millis(command.stop_timeout_ms);
         let pid = running.pid();
         let service = &self.spec.name;
-        if running.watched().stop_group(command.stop_signal.into(), grace).await {
+        // Without a cgroup, what it started is found through its parents, while they live.
+        let found = || Descendants::of(running.watched().pid());
+        let left = running.cgroup.is_none().then(found);
+        let cgroup = running.cgroup.as_ref();
+        if running.watched().stop_group(command.stop_signal.into(), grace, cgroup).await {
             tracing::warn!(service, pid, "killed service: it did not stop in time");
         }
         let exit = running.exit().await;
+        if let Some(left) = left {
+            left.kill();
+        }
         self.home.shared.events.write(&self.spec, pid, EventKind::Stopped, Some(exit));
     }
 

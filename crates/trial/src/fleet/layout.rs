@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
 use cohort_identity::Identity;
@@ -84,8 +85,11 @@ impl Fleet {
         fs::write(&token_file, token.trim())?;
         let (platform, zone) =
             agent.group.split_once('.').context("a group's name is platform.zone")?;
+        // Programs of a trial stay in its private directory, which other users cannot enter.
+        let says = self.options.agent_toml.contains("service_user");
+        let user = if is_root()? && !says { "service_user = \"root\"\n" } else { "" };
         let text = format!(
-            "server = {name:?}\ndata_dir = {:?}\ninstall_dir = {:?}\nlisten = \"{}\"\n\
+            "{user}server = {name:?}\ndata_dir = {:?}\ninstall_dir = {:?}\nlisten = \"{}\"\n\
              probe_listen = \"{}\"\nhub = [\"{}\"]\njoin_token_file = {:?}\n\
              platform = {platform:?}\nservice_port = {}\npoll_interval = \"500ms\"\n{}\n\
              [labels]\nzone = {zone:?}\n",
@@ -147,4 +151,9 @@ fn new_agent(
         prefix: Vec::new(),
         process: None,
     })
+}
+
+/// A process's directory there belongs to its effective user.
+fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
 }

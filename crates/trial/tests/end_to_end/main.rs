@@ -17,6 +17,7 @@ mod mirror_dies;
 mod power;
 mod remove_app;
 mod roles;
+mod service_user;
 mod steering;
 mod two_apps;
 mod unreachable;

@@ -1,0 +1,251 @@
+//! What a program of a release may do on its server.
+//!
+//! The guard and the agent start nothing of a release themselves. They start `cohort confine`, which
+//! reads a [`Confined`] from its standard input, gives up what the program must not have, one step
+//! after the other in a process with a single thread, and becomes the program. Its standard input is
+//! a socket: if it cannot become the program, it says why there; otherwise the socket closes.
+//!
+//! The wrapper is root until it gives that up, so it gets nothing that a release wrote in its
+//! environment: `LD_PRELOAD` would load a release's code into it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
+
+use crate::program::RunAs;
+
+/// The version of [`Confined`]: starter and wrapper are the same program, unless somebody mixes
+/// them.
+const VERSION: u32 = 1;
+
+/// Longest request, in bytes: as the guard's longest.
+const REQUEST_BYTES_MAX: u64 = 256 * 1024;
+
+/// The highest capability that is asked for; the kernel knows 41.
+const CAPABILITY_MAX: u32 = 63;
+
+/// A program written just before can be busy for a moment, because another thread that forked
+/// meanwhile still holds it open for writing.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// The exit status of a wrapper that did not become its program, as a shell's.
+const NOT_STARTED: i32 = 127;
+
+/// A capability that a release may ask for in `[service] capabilities`: none of them reaches another
+/// user's files, processes or traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Capability {
+    /// Ports below 1024.
+    CapNetBindService,
+    /// Memory that is never swapped.
+    CapIpcLock,
+}
+
+impl Capability {
+    fn set(self) -> CapabilitySet {
+        match self {
+            Capability::CapNetBindService => CapabilitySet::NET_BIND_SERVICE,
+            Capability::CapIpcLock => CapabilitySet::IPC_LOCK,
+        }
+    }
+}
+
+/// A program, and what it is confined to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Confined {
+    pub(crate) version: u32,
+    /// A name without `/` is looked up in the `PATH` of `env`.
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    /// The whole environment.
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) folder: PathBuf,
+    /// If absent, the starter's own user.
+    pub(crate) run_as: Option<RunAs>,
+    /// What it keeps of root's capabilities as another user.
+    pub(crate) capabilities: Vec<Capability>,
+    /// It joins this cgroup first.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Whether it may gain privileges by running a program, such as sudo: the server's own may.
+    pub(crate) gains: bool,
+}
+
+impl Confined {
+    /// A program of a release, without arguments.
+    pub(crate) fn new(program: PathBuf, folder: PathBuf) -> Self {
+        Confined {
+            version: VERSION,
+            program,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            folder,
+            run_as: None,
+            capabilities: Vec::new(),
+            cgroup: None,
+            gains: false,
+        }
+    }
+}
+
+/// Why a wrapper did not become its program.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NotStarted {
+    /// What it tried.
+    tried: String,
+    reason: String,
+    /// The error number of starting the program itself.
+    errno: Option<i32>,
+}
+
+impl From<NotStarted> for io::Error {
+    fn from(NotStarted { tried, reason, errno }: NotStarted) -> Self {
+        match errno {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::other(format!("{tried}: {reason}")),
+        }
+    }
+}
+
+/// A step that failed, and whether it was the program's own.
+struct Failed {
+    tried: &'static str,
+    error: io::Error,
+    program: bool,
+}
+
+fn step<T>(tried: &'static str, result: Result<T, impl Into<io::Error>>) -> Result<T, Failed> {
+    result.map_err(|error| Failed { tried, error: error.into(), program: false })
+}
+
+/// Becomes the program that standard input asks for. Returns the exit status if it cannot. For a
+/// process with one thread.
+#[must_use]
+pub fn run() -> i32 {
+    // Without a terminal that somebody's shell reads from. Fails for a leader of a group, which has
+    // none of its own either.
+    let _leads = rustix::process::setsid();
+    let socket = match take_stdin() {
+        Ok(socket) => socket,
+        Err(error) => {
+            eprintln!("cannot take a request from standard input: {error}");
+            return NOT_STARTED;
+        }
+    };
+    let mut socket = File::from(socket);
+    let Failed { tried, error, program } = match read(&mut socket).and_then(|it| become_it(&it)) {
+        Ok(never) => match never {},
+        Err(failed) => failed,
+    };
+    let (reason, errno) = (error.to_string(), error.raw_os_error().filter(|_| program));
+    let failed = NotStarted { tried: tried.to_owned(), reason, errno };
+    // Without a starter, nobody cares.
+    let _ = serde_json::to_vec(&failed).map(|bytes| socket.write_all(&bytes));
+    NOT_STARTED
+}
+
+/// Standard input, which programs that are started do not get; they get an empty one.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(socket)
+}
+
+fn read(socket: &mut File) -> Result<Confined, Failed> {
+    let mut bytes = Vec::new();
+    step("read the request", socket.take(REQUEST_BYTES_MAX).read_to_end(&mut bytes))?;
+    let confined: Confined = step("read the request", serde_json::from_slice(&bytes))?;
+    if confined.version != VERSION {
+        let other = format!("its version is {}, not {VERSION}", confined.version);
+        return step("read the request", Err(io::Error::other(other)));
+    }
+    Ok(confined)
+}
+
+fn become_it(confined: &Confined) -> Result<std::convert::Infallible, Failed> {
+    let Confined { program, args, env, folder, run_as, capabilities, cgroup, gains, .. } = confined;
+    if let Some(cgroup) = cgroup {
+        step("enter its cgroup", std::fs::write(cgroup.join("cgroup.procs"), "0"))?;
+    }
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    if let Some(run_as) = run_as {
+        become_user(*run_as, capabilities)?;
+    }
+    if !gains {
+        if !rustix::process::geteuid().is_root() {
+            keep_only(run_as.map_or(&[][..], |_| capabilities))?;
+        }
+        step("give up gaining privileges", rustix::thread::set_no_new_privs(true))?;
+    }
+    let own = |error| Failed { tried: "start the program", error, program: true };
+    std::env::set_current_dir(folder).map_err(own)?;
+    let mut command = std::process::Command::new(program);
+    command.args(args).env_clear().envs(env);
+    let mut error = command.exec();
+    for _ in 1..BUSY_TRIES {
+        if error.kind() != io::ErrorKind::ExecutableFileBusy {
+            break;
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        error = command.exec();
+    }
+    Err(own(error))
+}
+
+/// Keeps these capabilities and no others. The kernel takes them from a user that was root, and from
+/// nobody else: an agent may have some as another user.
+fn keep_only(capabilities: &[Capability]) -> Result<(), Failed> {
+    let kept = set_of(capabilities);
+    step("give up capabilities", rustix::thread::clear_ambient_capability_set())?;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
+    step("give up capabilities", rustix::thread::set_capabilities(None, sets))?;
+    for one in kept.iter() {
+        let raised = rustix::thread::configure_capability_in_ambient_set(one, true);
+        step("keep capabilities", raised)?;
+    }
+    Ok(())
+}
+
+fn set_of(capabilities: &[Capability]) -> CapabilitySet {
+    capabilities.iter().fold(CapabilitySet::empty(), |set, one| set | one.set())
+}
+
+/// Becomes another user, without root's groups and with a bounding set of these capabilities.
+fn become_user(run_as: RunAs, capabilities: &[Capability]) -> Result<(), Failed> {
+    let kept = set_of(capabilities);
+    let effective = step("read its capabilities", rustix::thread::capabilities(None))?.effective;
+    if effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..=CAPABILITY_MAX {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            // An unknown number ends the list.
+            if !kept.contains(one)
+                && rustix::thread::remove_capability_from_bounding_set(one).is_err()
+            {
+                break;
+            }
+        }
+    }
+    let (uid, gid) = (Uid::from_raw(run_as.uid), Gid::from_raw(run_as.gid));
+    if effective.contains(CapabilitySet::SETGID) {
+        step("leave root's groups", rustix::thread::set_thread_groups(&[]))?;
+    }
+    step("set its group", rustix::thread::set_thread_res_gid(gid, gid, gid))?;
+    step("keep capabilities", rustix::thread::set_keep_capabilities(!kept.is_empty()))?;
+    step("set its user", rustix::thread::set_thread_res_uid(uid, uid, uid))
+}
+
+#[cfg(test)]
+#[path = "confine_test.rs"]
+mod confine_test;

@@ -1,0 +1,224 @@
+//! What a program of a release cannot do, tried by such a program.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, test_kill_process};
+use tempfile::TempDir;
+
+use super::{Capability, Confined};
+use crate::cgroup::Cgroups;
+use crate::launch::Launch;
+use crate::output::Tail;
+use crate::process::Exit;
+use crate::program::{End, Program, ProgramError, Programs, RunAs, run};
+use crate::testing::until;
+
+/// Somebody who owns nothing.
+const NOBODY: RunAs = RunAs { uid: 65_534, gid: 65_534 };
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+struct Bench {
+    folder: TempDir,
+    programs: std::sync::Arc<Programs>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let cgroups = Cgroups::of(folder.path()).unwrap_or_default();
+        Bench { folder, programs: Programs::new(Launch::confine_for_tests(), cgroups) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a script, as nobody if this is root.
+    fn script(&self, script: &str) -> Confined {
+        let path = std::env::var("PATH").unwrap();
+        Confined {
+            args: vec!["-c".to_owned(), script.to_owned()],
+            env: BTreeMap::from([("PATH".to_owned(), path)]),
+            run_as: is_root().then_some(NOBODY),
+            ..Confined::new("/bin/sh".into(), self.folder.path().to_owned())
+        }
+    }
+
+    async fn try_run(&self, confined: Confined) -> (Result<End, ProgramError>, String) {
+        let (programs, limit) = (&*self.programs, Duration::from_secs(20));
+        let mut tail = Tail::new(64 * 1024);
+        let end = run(&Program { programs, confined, limit, note: None }, &mut tail).await;
+        (end, tail.text())
+    }
+
+    async fn output(&self, confined: Confined) -> String {
+        let (end, output) = self.try_run(confined).await;
+        assert_eq!(end.unwrap(), End::Exited(Exit::Status(0)), "{output}");
+        output
+    }
+}
+
+fn field<'t>(status: &'t str, name: &str) -> &'t str {
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim()
+}
+
+#[tokio::test]
+async fn nothing_of_roots_is_left() {
+    let bench = Bench::new();
+    let status = bench.output(bench.script("cat /proc/self/status; umask")).await;
+    assert_eq!(field(&status, "NoNewPrivs:"), "1");
+    assert!(status.trim_end().ends_with("0022"), "{status}");
+    if !is_root() {
+        return;
+    }
+    assert_eq!(field(&status, "Uid:").split_whitespace().collect::<Vec<_>>(), ["65534"; 4]);
+    assert_eq!(field(&status, "Gid:").split_whitespace().collect::<Vec<_>>(), ["65534"; 4]);
+    assert_eq!(field(&status, "Groups:"), "");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(field(&status, set), 16), Ok(0), "{set}");
+    }
+}
+
+#[tokio::test]
+async fn a_capability_that_the_release_names_is_kept_and_no_other() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let capabilities = vec![Capability::CapNetBindService];
+    let status =
+        bench.output(Confined { capabilities, ..bench.script("cat /proc/self/status") }).await;
+    for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(field(&status, set), 16), Ok(1 << 10), "{set}");
+    }
+}
+
+/// An agent that is not root, and may become other users.
+#[tokio::test]
+async fn an_agents_own_capabilities_are_not_passed_on() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let words = "--reuid 65534 --regid 65534 --clear-groups --inh-caps +setuid,+setgid \
+                 --ambient-caps +setuid,+setgid";
+    let mut args: Vec<std::ffi::OsString> = words.split_whitespace().map(Into::into).collect();
+    args.push(Launch::confine_for_tests().program.into());
+    let launch = Launch { program: "setpriv".into(), args };
+    let programs = Programs::new(launch, Cgroups::default());
+    for run_as in [None, Some(NOBODY), Some(RunAs { uid: 12_345, gid: 12_345 })] {
+        let confined = Confined { run_as, ..bench.script("cat /proc/self/status") };
+        let limit = Duration::from_secs(20);
+        let mut tail = Tail::new(64 * 1024);
+        let program = Program { programs: &programs, confined, limit, note: None };
+        let end = run(&program, &mut tail).await.unwrap();
+        let status = tail.text();
+        assert_eq!(end, End::Exited(Exit::Status(0)), "{status}");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(u64::from_str_radix(field(&status, set), 16), Ok(0), "{set}");
+        }
+    }
+}
+
+/// A terminal takes what is put into it for its owner's: a program of a release has none.
+#[tokio::test]
+async fn a_program_leads_a_session_of_its_own() {
+    let bench = Bench::new();
+    let stat = bench
+        .output(bench.script("cat /proc/$$/stat; echo; true < /dev/tty && exit 1; exit 0"))
+        .await;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let pid = stat.split_whitespace().next().unwrap();
+    assert_eq!((fields[2], fields[3], fields[4]), (pid, pid, "0"), "{stat}");
+}
+
+/// A program with the setuid bit does not lead back to root.
+#[tokio::test]
+async fn a_setuid_program_gives_nothing() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::new();
+    let id = bench.path("id");
+    fs::copy("/usr/bin/id", &id).unwrap();
+    fs::set_permissions(&id, fs::Permissions::from_mode(0o4755)).unwrap();
+    assert_eq!(bench.output(bench.script("./id -u")).await.trim(), "65534");
+}
+
+/// The wrapper is root for a moment: nothing that a release writes is in its environment.
+#[tokio::test]
+async fn the_environment_of_a_release_reaches_no_root_process() {
+    let bench = Bench::new();
+    let mut confined = bench.script("exit 0");
+    let trace = bench.path("trace");
+    // The loader writes one file per process that has these variables.
+    confined.env.insert("LD_DEBUG".into(), "statistics".into());
+    confined.env.insert("LD_DEBUG_OUTPUT".into(), trace.display().to_string());
+    fs::set_permissions(bench.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    bench.output(confined).await;
+    let traces: Vec<_> = fs::read_dir(bench.folder.path()).unwrap().flatten().collect();
+    let traces: Vec<_> =
+        traces.iter().filter(|it| it.file_name().to_string_lossy().starts_with("trace")).collect();
+    assert_eq!(traces.len(), 1, "{traces:?}");
+    if is_root() {
+        assert_eq!(traces[0].metadata().unwrap().uid(), NOBODY.uid);
+    }
+}
+
+/// What leaves its process group, session and parent behind ends with the program.
+#[tokio::test]
+async fn what_a_program_starts_ends_with_it() {
+    let bench = Bench::new();
+    if Cgroups::of(bench.folder.path()).is_err() {
+        eprintln!("no cgroups here: not tested");
+        return;
+    }
+    fs::set_permissions(bench.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let script = "env -i /bin/sh -c 'setsid -f /bin/sh -c \"echo \\$\\$ > pid; exec sleep 600\"'; \
+                  until [ -s pid ]; do :; done";
+    bench.output(bench.script(script)).await;
+    let pid = fs::read_to_string(bench.path("pid")).unwrap().trim().parse().unwrap();
+    let pid = Pid::from_raw(pid).unwrap();
+    until("it has ended", || async { test_kill_process(pid).is_err() }).await;
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_run_is_the_releases_fault() {
+    let bench = Bench::new();
+    let folder = bench.folder.path();
+    fs::write(bench.path("text"), "text").unwrap();
+    for (program, folder) in [
+        (bench.path("absent"), folder),
+        (bench.path("text"), folder),
+        ("/bin/true".into(), Path::new("/absent")),
+    ] {
+        let (end, _) = bench.try_run(Confined::new(program, folder.to_owned())).await;
+        assert!(matches!(end, Err(ProgramError::Spawn { .. })), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_machine_refuses_is_not_the_releases_fault() {
+    let bench = Bench::new();
+    let absent =
+        Programs::new(Launch { program: "/absent".into(), args: Vec::new() }, Cgroups::default());
+    let (confined, limit) = (bench.script("exit 0"), Duration::from_secs(20));
+    let program = Program { programs: &absent, confined, limit, note: None };
+    let end = run(&program, &mut Tail::new(1024)).await;
+    assert!(matches!(end, Err(ProgramError::Watch { .. })), "{end:?}");
+}
+
+#[test]
+fn a_request_is_bounded_and_versioned() {
+    for wrong in ["", "{}", "null", r#"{"version":9}"#] {
+        assert!(serde_json::from_str::<Confined>(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,123 @@
+//! Starting programs of releases: through `cohort confine`, see [`crate::confine`].
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use crate::confine::{Confined, NotStarted};
+use crate::process::GroupChild;
+
+/// Longest wait until a program has started: a machine under load takes seconds.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// Longest report of a program that has not started, in bytes.
+const REPORT_BYTES_MAX: u64 = 64 * 1024;
+
+/// Variables of this prefix are Cohort's own: no release sets them. The wrapper has them too, so
+/// that a program is found by them as soon as there is a process.
+const OWN_VARIABLES: &str = "COHORT_";
+
+/// A program of Cohort's own, and its first arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    pub program: PathBuf,
+    /// Arguments, without the program itself.
+    pub args: Vec<OsString>,
+}
+
+impl Launch {
+    /// `cohort confine`, by the program that runs: the same one, even if the file was replaced.
+    #[must_use]
+    pub fn confine() -> Self {
+        Launch { program: "/proc/self/exe".into(), args: vec!["confine".into()] }
+    }
+
+    /// `cohort confine`, as a program of this crate's, next to a test.
+    ///
+    /// # Panics
+    /// If it is not built.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn confine_for_tests() -> Self {
+        let test = std::env::current_exe().expect("tests know their program");
+        let built = test.ancestors().nth(2).expect("tests are in target/debug/deps");
+        let program = built.join("cohort-host-confine");
+        assert!(program.exists(), "{} is missing: cargo build -p cohort-host", program.display());
+        Launch { program, args: Vec::new() }
+    }
+
+    /// Starts a confined program as the leader of a new session. Its output goes to `output`.
+    ///
+    /// # Errors
+    /// An error with a number is the program's own; any other is the machine's.
+    pub(crate) async fn start(
+        &self,
+        confined: &Confined,
+        output: OwnedFd,
+    ) -> io::Result<GroupChild> {
+        let (mut ours, theirs) = UnixStream::pair().map_err(own)?;
+        let mut child = Unstarted(Some(self.spawn(confined, theirs, output).map_err(own)?));
+        let conversation = async {
+            ours.write_all(&serde_json::to_vec(confined)?).await?;
+            ours.shutdown().await?;
+            let mut report = Vec::new();
+            (&mut ours).take(REPORT_BYTES_MAX).read_to_end(&mut report).await?;
+            io::Result::Ok(report)
+        };
+        let report = match tokio::time::timeout(START_MAX, conversation).await {
+            Ok(Ok(report)) if report.is_empty() => {
+                return child.0.take().ok_or_else(|| io::Error::other("taken"));
+            }
+            Ok(report) => report.and_then(|report| Ok(serde_json::from_slice(&report)?)),
+            Err(_) => Err(io::Error::other(format!("it did not start in {START_MAX:?}"))),
+        };
+        if let Some(mut child) = child.0.take() {
+            let _exit = child.reap(None).await;
+        }
+        Err(report.map_or_else(own, |report: NotStarted| report.into()))
+    }
+
+    /// The wrapper; its end of the socket is closed here on return.
+    fn spawn(
+        &self,
+        confined: &Confined,
+        socket: UnixStream,
+        output: OwnedFd,
+    ) -> io::Result<GroupChild> {
+        let socket = socket.into_std()?;
+        // The wrapper waits for its request.
+        socket.set_nonblocking(false)?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(confined.env.iter().filter(|(name, _)| name.starts_with(OWN_VARIABLES)))
+            .stdin(Stdio::from(OwnedFd::from(socket)))
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        GroupChild::spawn(&mut command)
+    }
+}
+
+/// A wrapper that has not become its program. Killed if nobody waits for that any more.
+struct Unstarted(Option<GroupChild>);
+
+impl Drop for Unstarted {
+    fn drop(&mut self) {
+        if let Some(child) = &self.0 {
+            child.watched().kill(None);
+        }
+    }
+}
+
+/// Not the program's own.
+fn own(error: io::Error) -> io::Error {
+    io::Error::other(error)
+}
