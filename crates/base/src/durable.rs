@@ -43,6 +43,14 @@ pub fn unfinished(folder: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(folder)
 }
 
+/// Makes an open file or directory durable.
+///
+/// # Errors
+/// If it cannot be synced.
+pub fn sync(open: &File) -> io::Result<()> {
+    open.sync_all()
+}
+
 /// Syncs a written file, renames it to `path` in the same directory, and syncs the directory.
 ///
 /// # Errors

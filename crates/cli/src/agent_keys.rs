@@ -14,7 +14,7 @@ pub(crate) const LAYOUT: Layout = Layout {
              download_limit upload_limit zone_download_limit packet_marking yield_floor",
         ),
         (Kind::Number, "service_port voters standbys"),
-        (Kind::List, "hub mirrors yield_to"),
+        (Kind::List, "hub mirrors yield_to systemd_units"),
         (Kind::Map, "labels"),
         (Kind::Path, "data_dir install_dir join_token_file pressure_dir"),
         (Kind::PathMap, "exec_programs"),

@@ -206,8 +206,9 @@ impl AppHost {
             .map_err(|error| HostError::Folders { app: self.app.to_string(), source: error.into() })
     }
 
-    /// Removes everything of the app from this server, except what its service has written, the record last: while it is there, the app
-    /// is removed again after a restart. Only for an app that runs nothing here. Blocking.
+    /// Removes everything of the app from this server, except what its service has written; the
+    /// record last: while it is there, the app is removed again after a restart. Only for an app
+    /// that runs nothing here. Blocking.
     ///
     /// # Errors
     /// If a file operation fails.

@@ -1,9 +1,10 @@
 //! What a program of a release may do on its server.
 //!
-//! The guard and the agent start nothing of a release themselves. They start `cohort confine`, which
-//! reads a [`Confined`] from its standard input, gives up what the program must not have, one step
-//! after the other in a process with a single thread, and becomes the program. Its standard input is
-//! a socket: if it cannot become the program, it says why there; otherwise the socket closes.
+//! The guard and the agent start nothing of a release themselves. They start `cohort confine`,
+//! which reads a [`Confined`] from its standard input, gives up what the program must not have, one
+//! step after the other in a process with a single thread, and becomes the program. Its standard
+//! input is a socket: if it cannot become the program, it says why there; otherwise the socket
+//! closes.
 //!
 //! The wrapper is root until it gives that up, so it gets nothing that a release wrote in its
 //! environment: `LD_PRELOAD` would load a release's code into it.
@@ -41,8 +42,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// The exit status of a wrapper that did not become its program, as a shell's.
 const NOT_STARTED: i32 = 127;
 
-/// A capability that a release may ask for in `[service] capabilities`: none of them reaches another
-/// user's files, processes or traffic.
+/// A capability that a release may ask for in `[service] capabilities`: none of them reaches
+/// another user's files, processes or traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Capability {
@@ -149,7 +150,7 @@ pub fn run() -> i32 {
         Ok(never) => match never {},
         Err(failed) => failed,
     };
-    let (reason, errno) = (error.to_string(), error.raw_os_error().filter(|_| program));
+    let (reason, errno) = (cohort_base::chain(&error), error.raw_os_error().filter(|_| program));
     let failed = NotStarted { tried: tried.to_owned(), reason, errno };
     // Without a starter, nobody cares.
     let _ = serde_json::to_vec(&failed).map(|bytes| socket.write_all(&bytes));
@@ -204,8 +205,8 @@ fn become_it(confined: &Confined) -> Result<std::convert::Infallible, Failed> {
     Err(own(error))
 }
 
-/// Keeps these capabilities and no others. The kernel takes them from a user that was root, and from
-/// nobody else: an agent may have some as another user.
+/// Keeps these capabilities and no others. The kernel takes them from a user that was root, and
+/// from nobody else: an agent may have some as another user.
 fn keep_only(capabilities: &[Capability]) -> Result<(), Failed> {
     let kept = set_of(capabilities);
     step("give up capabilities", rustix::thread::clear_ambient_capability_set())?;
@@ -230,9 +231,8 @@ fn become_user(run_as: RunAs, capabilities: &[Capability]) -> Result<(), Failed>
         for number in 0..=CAPABILITY_MAX {
             let one = CapabilitySet::from_bits_retain(1 << number);
             // An unknown number ends the list.
-            if !kept.contains(one)
-                && rustix::thread::remove_capability_from_bounding_set(one).is_err()
-            {
+            let remove = rustix::thread::remove_capability_from_bounding_set;
+            if !kept.contains(one) && remove(one).is_err() {
                 break;
             }
         }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use cohort_base::{FileError, OnPath as _};
+use cohort_base::{FileError, OnPath as _, durable};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::process::Gid;
 
@@ -102,12 +102,13 @@ impl Inside {
 
     /// Makes a file or a directory durable.
     pub(crate) fn sync(&self, path: &Path) -> Result<(), FileError> {
-        let synced = self.open_as(path, OFlags::RDONLY).and_then(|fd| File::from(fd).sync_all());
+        let synced =
+            self.open_as(path, OFlags::RDONLY).and_then(|fd| durable::sync(&File::from(fd)));
         synced.on_path("sync", &self.path.join(path))
     }
 
     /// Makes everything on its file system durable.
-    pub(crate) fn sync_all(&self) -> Result<(), FileError> {
+    pub(crate) fn sync_everything(&self) -> Result<(), FileError> {
         let synced = rustix::fs::syncfs(&self.folder).map_err(io::Error::from);
         synced.on_path("sync", &self.path)
     }

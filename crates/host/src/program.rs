@@ -42,6 +42,7 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// Hooks and checks start through `confine`, each in a cgroup of its own.
     #[must_use]
     pub fn new(confine: Launch, cgroups: Cgroups) -> Arc<Self> {
         Arc::new(Programs { confine, cgroups, started: AtomicU64::new(0) })

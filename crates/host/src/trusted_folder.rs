@@ -71,8 +71,8 @@ pub fn check_trusted(folder: &Path) -> Result<PathBuf, UntrustedFolder> {
             Some(next) => path = next.components().collect(),
         }
     }
-    let loops = io::Error::from(rustix::io::Errno::LOOP);
-    Err(Err::<(), _>(loops).on_path("find", folder).unwrap_err().into())
+    let loops: io::Result<PathBuf> = Err(rustix::io::Errno::LOOP.into());
+    Ok(loops.on_path("find", folder)?)
 }
 
 /// Checks one directory or link on the way; `is_end`: it is the directory itself.

@@ -1,7 +1,7 @@
 //! Unpacks an artifact into its own directory, which nothing in the archive can escape.
 //!
-//! The bytes are verified before any of them is parsed, the [`crate::tree::Tree`] judges every entry
-//! before it touches the disk, and [`Inside`] lets the kernel resolve every path below the
+//! The bytes are verified before any of them is parsed, the [`crate::tree::Tree`] judges every
+//! entry before it touches the disk, and [`Inside`] lets the kernel resolve every path below the
 //! directory. The archive's author holds a signing key, and still cannot write outside.
 //!
 //! Everything belongs to the agent's user: the service may read its release, and never change it.
@@ -325,7 +325,7 @@ impl Unpacker {
 
     fn sync(&self) -> Result<(), FileError> {
         if self.entries > SYNC_EACH_FILES_MAX {
-            return self.inside.sync_all();
+            return self.inside.sync_everything();
         }
         // A file is synced by its path, like a directory.
         let mut to_sync = self.to_sync.iter().rev();

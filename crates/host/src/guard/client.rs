@@ -43,8 +43,8 @@ pub struct GuardClient {
 }
 
 impl GuardClient {
-    /// A client for the guard of `folder`. `launch` starts one, such as `cohort guard --dir …`; without
-    /// it, none is started.
+    /// A client for the guard of `folder`. `launch` starts one, such as `cohort guard --dir …`;
+    /// without it, none is started.
     #[must_use]
     pub fn new(folder: PathBuf, launch: Option<Launch>) -> Self {
         GuardClient { folder, launch, launching: tokio::sync::Mutex::new(()) }

@@ -171,8 +171,8 @@ impl Process {
 /// Cohort's own variables are sorted before most others.
 const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
 
-/// The processes of a user that lead their groups and have all these variables, whole or up to a `*`
-/// at the end, and none of those; as `NAME=value`.
+/// The processes of a user that lead their groups and have all these variables, whole or up to a
+/// `*` at the end, and none of those; as `NAME=value`.
 pub(crate) fn by_environment(uid: u32, wanted: &[&str], without: &[&str]) -> Vec<Watched> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -3,7 +3,6 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use cohort_trial::release::WebRelease;
@@ -24,7 +23,8 @@ root=$(dirname "$(dirname "$COHORT_RELEASE_DIR")")
 echo x 2>/dev/null > "$COHORT_RELEASE_DIR/new" && won "wrote into its release"
 echo x 2>/dev/null >> "$COHORT_RELEASE_DIR/cohort.toml" && won "changed its cohort.toml"
 mv "$COHORT_RELEASE_DIR/bin" "$COHORT_RELEASE_DIR/old" 2>/dev/null && won "moved its programs"
-rm -f "$COHORT_RELEASE_DIR/.cohort-release.json" 2>/dev/null; [ -e "$COHORT_RELEASE_DIR/.cohort-release.json" ] || won "removed the marker"
+marker="$COHORT_RELEASE_DIR/.cohort-release.json"
+rm -f "$marker" 2>/dev/null; [ -e "$marker" ] || won "removed the marker"
 mkdir "$root/releases/9.9.9-000000000000" 2>/dev/null && won "made a release"
 ln -sfn /tmp "$root/current" 2>/dev/null && won "moved the current link"
 mv "$root" "$root-old" 2>/dev/null && won "moved the app"
@@ -46,12 +46,12 @@ fn a_release_that_runs_as_another_user_changes_nothing_of_roots_and_ends_whole()
     let trial =
         Trial::start("service-user", &Wanted { servers: 3, agent_toml, ..Wanted::default() })?;
     for agent in trial.agents().values() {
-        for above in agent.dir.ancestors().take_while(|dir| *dir != Path::new("/tmp")) {
+        for above in agent.dir.ancestors().take_while(|above| above.starts_with(trial.dir())) {
             fs::set_permissions(above, Permissions::from_mode(0o755))?;
         }
     }
     let stays = format!(
-        "#!/bin/sh\nenv -i setsid -f sleep {STAYS}\nexec ./bin/web --port \"$COHORT_SERVICE_PORT\"\n"
+        "#!/bin/sh\nenv -i setsid -f sleep {STAYS}\nexec ./bin/web --port $COHORT_SERVICE_PORT\n"
     );
     let mut release = WebRelease::new("1.0.0").hook("after-install", ATTACK).hook("run", &stays);
     release.cohort_toml =
