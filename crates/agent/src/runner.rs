@@ -34,7 +34,6 @@ pub(crate) struct Runner {
     pub apps: Handle,
     pub shared: Arc<Shared>,
     pub controls: Controls,
-    /// The user that services run as; the agent's own if absent.
     pub programs: Arc<Programs>,
     /// Whom services, hooks and `exec` checks of releases run as, if not as the agent.
     pub user: Option<ServiceUser>,

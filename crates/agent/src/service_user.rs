@@ -12,9 +12,10 @@ const USERS: &str = "/etc/passwd";
 /// The kernel's view of this process: ids and capabilities.
 const STATUS: &str = "/proc/self/status";
 
-/// Capabilities to run a program as another user and to give files away, as bits of `CapEff`:
-/// `CAP_CHOWN` (0), `CAP_SETGID` (6) and `CAP_SETUID` (7); see capabilities(7).
-const NEEDED: u64 = 1 | (1 << 6) | (1 << 7);
+/// Capabilities to run a program as another user, to end it, and to give files away, as bits of
+/// `CapEff`: `CAP_CHOWN` (0), `CAP_KILL` (5), `CAP_SETGID` (6) and `CAP_SETUID` (7); see
+/// capabilities(7).
+const NEEDED: u64 = 1 | (1 << 5) | (1 << 6) | (1 << 7);
 
 /// Root, which runs everything unconfined.
 const ROOT: u32 = 0;
@@ -62,7 +63,7 @@ pub(crate) fn resolve(user: Option<&str>) -> Result<Option<ServiceUser>, AgentEr
     }
     Err(AgentError::config("service_user")(format!(
         "the agent may not run programs as `{user}`; run it as root, or with CAP_SETUID, \
-         CAP_SETGID and CAP_CHOWN"
+         CAP_SETGID, CAP_KILL and CAP_CHOWN"
     )))
 }
 

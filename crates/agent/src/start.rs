@@ -134,14 +134,13 @@ async fn live(
     check_advertised(config)?;
     let held = Held::take(&config.data_dir)?;
     let user = crate::service_user::resolve(config.service_user.as_deref())?;
-    check_trusted(&config.install_dir)?;
-    check_trusted(&config.data_dir)?;
     let (identity, joined) = tokio::select! {
         joined = join(config) => joined?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let rack = failure_domain(config.rack.as_deref(), &config.labels, &joined.labels);
-    let config = &AgentConfig { rack, ..config.clone() };
+    let install_dir = check_trusted(&config.install_dir)?;
+    let config = &AgentConfig { rack, install_dir, ..config.clone() };
     let (tasks, mut ends) = Tasks::new();
     let _stop = tasks.stop.clone().drop_guard();
     let slot = IdentitySlot::new(identity);
@@ -306,6 +305,12 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     // A process's directory there belongs to its effective user.
     let own = std::fs::metadata("/proc/self").on_path("inspect", Path::new("/proc/self"))?.uid();
     check_owner(data, own)?;
+    for dir in [data, install] {
+        // Before anything is written there.
+        if let Some(there) = dir.ancestors().find(|above| above.exists()) {
+            check_trusted(there)?;
+        }
+    }
     durable::private_folder(data).on_path("create", data)?;
     if !install.exists() {
         durable::create_folders(install).on_path("create", install)?;

@@ -233,10 +233,12 @@ impl Proof {
         introduced.since
     }
 
-    /// Forgets what has left the group, by the log of this member and by what peers have said: the
-    /// leader may have joined since.
-    fn keep(&mut self, mut members: BTreeSet<RaftId>) {
-        members.extend(&self.voters.1);
+    /// Forgets what has left the group, by the log of this member, which is up to `configured`, and
+    /// by what peers have said since: the leader may have joined.
+    fn keep(&mut self, mut members: BTreeSet<RaftId>, configured: Index) {
+        if self.voters.0 > configured {
+            members.extend(&self.voters.1);
+        }
         self.marks.retain(|id, _| members.contains(id));
         self.lives.retain(|id, _| members.contains(id));
         self.fine.retain(|id, _| members.contains(id));
@@ -532,7 +534,7 @@ impl<S: LogStore> Node<S> {
         self.proof.stored = self.clock;
         let members = self.configuration.members();
         if !members.is_empty() {
-            self.proof.keep(members);
+            self.proof.keep(members, self.raw.store().configuration_index);
         }
         Some(self.proof.marks.clone())
     }
@@ -583,7 +585,10 @@ mod tests {
         for id in [2, 4, 5] {
             proof.lives.insert(RaftId(id), Life { life: 1, heard: Some(1) });
         }
-        proof.keep([1, 2, 3].map(RaftId).into());
-        assert_eq!(proof.lives.into_keys().collect::<Vec<_>>(), [RaftId(2), RaftId(5)]);
+        let members = [1, 2, 3].map(RaftId).into();
+        proof.keep(BTreeSet::clone(&members), Index(8));
+        assert_eq!(proof.lives.keys().collect::<Vec<_>>(), [&RaftId(2), &RaftId(5)]);
+        proof.keep(members, Index(9));
+        assert_eq!(proof.lives.into_keys().collect::<Vec<_>>(), [RaftId(2)]);
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use cohort_base::retry::Schedule;
@@ -20,6 +20,9 @@ const EMPTY_MAX: Duration = Duration::from_secs(5);
 
 /// Pauses between two looks at a killed cgroup.
 const EMPTY_LOOK: Schedule = Schedule::new(Duration::from_millis(1), Duration::from_millis(50));
+
+/// Attempts to create a cgroup whose base others remove.
+const CREATE_TRIES: u32 = 100;
 
 /// Digits of the digest in a base's name.
 const MARK_DIGITS: usize = 12;
@@ -42,6 +45,8 @@ impl Cgroups {
     /// # Errors
     /// If there is no such file system, or this process may not write to it.
     pub fn of(folder: &Path) -> io::Result<Self> {
+        let folder = std::path::absolute(folder)?;
+        let folder = fs::canonicalize(&folder).unwrap_or(folder);
         let mark = blake3::hash(folder.as_os_str().as_encoded_bytes()).to_hex();
         let base = own()?.join(format!("cohort-{}", &mark[..MARK_DIGITS]));
         create(&base)?;
@@ -52,21 +57,24 @@ impl Cgroups {
     }
 
     /// The cgroup of a program that is about to start, after ending what is left of an earlier one.
-    pub(crate) async fn fresh(&self, name: &str) -> Option<Cgroup> {
-        let base = self.base.as_ref()?;
+    ///
+    /// # Errors
+    /// If that has not ended, or the cgroup cannot be made.
+    pub(crate) async fn fresh(&self, name: &str) -> io::Result<Option<Cgroup>> {
+        let Some(base) = &self.base else { return Ok(None) };
         let cgroup = Cgroup { path: base.join(name) };
-        if cgroup.path.exists() {
-            cgroup.clone().end().await;
+        if cgroup.path.exists() && !cgroup.clone().end().await {
+            return Err(io::Error::other("what an earlier start left behind has not ended"));
         }
         // The end of another program may remove the base in between.
-        let mut created = create(base).and_then(|()| create(&cgroup.path));
-        if created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        let mut created = Ok(());
+        for _ in 0..CREATE_TRIES {
             created = create(base).and_then(|()| create(&cgroup.path));
+            if created.as_ref().map_err(io::Error::kind) != Err(io::ErrorKind::NotFound) {
+                break;
+            }
         }
-        if let Err(error) = &created {
-            tracing::warn!(path = %cgroup.path.display(), %error, "cannot create a cgroup");
-        }
-        created.is_ok().then_some(cgroup)
+        created.map(|()| Some(cgroup))
     }
 
     /// Ends everything that an earlier process in this folder has left behind.
@@ -92,37 +100,51 @@ impl Cgroup {
 
     /// Kills every process in it.
     pub(crate) fn kill(&self) {
-        // Linux 5.14.
-        if fs::write(self.path.join("cgroup.kill"), "1").is_ok() {
-            return;
-        }
-        let members = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        for member in members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
-            let _gone = rustix::process::kill_process(member, Signal::KILL);
-        }
+        kill(&self.path);
     }
 
     /// Kills every process in it, waits until there is none, and removes it; the base, too, if no
-    /// other program uses it.
-    pub(crate) async fn end(self) {
+    /// other program uses it. Returns false if a process has not ended.
+    pub(crate) async fn end(self) -> bool {
         let deadline = tokio::time::Instant::now() + EMPTY_MAX;
         let mut pauses = EMPTY_LOOK.pauses();
-        loop {
-            self.kill();
-            match fs::remove_dir(&self.path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) if tokio::time::Instant::now() > deadline => {
-                    let path = self.path.display();
-                    tracing::warn!(%path, %error, "a killed program has not ended");
-                    return;
-                }
-                Err(_) => tokio::time::sleep(pauses.next_pause()).await,
-                Ok(()) => break,
+        while let Err(error) = remove(&self.path) {
+            if tokio::time::Instant::now() > deadline {
+                let path = self.path.display();
+                tracing::warn!(%path, %error, "a killed program has not ended");
+                return false;
             }
+            tokio::time::sleep(pauses.next_pause()).await;
         }
         if let Some(base) = self.path.parent() {
             remove_unused(base);
         }
+        true
+    }
+}
+
+fn kill(path: &Path) {
+    // Linux 5.14.
+    if fs::write(path.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for member in members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+        let _gone = rustix::process::kill_process(member, Signal::KILL);
+    }
+}
+
+/// Kills what is in a cgroup and in those below it, and removes those that are empty by now.
+fn remove(path: &Path) -> io::Result<()> {
+    kill(path);
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -147,11 +169,12 @@ fn own() -> io::Result<PathBuf> {
     let cgroups = fs::read_to_string("/proc/self/cgroup")?;
     let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
     let path = path.ok_or_else(|| none("this process is in no cgroup of version 2"))?;
-    let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
-    if below.split('/').any(|part| part == "..") {
+    let below = Path::new(path).strip_prefix(root);
+    let below = below.map_err(|_| none("this process's cgroup is not mounted"))?;
+    if below.components().any(|part| part == Component::ParentDir) {
         return Err(none("this process's cgroup is outside of its namespace"));
     }
-    Ok(mount.join(below.trim_start_matches('/')))
+    Ok(mount.join(below))
 }
 
 /// Where a line of mountinfo mounts cgroups of version 2, and which directory of them.

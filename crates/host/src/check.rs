@@ -30,8 +30,8 @@ pub struct CheckContext {
     pub(crate) variables: BTreeMap<String, String>,
     /// The server's own programs, which `exec` may name as `host:NAME`.
     pub(crate) host_programs: Arc<BTreeMap<String, PathBuf>>,
-    /// The user that `exec` runs the release's programs as.
     pub(crate) programs: Arc<Programs>,
+    /// The user that `exec` runs the release's programs as.
     pub(crate) run_as: Option<RunAs>,
     pub(crate) home: Option<PathBuf>,
 }

@@ -39,6 +39,9 @@ const CAPABILITY_MAX: u32 = 63;
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
+/// What a wrapper says before it becomes its program. A reason after it: it did not.
+pub(crate) const STARTS: &[u8] = b".";
+
 /// The exit status of a wrapper that did not become its program, as a shell's.
 const NOT_STARTED: i32 = 127;
 
@@ -146,7 +149,8 @@ pub fn run() -> i32 {
         }
     };
     let mut socket = File::from(socket);
-    let Failed { tried, error, program } = match read(&mut socket).and_then(|it| become_it(&it)) {
+    let became = read(&mut socket).and_then(|it| become_it(&it, &mut socket));
+    let Failed { tried, error, program } = match became {
         Ok(never) => match never {},
         Err(failed) => failed,
     };
@@ -175,7 +179,7 @@ fn read(socket: &mut File) -> Result<Confined, Failed> {
     Ok(confined)
 }
 
-fn become_it(confined: &Confined) -> Result<std::convert::Infallible, Failed> {
+fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Infallible, Failed> {
     let Confined { program, args, env, folder, run_as, capabilities, cgroup, gains, .. } = confined;
     if let Some(cgroup) = cgroup {
         step("enter its cgroup", std::fs::write(cgroup.join("cgroup.procs"), "0"))?;
@@ -191,7 +195,8 @@ fn become_it(confined: &Confined) -> Result<std::convert::Infallible, Failed> {
         step("give up gaining privileges", rustix::thread::set_no_new_privs(true))?;
     }
     let own = |error| Failed { tried: "start the program", error, program: true };
-    std::env::set_current_dir(folder).map_err(own)?;
+    step("enter its directory", std::env::set_current_dir(folder))?;
+    step("say that it starts", socket.write_all(STARTS))?;
     let mut command = std::process::Command::new(program);
     command.args(args).env_clear().envs(env);
     let mut error = command.exec();

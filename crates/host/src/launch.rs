@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::confine::{Confined, NotStarted};
+use crate::confine::{Confined, NotStarted, STARTS};
 use crate::process::GroupChild;
 
 /// Longest wait until a program has started: a machine under load takes seconds.
@@ -72,10 +72,17 @@ impl Launch {
             io::Result::Ok(report)
         };
         let report = match tokio::time::timeout(START_MAX, conversation).await {
-            Ok(Ok(report)) if report.is_empty() => {
-                return child.0.take().ok_or_else(|| io::Error::other("taken"));
+            Ok(Ok(report)) if report == STARTS => {
+                if let Some(child) = child.0.take() {
+                    return Ok(child);
+                }
+                Err(io::Error::other("started twice"))
             }
-            Ok(report) => report.and_then(|report| Ok(serde_json::from_slice(&report)?)),
+            Ok(Ok(report)) if report.is_empty() => Err(io::Error::other("the wrapper ended")),
+            Ok(report) => report.and_then(|report| {
+                let report = report.strip_prefix(STARTS).unwrap_or(&report);
+                Ok(serde_json::from_slice(report)?)
+            }),
             Err(_) => Err(io::Error::other(format!("it did not start in {START_MAX:?}"))),
         };
         if let Some(mut child) = child.0.take() {

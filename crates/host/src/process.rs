@@ -89,6 +89,11 @@ impl Watched {
         }
     }
 
+    /// Waits for the end of a process that was killed, for at most [`KILLED_MAX`]; whether it came.
+    pub(crate) async fn ended_when_killed(&self) -> bool {
+        tokio::time::timeout(KILLED_MAX, self.ended()).await.is_ok()
+    }
+
     /// Signals the whole group, and the leader itself, which may have joined another group. If they
     /// are gone, nothing happens.
     pub(crate) fn signal_group(&self, signal: Signal) {
@@ -119,7 +124,7 @@ impl Watched {
         self.signal_group(Signal::CONT);
         let late = tokio::time::timeout(grace, self.ended()).await.is_err();
         self.kill(cgroup);
-        if late && tokio::time::timeout(KILLED_MAX, self.ended()).await.is_err() {
+        if late && !self.ended_when_killed().await {
             tracing::error!(pid = %self.pid.as_raw_nonzero(), "a killed process has not ended");
         }
         late

@@ -106,8 +106,13 @@ impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(child) = &self.child {
             child.watched().kill(self.cgroup.as_ref());
-        } else if let Some(cgroup) = &self.cgroup {
+        }
+        if let Some(cgroup) = self.cgroup.take() {
             cgroup.kill();
+            // Removed once it is empty; by the next agent, if this one is about to end.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(cgroup.end());
+            }
         }
     }
 }
@@ -119,21 +124,18 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     let path = || confined.program.clone();
     let watch = |source| ProgramError::Watch { path: path(), source };
     let number = programs.started.fetch_add(1, Ordering::Relaxed);
-    let cgroup = programs.cgroups.fresh(&format!("run-{number}")).await;
+    let cgroup = programs.cgroups.fresh(&format!("run-{number}")).await.map_err(watch)?;
     let inside = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+    let mut running = KillOnDrop { child: None, cgroup };
     let confined = Confined { cgroup: inside, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
-    let started = programs.confine.start(&confined, writer.into()).await.map_err(|source| {
-        match is_the_programs_fault(&source) {
-            true => ProgramError::Spawn { path: path(), source },
-            false => watch(source),
-        }
-    });
-    let ended = match started {
-        Ok(child) => finish(program, child, cgroup.clone(), reader, tail).await,
-        Err(error) => Err(error),
-    };
-    if let Some(cgroup) = cgroup {
+    let started = programs.confine.start(&confined, writer.into()).await;
+    running.child = Some(started.map_err(|source| match is_the_programs_fault(&source) {
+        true => ProgramError::Spawn { path: path(), source },
+        false => watch(source),
+    })?);
+    let ended = finish(program, &mut running, reader, tail).await;
+    if let Some(cgroup) = running.cgroup.take() {
         cgroup.end().await;
     }
     ended
@@ -141,18 +143,18 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
 
 async fn finish(
     program: &Program<'_>,
-    child: GroupChild,
-    cgroup: Option<Cgroup>,
+    running: &mut KillOnDrop,
     reader: io::PipeReader,
     tail: &mut Tail,
 ) -> Result<End, ProgramError> {
     let watch = |source| ProgramError::Watch { path: program.confined.program.clone(), source };
+    let KillOnDrop { child: Some(child), cgroup } = running else {
+        return Ok(End::Exited(Exit::Unknown));
+    };
     if let Some(note) = &program.note {
         crate::orphan::note(note, child.watched().pid());
     }
     let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
-    let mut running = KillOnDrop { child: Some(child), cgroup };
-    let KillOnDrop { child: Some(child), cgroup } = &mut running else { unreachable!() };
     let cgroup = cgroup.as_ref();
     let timed_out = watch_program(child, cgroup, program.limit, &mut output, tail).await;
     let exit = child.reap(cgroup).await.map_err(watch)?;

@@ -33,6 +33,8 @@ const MARKER_BYTES_MAX: u64 = 6 * SERVICE_FILE_BYTES_MAX + 16 * 1024;
 const CURRENT: &str = "current";
 const RELEASES: &str = "releases";
 const STATE: &str = "state";
+/// The link that is about to replace [`CURRENT`].
+const NEXT: &str = ".current-new";
 
 /// Digits of the digest in a directory's name. 48 bits distinguish the releases of one app, and the
 /// marker contains the whole digest.
@@ -50,16 +52,15 @@ impl Releases {
     /// # Errors
     /// If a disk operation fails, or another user could put something else in its place.
     pub(crate) fn open(install_dir: &Path) -> Result<Self, UntrustedFolder> {
-        let folder = install_dir.join(RELEASES);
-        durable::create_folders(&folder).on_path("create", &folder)?;
         // Absolute, because programs start in their own directories.
         let root = install_dir.parent().unwrap_or(Path::new("/"));
+        if !root.exists() {
+            durable::create_folders(root).on_path("create", root)?;
+        }
         let install_dir = check_trusted(root)?.join(install_dir.file_name().unwrap_or_default());
         let folder = install_dir.join(RELEASES);
-        // Services may run as another user, whatever the agent's umask; nobody else writes here.
-        for own in [&install_dir, &folder] {
-            fs::set_permissions(own, fs::Permissions::from_mode(0o755))
-                .on_path("set mode of", own)?;
+        for new in [&install_dir, &folder] {
+            create_open(new)?;
         }
         check_trusted(&folder)?;
         if let Err(error) = durable::sweep(&folder) {
@@ -96,8 +97,9 @@ impl Releases {
 
     /// Removes everything but what the app's service has written.
     pub(crate) fn remove_all(&self) -> Result<(), FileError> {
-        remove(&self.current_link())?;
-        remove(&self.folder())?;
+        for own in [self.current_link(), self.install_dir.join(NEXT), self.folder()] {
+            remove(&own)?;
+        }
         for folder in [self.state_dir(), self.install_dir.clone()] {
             match fs::remove_dir(&folder) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -203,7 +205,7 @@ impl Releases {
         let link = self.current_link();
         match release {
             Some(release) => {
-                let next = self.install_dir.join(".current-new");
+                let next = self.install_dir.join(NEXT);
                 remove(&next)?;
                 let target = Path::new(RELEASES).join(Self::name_of(release));
                 symlink(target, &next).on_path("create", &next)?;
@@ -268,6 +270,20 @@ fn write_marker(folder: &Path, marker: &Marker) -> Result<(), FileError> {
     let path = folder.join(MARKER);
     let written = serde_json::to_vec(marker).map_err(io::Error::from);
     written.and_then(|bytes| durable::write(&path, &bytes, READABLE)).on_path("write", &path)
+}
+
+/// Creates a directory that everybody may enter, and nobody else may write to, whatever the umask.
+/// One that exists stays as it is.
+fn create_open(path: &Path) -> Result<(), FileError> {
+    match DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => {
+            created.on_path("create", path)?;
+            let open = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(path, open).on_path("set mode of", path)?;
+            durable::sync_folder(durable::folder_of(path)).on_path("sync", path)
+        }
+    }
 }
 
 /// Removes a directory with its content, a file, or a link itself. A missing path is not an error.

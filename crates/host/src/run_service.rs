@@ -94,9 +94,12 @@ impl AppHost {
         let service = release.and_then(|release| self.service_file(release).ok()?.service);
         let at_most = service.as_ref().map_or(STOP_TIMEOUT_DEFAULT, |service| service.stop_timeout);
         let at_most = Duration::from_millis(at_most.ms);
-        // One that no release may name was never started for one.
+        // One that no release may name was never started for one; the list may have changed since
+        // the current one started.
+        let is_current = release == self.record.local.current.as_ref();
+        let may_run = |unit: &String| is_current || self.config.systemd_units.contains(unit);
         let unit = service.and_then(|service| service.systemd_unit);
-        if let Some(unit) = unit.filter(|unit| self.config.systemd_units.contains(unit)) {
+        if let Some(unit) = unit.filter(may_run) {
             let source = || format!("it did not answer the agent's start, and runs {unit}").into();
             let gone = || ServiceError::Unreachable { manager: "systemd", source: source() };
             let systemd = self.controls.systemd.as_ref().ok_or_else(gone)?;

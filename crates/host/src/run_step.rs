@@ -224,10 +224,15 @@ impl AppHost {
         work: &Work<'_>,
     ) -> Result<(), Interrupt> {
         let folder = self.releases.path_of(release);
+        // One whose file is lost is left all the same.
+        let file = match self.service_file(release) {
+            Err(ServiceFileError::Absent) => ServiceFile::default(),
+            file => file?,
+        };
         let run = HookRun {
             hook,
             folder: &folder,
-            limit: self.service_file(release)?.limit_of(hook),
+            limit: file.limit_of(hook),
             variables: &self.hook_variables(hook, release, work),
             programs: &self.config.programs,
             run_as: self.config.run_as,

@@ -45,43 +45,44 @@ const LINKS_MAX: usize = 40;
 /// # Errors
 /// If somebody else could, or the directory cannot be inspected.
 pub fn check_trusted(folder: &Path) -> Result<PathBuf, UntrustedFolder> {
-    let mut path = std::path::absolute(folder).on_path("find", folder)?;
-    for _ in 0..LINKS_MAX {
-        let mut ancestors: Vec<&Path> = path.ancestors().collect();
-        ancestors.reverse();
-        let mut next = None;
-        for at in ancestors {
-            let metadata = fs::symlink_metadata(at).on_path("inspect", at)?;
-            check(folder, at, &metadata, at == path)?;
-            if metadata.is_symlink() {
-                let target = fs::read_link(at).on_path("read", at)?;
-                let rest = path.strip_prefix(at).unwrap_or(Path::new(""));
-                // The directory of a link is as trusted as everything above it.
-                let above = at.parent().unwrap_or(Path::new("/"));
-                next = Some(above.join(target).join(rest));
-                break;
+    let path = std::path::absolute(folder).on_path("find", folder)?;
+    let mut rest: Vec<PathBuf> = parts(&path);
+    let (mut at, mut links) = (PathBuf::from("/"), 0);
+    while let Some(part) = rest.pop() {
+        match part.components().next() {
+            Some(Component::RootDir) => at = PathBuf::from("/"),
+            // The directory above was checked on the way to this one.
+            Some(Component::ParentDir) => drop(at.pop()),
+            Some(Component::Normal(name)) => {
+                let next = at.join(name);
+                let metadata = check(folder, &next, false)?;
+                if !metadata.is_symlink() {
+                    at = next;
+                    continue;
+                }
+                links += 1;
+                if links > LINKS_MAX {
+                    let loops: io::Result<PathBuf> = Err(rustix::io::Errno::LOOP.into());
+                    return Ok(loops.on_path("find", folder)?);
+                }
+                rest.extend(parts(&fs::read_link(&next).on_path("read", &next)?));
             }
+            _ => {}
         }
-        match next {
-            None => return Ok(path),
-            Some(next) if next.components().any(|it| it == Component::ParentDir) => {
-                // As long as nothing on the way is anybody else's, the kernel may resolve it.
-                path = fs::canonicalize(&next).on_path("find", &next)?;
-            }
-            Some(next) => path = next.components().collect(),
-        }
+        check(folder, &at, false)?;
     }
-    let loops: io::Result<PathBuf> = Err(rustix::io::Errno::LOOP.into());
-    Ok(loops.on_path("find", folder)?)
+    check(folder, &at, true)?;
+    Ok(at)
+}
+
+/// The parts of a path, the first one last.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    path.components().rev().map(|part| PathBuf::from(part.as_os_str())).collect()
 }
 
 /// Checks one directory or link on the way; `is_end`: it is the directory itself.
-fn check(
-    folder: &Path,
-    at: &Path,
-    metadata: &fs::Metadata,
-    is_end: bool,
-) -> Result<(), UntrustedFolder> {
+fn check(folder: &Path, at: &Path, is_end: bool) -> Result<fs::Metadata, UntrustedFolder> {
+    let metadata = fs::symlink_metadata(at).on_path("inspect", at)?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     let (folder, at) = (folder.to_owned(), at.to_owned());
     if owner != 0 && owner != own_user() {
@@ -92,7 +93,7 @@ fn check(
     if mode & WRITABLE != 0 && !is_shared && !metadata.is_symlink() {
         return Err(UntrustedFolder::Writable { folder, at, mode });
     }
-    Ok(())
+    Ok(metadata)
 }
 
 #[cfg(test)]
@@ -141,8 +142,10 @@ mod tests {
         // Their link to a directory of root's: they can let it point elsewhere.
         symlink(own.join("web"), theirs.join("app")).unwrap();
         symlink(theirs.join("app"), root.path().join("far")).unwrap();
-        chown(&theirs, Some(12_345), None).unwrap();
         symlink(&theirs, &link).unwrap();
+        let real = fs::canonicalize(root.path()).unwrap();
+        assert_eq!(check_trusted(&link.join("web")).unwrap(), real.join("home/web"));
+        chown(&theirs, Some(12_345), None).unwrap();
         let far = root.path().join("far");
         for folder in [theirs.join("web"), link.join("web"), theirs.join("app"), far] {
             let refused = check_trusted(&folder).unwrap_err();
@@ -150,6 +153,11 @@ mod tests {
         }
         symlink("srv", root.path().join("near")).unwrap();
         assert_eq!(check_trusted(&root.path().join("near/web")).unwrap(), own.join("web"));
+        symlink("srv/../srv", root.path().join("over")).unwrap();
+        assert_eq!(check_trusted(&root.path().join("over/web/../web")).unwrap(), own.join("web"));
+        // The way of this one leads through their link.
+        symlink("opt/../srv", root.path().join("under")).unwrap();
+        check_trusted(&root.path().join("under")).unwrap_err();
         symlink("loop", root.path().join("loop")).unwrap();
         check_trusted(&root.path().join("loop/web")).unwrap_err();
     }

@@ -23,7 +23,7 @@ use crate::service::{ServiceControl, ServiceError, ServiceSpec, ServiceStatus};
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Longest wait for a start, which may include a stop.
-const START_MAX: Duration = Duration::from_secs(70);
+const START_MAX: Duration = Duration::from_secs(120);
 
 /// Longest wait until a guard listens. With forty of them on two cores, it takes seconds.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
@@ -31,8 +31,8 @@ const LAUNCH_MAX: Duration = Duration::from_secs(15);
 /// Pauses between attempts to connect to a guard that was just started.
 const LAUNCH_LOOK: Schedule = Schedule::new(Duration::from_millis(20), Duration::from_millis(200));
 
-/// Extra time for a stop, beyond the service's own limit.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// Extra time for a stop, beyond the service's own limit: what was killed may not end.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
 
 /// Talks to the guard of one directory.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ fn find(spec: &ServiceSpec, command: &ServiceCommand, ground: &str) -> Vec<Watch
     let (Some(releases), Some(uid)) = (releases(command), spec.user()) else { return Vec::new() };
     let instance = format!("{INSTANCE}={}.*", spec.name);
     let releases = format!("{RELEASES}={releases}");
-    by_environment(uid, &[&instance, &releases], &[&format!("{GROUND}={ground}")])
+    by_environment(&[uid], &[&instance, &releases], &[&format!("{GROUND}={ground}")])
 }
 
 /// The directory of the app's releases, as text.

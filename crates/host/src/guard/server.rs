@@ -159,9 +159,10 @@ impl Server {
         if service.as_ref().is_some_and(|service| service.key == spec.key) {
             return Ok(Answer::Done);
         }
-        if let Some(old) = service.take() {
-            old.stop().await;
+        if let Some(old) = service.as_mut() {
+            old.stop().await?;
         }
+        *service = None;
         leftover::end(&spec, self.shared.record.ground()).await;
         // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
@@ -187,9 +188,10 @@ impl Server {
         let mut service = place.service.lock().await;
         // It stays in the record until it has exited: if this guard is killed in between, the next
         // one still knows the process. The client then gets no response, and asks again.
-        if let Some(old) = service.take() {
-            old.stop().await;
+        if let Some(old) = service.as_mut() {
+            old.stop().await?;
         }
+        *service = None;
         self.forget(name)?;
         Ok(Answer::Done)
     }

@@ -161,7 +161,9 @@ impl Process {
             // The guard was killed after starting it, before recording its number.
             None => {
                 let wanted = format!("{INSTANCE}={}", self.instance);
-                by_environment(uid?, &[&wanted], &[]).pop()
+                // Its wrapper is still this process's user for a moment.
+                let users = [uid?, crate::trusted_folder::own_user()];
+                by_environment(&users, &[&wanted], &[]).pop()
             }
         }
     }
@@ -171,9 +173,9 @@ impl Process {
 /// Cohort's own variables are sorted before most others.
 const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
 
-/// The processes of a user that lead their groups and have all these variables, whole or up to a
-/// `*` at the end, and none of those; as `NAME=value`.
-pub(crate) fn by_environment(uid: u32, wanted: &[&str], without: &[&str]) -> Vec<Watched> {
+/// The processes of these users that lead their groups and have all these variables, whole or up to
+/// a `*` at the end, and none of those; as `NAME=value`.
+pub(crate) fn by_environment(users: &[u32], all: &[&str], none: &[&str]) -> Vec<Watched> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid: Option<i32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
@@ -181,8 +183,8 @@ pub(crate) fn by_environment(uid: u32, wanted: &[&str], without: &[&str]) -> Vec
         // Its children inherit the environment, but only the service leads its group. Others can
         // give their processes any variables. (The kernel's own processes have neither, and a group
         // that the library does not expect.)
-        if user_of(&entry.path()) == Some(uid)
-            && has(&entry.path(), wanted, without).unwrap_or(false)
+        if user_of(&entry.path()).is_some_and(|user| users.contains(&user))
+            && has(&entry.path(), all, none).unwrap_or(false)
             && rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid)
         {
             found.extend(Watched::open(pid));
@@ -198,7 +200,7 @@ fn user_of(process: &Path) -> Option<u32> {
     field.split_whitespace().next()?.parse().ok()
 }
 
-fn has(process: &Path, wanted: &[&str], without: &[&str]) -> std::io::Result<bool> {
+fn has(process: &Path, all: &[&str], none: &[&str]) -> std::io::Result<bool> {
     let mut environment = Vec::new();
     let file = std::fs::File::open(process.join("environ"))?;
     file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment)?;
@@ -207,7 +209,7 @@ fn has(process: &Path, wanted: &[&str], without: &[&str]) -> std::io::Result<boo
         None => entry == text.as_bytes(),
     };
     let any = |text: &&str| environment.split(|byte| *byte == 0).any(|entry| is(entry, text));
-    Ok(wanted.iter().all(any) && !without.iter().any(any))
+    Ok(all.iter().all(any) && !none.iter().any(any))
 }
 
 #[cfg(test)]

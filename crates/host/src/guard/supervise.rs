@@ -46,7 +46,9 @@ pub(crate) struct Supervised {
     pub(crate) key: String,
     home: Home,
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    task: Option<tokio::task::JoinHandle<Option<Running>>>,
+    /// What was killed and has not ended.
+    left: Option<Running>,
 }
 
 /// Why a service was not started, for people.
@@ -57,12 +59,14 @@ pub(crate) enum CannotSpawn {
 }
 
 /// A process of the service, and all that it started.
+#[derive(Debug)]
 struct Running {
     leader: Leader,
     cgroup: Option<Cgroup>,
 }
 
 /// Our child, or one that an earlier guard started.
+#[derive(Debug)]
 enum Leader {
     Child(GroupChild),
     Found(Watched),
@@ -80,19 +84,22 @@ impl Running {
         self.watched().pid().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// After it has ended, or was killed: ends what it started.
-    async fn exit(mut self) -> Exit {
+    /// After it has ended, or was killed: ends what it started. Returns itself if something has
+    /// not ended.
+    async fn exit(mut self) -> (Exit, Option<Running>) {
+        let cgroup = self.cgroup.as_ref();
         let exit = match &mut self.leader {
-            Leader::Child(child) => child.reap(self.cgroup.as_ref()).await.unwrap_or(Exit::Unknown),
+            Leader::Child(child) => child.reap(cgroup).await.unwrap_or(Exit::Unknown),
             Leader::Found(watched) => {
-                watched.kill(self.cgroup.as_ref());
+                watched.kill(cgroup);
                 Exit::Unknown
             }
         };
-        if let Some(cgroup) = self.cgroup {
-            cgroup.end().await;
+        let mut ended = self.watched().ended_when_killed().await;
+        if let Some(cgroup) = &self.cgroup {
+            ended &= cgroup.clone().end().await;
         }
-        exit
+        (exit, (!ended).then_some(self))
     }
 }
 
@@ -124,13 +131,18 @@ impl Home {
         };
         let instance = format!("{}.{}.{}", spec.name, std::process::id(), boot_time().as_nanos());
         let cgroup = self.shared.cgroups.fresh(&spec.name).await;
+        let cgroup = cgroup.map_err(|error| CannotSpawn::Machine(chain(&error)))?;
         let path = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
         let process = Process { instance, cgroup: path, started: None };
         self.shared
             .record
             .update(&spec.name, |kept| kept.process = Some(process.clone()))
             .map_err(|error| CannotSpawn::Machine(chain(&error)))?;
-        let child = self.spawn_command(command, &process).await.map_err(|error| {
+        let started = self.spawn_command(command, &process).await;
+        if let (Err(_), Some(cgroup)) = (&started, &cgroup) {
+            cgroup.clone().end().await;
+        }
+        let child = started.map_err(|error| {
             let reason = format!("{}: {error}", command.program.display());
             if is_the_programs_fault(&error) {
                 CannotSpawn::Program(reason)
@@ -227,17 +239,29 @@ impl Supervised {
         };
         let (home, stop) = (home.clone(), CancellationToken::new());
         let keeper = Keeper { home: home.clone(), spec, stop: stop.clone() };
-        let task = tokio::spawn(keeper.keep(running));
-        Supervised { key, home, stop, task }
+        let task = Some(tokio::spawn(keeper.keep(running)));
+        Supervised { key, home, stop, task, left: None }
     }
 
     /// Stops the service and all its processes.
-    pub(crate) async fn stop(self) {
+    ///
+    /// # Errors
+    /// If one was killed and has not ended, for people; ask again.
+    pub(crate) async fn stop(&mut self) -> Result<(), String> {
         self.stop.cancel();
-        if let Err(error) = self.task.await {
-            tracing::error!(key = self.key, %error, "supervision of a service panicked");
+        if let Some(task) = self.task.take() {
+            self.left = task.await.unwrap_or_else(|error| {
+                tracing::error!(key = self.key, %error, "supervision of a service panicked");
+                None
+            });
+        } else if let Some(left) = self.left.take() {
+            self.left = left.exit().await.1;
+        }
+        if let Some(left) = &self.left {
+            return Err(format!("process {} was killed and has not ended", left.pid()));
         }
         *self.home.status.lock() = ServiceStatus::default();
+        Ok(())
     }
 }
 
@@ -249,12 +273,12 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(self, mut running: Option<Running>) {
+    async fn keep(self, mut running: Option<Running>) -> Option<Running> {
         let mut restarts = Restarts(PROGRAM.pauses());
         loop {
             let started = match running.take() {
                 Some(running) => Ok(running),
-                None if self.stop.is_cancelled() => return,
+                None if self.stop.is_cancelled() => return None,
                 None => self.home.spawn(&self.spec).await,
             };
             let ran = match started {
@@ -266,7 +290,7 @@ impl Keeper {
                         () = self.stop.cancelled() => return self.end(running).await,
                     }
                     let pid = running.pid();
-                    self.ended_by_itself(pid, running.exit().await);
+                    self.ended_by_itself(pid, running.exit().await.0);
                     since.elapsed()
                 }
                 Err(CannotSpawn::Program(reason) | CannotSpawn::Machine(reason)) => {
@@ -277,13 +301,13 @@ impl Keeper {
             };
             tokio::select! {
                 () = tokio::time::sleep(restarts.pause_after(ran)) => {}
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return None,
             }
         }
     }
 
-    async fn end(&self, running: Running) {
-        let RunService::Command(command) = &self.spec.run else { return };
+    async fn end(&self, running: Running) -> Option<Running> {
+        let RunService::Command(command) = &self.spec.run else { return None };
         let grace = Duration::from_millis(command.stop_timeout_ms);
         let pid = running.pid();
         let service = &self.spec.name;
@@ -294,11 +318,12 @@ impl Keeper {
         if running.watched().stop_group(command.stop_signal.into(), grace, cgroup).await {
             tracing::warn!(service, pid, "killed service: it did not stop in time");
         }
-        let exit = running.exit().await;
+        let (exit, has_not_ended) = running.exit().await;
         if let Some(left) = left {
             left.kill();
         }
         self.home.shared.events.write(&self.spec, pid, EventKind::Stopped, Some(exit));
+        has_not_ended
     }
 
     fn ended_by_itself(&self, pid: u32, exit: Exit) {
