@@ -22,8 +22,8 @@ pub enum AgentError {
     File(#[from] FileError),
     /// Somebody else could replace what is installed.
     #[error(
-        "`install_dir` or `data_dir` cannot be used: give it and every directory above it to root \
-         or to the agent's user, without write access for others"
+        "`install_dir` and `data_dir`, and every directory above them, must be root's or the \
+         agent's, and writable by nobody else"
     )]
     InstallDir(#[from] cohort_host::UntrustedFolder),
     #[error(

@@ -40,9 +40,9 @@ pub(crate) fn resolve(user: Option<&str>) -> Result<Option<ServiceUser>, AgentEr
     let Some(user) = user else {
         return match effective(&status, "Uid:") {
             Some(ROOT) => Err(wrong(
-                "is not set, and the agent runs as root: name the user that services, hooks and \
-                 checks run as, such as `www-data`; or write `service_user = \"root\"` if they \
-                 have to be root"
+                "it is not set, and the agent runs as root: write the user that services, hooks \
+                 and checks run as into agent.toml, such as `service_user = \"www-data\"`; or \
+                 `service_user = \"root\"` if they have to be root"
                     .to_owned(),
             )),
             _ => Ok(None),

@@ -305,11 +305,9 @@ fn prepare(config: &AgentConfig) -> Result<(), AgentError> {
     // A process's directory there belongs to its effective user.
     let own = std::fs::metadata("/proc/self").on_path("inspect", Path::new("/proc/self"))?.uid();
     check_owner(data, own)?;
+    // Before anything is written there.
     for dir in [data, install] {
-        // Before anything is written there.
-        if let Some(there) = dir.ancestors().find(|above| above.exists()) {
-            check_trusted(there)?;
-        }
+        check_trusted(dir)?;
     }
     durable::private_folder(data).on_path("create", data)?;
     if !install.exists() {

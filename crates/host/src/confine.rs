@@ -24,10 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::program::RunAs;
 
-/// The version of [`Confined`]: starter and wrapper are the same program, unless somebody mixes
-/// them.
-const VERSION: u32 = 1;
-
 /// Longest request, in bytes: as the guard's longest.
 const REQUEST_BYTES_MAX: u64 = 256 * 1024;
 
@@ -65,11 +61,10 @@ impl Capability {
     }
 }
 
-/// A program, and what it is confined to.
+/// A program, and what it is confined to. Without a version: starter and wrapper are one program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Confined {
-    pub(crate) version: u32,
     /// A name without `/` is looked up in the `PATH` of `env`.
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<String>,
@@ -90,7 +85,6 @@ impl Confined {
     /// A program of a release, without arguments.
     pub(crate) fn new(program: PathBuf, folder: PathBuf) -> Self {
         Confined {
-            version: VERSION,
             program,
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -156,7 +150,7 @@ pub fn run() -> i32 {
     };
     let (reason, errno) = (cohort_base::chain(&error), error.raw_os_error().filter(|_| program));
     let failed = NotStarted { tried: tried.to_owned(), reason, errno };
-    // Without a starter, nobody cares.
+    // A starter that has gone needs no answer.
     let _ = serde_json::to_vec(&failed).map(|bytes| socket.write_all(&bytes));
     NOT_STARTED
 }
@@ -171,12 +165,7 @@ fn take_stdin() -> io::Result<OwnedFd> {
 fn read(socket: &mut File) -> Result<Confined, Failed> {
     let mut bytes = Vec::new();
     step("read the request", socket.take(REQUEST_BYTES_MAX).read_to_end(&mut bytes))?;
-    let confined: Confined = step("read the request", serde_json::from_slice(&bytes))?;
-    if confined.version != VERSION {
-        let other = format!("its version is {}, not {VERSION}", confined.version);
-        return step("read the request", Err(io::Error::other(other)));
-    }
-    Ok(confined)
+    step("read the request", serde_json::from_slice(&bytes))
 }
 
 fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Infallible, Failed> {
@@ -194,8 +183,7 @@ fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Inf
         }
         step("give up gaining privileges", rustix::thread::set_no_new_privs(true))?;
     }
-    let own = |error| Failed { tried: "start the program", error, program: true };
-    step("enter its directory", std::env::set_current_dir(folder))?;
+    step("enter its directory as its user", std::env::set_current_dir(folder))?;
     step("say that it starts", socket.write_all(STARTS))?;
     let mut command = std::process::Command::new(program);
     command.args(args).env_clear().envs(env);
@@ -204,10 +192,11 @@ fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Inf
         if error.kind() != io::ErrorKind::ExecutableFileBusy {
             break;
         }
+        // This process has one thread, no runtime, and nothing else to do.
         std::thread::sleep(BUSY_PAUSE);
         error = command.exec();
     }
-    Err(own(error))
+    Err(Failed { tried: "start the program", error, program: true })
 }
 
 /// Keeps these capabilities and no others. The kernel takes them from a user that was root, and

@@ -63,7 +63,7 @@ impl Launch {
         output: OwnedFd,
     ) -> io::Result<GroupChild> {
         let (mut ours, theirs) = UnixStream::pair().map_err(own)?;
-        let mut child = Unstarted(Some(self.spawn(confined, theirs, output).map_err(own)?));
+        let mut child = self.spawn(confined, theirs, output).map_err(own)?;
         let conversation = async {
             ours.write_all(&serde_json::to_vec(confined)?).await?;
             ours.shutdown().await?;
@@ -71,24 +71,18 @@ impl Launch {
             (&mut ours).take(REPORT_BYTES_MAX).read_to_end(&mut report).await?;
             io::Result::Ok(report)
         };
-        let report = match tokio::time::timeout(START_MAX, conversation).await {
-            Ok(Ok(report)) if report == STARTS => {
-                if let Some(child) = child.0.take() {
-                    return Ok(child);
-                }
-                Err(io::Error::other("started twice"))
-            }
-            Ok(Ok(report)) if report.is_empty() => Err(io::Error::other("the wrapper ended")),
-            Ok(report) => report.and_then(|report| {
-                let report = report.strip_prefix(STARTS).unwrap_or(&report);
-                Ok(serde_json::from_slice(report)?)
-            }),
-            Err(_) => Err(io::Error::other(format!("it did not start in {START_MAX:?}"))),
+        let report = {
+            let mut kill_on_drop = KillOnDrop(Some(&child));
+            let report = tokio::time::timeout(START_MAX, conversation).await;
+            kill_on_drop.0 = None;
+            report
         };
-        if let Some(mut child) = child.0.take() {
+        let late = |_| io::Error::other(format!("it did not start in {START_MAX:?}"));
+        if let Err(error) = report.map_err(late).and_then(judge) {
             let _exit = child.reap(None).await;
+            return Err(error);
         }
-        Err(report.map_or_else(own, |report: NotStarted| report.into()))
+        Ok(child)
     }
 
     /// The wrapper; its end of the socket is closed here on return.
@@ -113,15 +107,29 @@ impl Launch {
     }
 }
 
-/// A wrapper that has not become its program. Killed if nobody waits for that any more.
-struct Unstarted(Option<GroupChild>);
+/// Kills a wrapper that has not become its program, if nobody waits for that any more.
+struct KillOnDrop<'a>(Option<&'a GroupChild>);
 
-impl Drop for Unstarted {
+impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
-        if let Some(child) = &self.0 {
+        if let Some(child) = self.0 {
             child.watched().kill(None);
         }
     }
+}
+
+/// What a wrapper's report means.
+fn judge(report: io::Result<Vec<u8>>) -> io::Result<()> {
+    let report = report.map_err(own)?;
+    if report == STARTS {
+        return Ok(());
+    }
+    if report.is_empty() {
+        return Err(io::Error::other("the wrapper ended before its program started"));
+    }
+    let reason = report.strip_prefix(STARTS).unwrap_or(&report);
+    let not_started: NotStarted = serde_json::from_slice(reason).map_err(|it| own(it.into()))?;
+    Err(not_started.into())
 }
 
 /// Not the program's own.

@@ -76,8 +76,8 @@ pub(crate) enum ProgramError {
     /// The program file is at fault.
     #[error("cannot execute {}", path.display())]
     Spawn { path: PathBuf, source: io::Error },
-    /// The machine's fault: no pipe, no process number.
-    #[error("cannot watch {}", path.display())]
+    /// The machine's fault: no pipe, no process number, a directory that its user cannot enter.
+    #[error("this server cannot run {}", path.display())]
     Watch { path: PathBuf, source: io::Error },
 }
 
@@ -130,11 +130,15 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     let confined = Confined { cgroup: inside, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
     let started = programs.confine.start(&confined, writer.into()).await;
-    running.child = Some(started.map_err(|source| match is_the_programs_fault(&source) {
+    let child = started.map_err(|source| match is_the_programs_fault(&source) {
         true => ProgramError::Spawn { path: path(), source },
         false => watch(source),
-    })?);
-    let ended = finish(program, &mut running, reader, tail).await;
+    })?;
+    let child = running.child.insert(child);
+    let ended = finish(program, child, running.cgroup.as_ref(), reader, tail).await;
+    if ended.is_ok() {
+        running.child = None;
+    }
     if let Some(cgroup) = running.cgroup.take() {
         cgroup.end().await;
     }
@@ -143,22 +147,18 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
 
 async fn finish(
     program: &Program<'_>,
-    running: &mut KillOnDrop,
+    child: &mut GroupChild,
+    cgroup: Option<&Cgroup>,
     reader: io::PipeReader,
     tail: &mut Tail,
 ) -> Result<End, ProgramError> {
     let watch = |source| ProgramError::Watch { path: program.confined.program.clone(), source };
-    let KillOnDrop { child: Some(child), cgroup } = running else {
-        return Ok(End::Exited(Exit::Unknown));
-    };
     if let Some(note) = &program.note {
         crate::orphan::note(note, child.watched().pid());
     }
     let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
-    let cgroup = cgroup.as_ref();
     let timed_out = watch_program(child, cgroup, program.limit, &mut output, tail).await;
     let exit = child.reap(cgroup).await.map_err(watch)?;
-    running.child = None;
     if let Some(note) = &program.note {
         crate::orphan::forget(note);
     }

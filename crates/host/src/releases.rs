@@ -53,11 +53,9 @@ impl Releases {
     /// If a disk operation fails, or another user could put something else in its place.
     pub(crate) fn open(install_dir: &Path) -> Result<Self, UntrustedFolder> {
         // Absolute, because programs start in their own directories.
-        let root = install_dir.parent().unwrap_or(Path::new("/"));
-        if !root.exists() {
-            durable::create_folders(root).on_path("create", root)?;
-        }
-        let install_dir = check_trusted(root)?.join(install_dir.file_name().unwrap_or_default());
+        let install_dir = check_trusted(install_dir)?;
+        let root = durable::folder_of(&install_dir);
+        durable::create_folders(root).on_path("create", root)?;
         let folder = install_dir.join(RELEASES);
         for new in [&install_dir, &folder] {
             create_open(new)?;

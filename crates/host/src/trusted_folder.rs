@@ -19,14 +19,15 @@ pub enum UntrustedFolder {
     File(#[from] FileError),
     /// Somebody else could put another program in the place of a release.
     #[error(
-        "{} is not safe: uid {owner} owns {}, and could replace it",
-        folder.display(), at.display()
+        "{} is not safe: uid {owner} owns {}, and could replace it; chown root {}",
+        folder.display(), at.display(), at.display()
     )]
     Owned { folder: PathBuf, at: PathBuf, owner: u32 },
     /// As [`Self::Owned`].
     #[error(
-        "{} is not safe: others may write to {} (mode {mode:o}), and could replace it",
-        folder.display(), at.display()
+        "{} is not safe: others may write to {} (mode {mode:o}), and could replace it; chmod go-w \
+         {}",
+        folder.display(), at.display(), at.display()
     )]
     Writable { folder: PathBuf, at: PathBuf, mode: u32 },
 }
@@ -41,6 +42,7 @@ const LINKS_MAX: usize = 40;
 
 /// Checks that nobody but this process's user and root can replace `folder`, what is in it, or a
 /// link on the way to it. Then its path leads to the same place every time. Returns that place.
+/// What does not exist yet is left to whoever creates it.
 ///
 /// # Errors
 /// If somebody else could, or the directory cannot be inspected.
@@ -55,6 +57,10 @@ pub fn check_trusted(folder: &Path) -> Result<PathBuf, UntrustedFolder> {
             Some(Component::ParentDir) => drop(at.pop()),
             Some(Component::Normal(name)) => {
                 let next = at.join(name);
+                if !fs::exists(&next).on_path("inspect", &next)? && !next.is_symlink() {
+                    rest.push(part);
+                    return Ok(rest.iter().rev().fold(at, |at, part| at.join(part)));
+                }
                 let metadata = check(folder, &next, false)?;
                 if !metadata.is_symlink() {
                     at = next;
@@ -125,6 +131,8 @@ mod tests {
         }
         mode(&above, 0o1777);
         check_trusted(&folder).unwrap();
+        let new = above.join("new/opt");
+        assert_eq!(check_trusted(&new).unwrap(), fs::canonicalize(&above).unwrap().join("new/opt"));
         mode(&folder, 0o1777);
         check_trusted(&folder).unwrap_err();
     }
