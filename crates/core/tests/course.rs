@@ -6,9 +6,10 @@ mod common;
 use std::collections::BTreeSet;
 
 use cohort_core::command::{Body, Event, Planned, Rejection, WhyNot};
-use cohort_core::ids::{BootEpoch, ClockMs, Revision};
+use cohort_core::ids::{AppId, BootEpoch, ClockMs, Revision};
 use cohort_core::orders::{Fence, Purpose};
 use cohort_core::phase::{Phase, PhaseName, arrow};
+use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::report::{Blame, Outcome, Report, Step};
 use cohort_core::state::{Activation, ActivationStage, Ending};
@@ -181,6 +182,41 @@ fn a_server_that_finished_an_earlier_change_is_asked_what_it_runs() {
     assert_eq!(report(2, Fence::default(), found), (None, false));
     let found = Outcome::Found { release: Some(release(1)), in_service: true };
     assert_eq!(report(3, Fence::default(), found), (Some(true), false));
+}
+
+/// A change of one app was free because the server was out for another app's sake, which serves
+/// again: the server would leave service for the first, and nobody would have counted it.
+#[test]
+fn a_change_is_no_longer_free_once_another_app_of_the_server_serves_again() {
+    let mut state = started(REVERT, true);
+    let db = AppId::new("db").unwrap();
+    let policy = Policy { app: db.clone(), ..policy(1, 0) };
+    state.apply(&command(None, Body::SetPolicy { policy, revision: Revision(2) })).unwrap();
+    let fence = Fence { incarnation: state.incarnation, generation: state.apps[&db].generation };
+    let here = state.apps.get_mut(&db).unwrap().servers.get_mut(&server(0)).unwrap();
+    here.activation = Some(Activation {
+        fence,
+        release: Some(release(2)),
+        before: None,
+        purpose: Purpose::Wave,
+        costs: false,
+        void: false,
+        granted: ClockMs(0),
+        stage: ActivationStage::Granted,
+    });
+    let here = state.apps.get_mut(&app()).unwrap().servers.get_mut(&server(0)).unwrap();
+    (here.running, here.in_service, here.activation) = (Some(release(1)), false, None);
+    let mut ordered = |sequence, in_service| {
+        let outcome = Outcome::Health { in_service, reason: String::new() };
+        let (server, app, boot_epoch) = (server(0), app(), BootEpoch(9));
+        let fence = Fence::default();
+        let report = Report { server, boot_epoch, sequence, app, fence, attempt: 1, outcome };
+        state.apply(&command(None, Body::Report { report })).unwrap();
+        let orders = state.orders(&crate::server(0), false).unwrap();
+        orders.apps.iter().find(|orders| orders.app == db).unwrap().activation.is_some()
+    };
+    assert!(ordered(1, false), "it is out");
+    assert!(!ordered(2, true), "it serves: the change has to be granted again at its cost");
 }
 
 /// What a server could not stop may still run, and counts as out: the next one waits.

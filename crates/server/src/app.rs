@@ -193,7 +193,6 @@ impl App {
     pub fn look(&mut self, sight: &Sight<'_>) -> Vec<Effect> {
         let mut effects = Vec::new();
         if sight.room {
-            self.report_boot(sight, &mut effects);
             self.report_outcome(sight, &mut effects);
         }
         let fence = sight.record.local.activation.as_ref().map(|known| known.order.fence);
@@ -224,6 +223,7 @@ impl App {
                     effects.extend([Effect::Unwatch, Effect::Unfit(None)]);
                     self.end_trial(&mut effects);
                 }
+                self.report_boot(sight, &mut effects);
                 let running = Running::new(&action, sight);
                 effects.push(Effect::Act { action, running });
             }
@@ -248,14 +248,14 @@ impl App {
 
     /// Reports what is here: the first report to a group about an app on this server. A group that
     /// forgot the app, or this server, gets it again. Not what the start found: until the group
-    /// speaks, a change may have gone on.
+    /// speaks, a change may have gone on; and not before it is decided whether to take traffic.
     fn report_boot(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
         let Some(orders) = sight.orders else {
             self.untold = true;
             return;
         };
         // One that is starting says neither that it serves, nor that it is broken.
-        if !self.untold || self.is_warming(sight) {
+        if !self.untold || !sight.room || self.is_warming(sight) {
             return;
         }
         self.untold = false;
@@ -300,6 +300,7 @@ impl App {
             _ => fetching.then_some(Doing::Fetching),
         }));
         self.traffic(step, sight, effects);
+        self.report_boot(sight, effects);
         self.watch(sight, effects);
         self.trial(sight, effects);
         self.correct(step, sight, effects);

@@ -318,7 +318,27 @@ fn an_outcome_is_told_once_and_a_restarted_agent_tells_it_again() {
     assert_eq!(world.reports(), []);
     let found = Outcome::Found { release: Some(release("1.0.0")), in_service: false };
     world.app = App::new(0, PATIENCE_MS, Booted { in_service: false, started: false });
-    assert_eq!(world.reports(), [found, Outcome::Applied]);
+    assert_eq!(world.reports(), [Outcome::Applied, found]);
+}
+
+/// It went back on its own while it did not reach the group, and its agent has restarted since:
+/// what it does with the first orders is what it says.
+#[test]
+fn a_server_that_takes_traffic_says_so_although_it_owes() {
+    let mut world = World::new("1.0.0");
+    world.record.accept(order(1, "2.0.0", Purpose::Wave), Step::Prepare, |_| true, now(0));
+    world.record.begin(Step::Check, 1, now(0));
+    world.record.undone("the group was not reached".to_owned());
+    world.app = App::new(0, PATIENCE_MS, Booted { in_service: true, started: false });
+    world.orders = Some(AppOrders { owes: true, ..orders(None, Some("1.0.0")) });
+    let effects = world.look();
+    assert!(effects.contains(&Effect::TakeTraffic));
+    let found = Outcome::Found { release: Some(release("1.0.0")), in_service: true };
+    assert!(
+        effects.iter().any(|effect| {
+            matches!(effect, Effect::Report { outcome, .. } if *outcome == found)
+        })
+    );
 }
 
 /// The machine was without power: its service was started, and takes a while to listen.

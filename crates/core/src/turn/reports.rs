@@ -1,8 +1,9 @@
 //! Servers' reports.
 
 use super::{Applied, Turn};
+use crate::capacity::costs;
 use crate::command::{Event, Limited, Rejection};
-use crate::ids::{Digest, Generation, Revision, ServerId};
+use crate::ids::{AppId, Digest, Generation, Revision, ServerId};
 use crate::orders::Purpose;
 use crate::phase::Phase;
 use crate::reason::{DebtReason, Unfit};
@@ -33,6 +34,7 @@ impl State {
         };
         let position = (report.boot_epoch, report.sequence);
         let news = position > (server.boot_epoch, server.sequence);
+        let served = self.takes_traffic_with(&report.app, &report.server);
         let turn = self.turn(&report.app, actor, events);
         let (applied, confirmed) = turn.map_or((false, false), |mut turn| {
             (news && turn.report(report), turn.confirms(report))
@@ -44,11 +46,38 @@ impl State {
         if let Some(server) = self.servers.get_mut(&report.server).filter(|_| news) {
             (server.boot_epoch, server.sequence) = position;
         }
+        if !served && self.takes_traffic_with(&report.app, &report.server) {
+            self.void_free_changes(&report.server);
+        }
         if !applied {
             let (server, sequence) = (report.server.clone(), report.sequence);
             events.push(Event::ReportIgnored { server, sequence });
         }
         Ok(())
+    }
+
+    fn takes_traffic_with(&self, app: &AppId, server: &ServerId) -> bool {
+        let here = self.apps.get(app).and_then(|app| app.servers.get(server));
+        here.is_some_and(|here| here.takes_traffic())
+    }
+
+    /// A server takes traffic again. The changes on it, of any app, that were free because it did
+    /// not, and that it has not begun as far as it has said, have to be granted again at what they
+    /// now cost.
+    fn void_free_changes(&mut self, server: &ServerId) {
+        let now_cost = self.apps.iter().filter_map(|(id, app)| {
+            let change = app.servers.get(server)?.in_flight()?;
+            let free = !change.costs && change.not_begun();
+            (free && costs(self, app, server, change.purpose)).then(|| id.clone())
+        });
+        for id in now_cost.collect::<Vec<_>>() {
+            let here = self.apps.get_mut(&id).and_then(|app| app.servers.get_mut(server));
+            let Some(here) = here else { continue };
+            here.unsure = true;
+            if let Some(change) = &mut here.activation {
+                change.void = true;
+            }
+        }
     }
 }
 
@@ -101,10 +130,7 @@ impl Turn<'_> {
             // because it did not serve.
             if here.unsure {
                 here.unsure = false;
-                match in_service {
-                    true => serves_again(here),
-                    false => here.in_service = false,
-                }
+                here.in_service = in_service && here.running.is_some();
             }
             return true;
         }
@@ -162,7 +188,7 @@ impl Turn<'_> {
         let Some(here) = servers.get_mut(server) else { return false };
         if here.in_flight().is_some() {
             if in_service {
-                serves_again(here);
+                here.in_service = here.running.is_some();
             } else if here.in_flight().is_some_and(Activation::not_begun) {
                 here.in_service = false;
                 here.unfit = Some(Unfit::Unhealthy { text: reason.to_owned() });
@@ -307,7 +333,7 @@ impl Turn<'_> {
         here.running.clone_from(to);
         let Some(activation) = here.activation.as_mut().filter(|_| same) else {
             // It has another change by now; that it serves again still matters.
-            serves_again(here);
+            here.in_service = here.running.is_some();
             return true;
         };
         let reason = failure.reason.clone();
@@ -358,21 +384,5 @@ impl Turn<'_> {
         if rollout.failures.len() < FAILURES_KEPT_MAX {
             rollout.failures.push(failure);
         }
-    }
-}
-
-/// A server recorded as out of service serves, before it started its granted change: if that change
-/// was granted as free, it has to be granted again at its actual cost.
-fn serves_again(here: &mut ServerApp) {
-    let served = here.in_service;
-    here.in_service = here.running.is_some();
-    if let Some(activation) = &mut here.activation
-        && activation.not_begun()
-        && !activation.costs
-        && here.in_service
-        && !served
-    {
-        activation.void = true;
-        here.unsure = true;
     }
 }
