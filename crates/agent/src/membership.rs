@@ -402,9 +402,12 @@ fn measure(metrics: &Metrics, now: &View) {
     metrics.raft_commit_index.set(now.raft.commit.0.cast_signed());
     metrics.raft_is_leader.set(now.raft.is_leader().into());
     let dropped = now.raft.dropped;
-    for (reason, count) in
-        [("stranger", dropped.strangers), ("late", dropped.late), ("malformed", dropped.malformed)]
-    {
+    for (reason, count) in [
+        ("stranger", dropped.strangers),
+        ("late", dropped.late),
+        ("malformed", dropped.malformed),
+        ("implausible", dropped.implausible),
+    ] {
         let counter = metrics.raft_dropped.get_or_create(&Dropped { reason });
         counter.inner().store(count, Ordering::Relaxed);
     }

@@ -20,9 +20,6 @@ use crate::{AppendReply, Message, ReadContext, VoteReply, VoteRequest};
 /// The library's mark on an election that the leader requested.
 const HANDED_OVER: &[u8] = b"CampaignTransfer";
 
-/// The most members in one list of a snapshot: far more than a group has.
-const IDS_MAX: usize = 1024;
-
 /// The version of a membership entry.
 const CHANGE_VERSION: u8 = 1;
 
@@ -258,7 +255,8 @@ pub(crate) fn message_out(m: &eraftpb::Message) -> Result<Message, Cause> {
 
 /// The library's message for one received from a peer.
 ///
-/// The library trusts its input, so this checks what it can without the library's state.
+/// The library trusts its input: this checks what can be checked without a log, and
+/// [`plausible`](crate::plausible) what this member's own tells.
 pub(crate) fn message_in(
     from: RaftId,
     to: RaftId,
@@ -303,12 +301,6 @@ pub(crate) fn message_in(
             m.commit_term = reply.commit_term.0;
         }
         Message::Snapshot { term, snapshot } => {
-            let Configuration { voters, outgoing, standbys, standbys_next } =
-                &snapshot.configuration;
-            // The library applies them one by one, with a copy for each.
-            if [voters, outgoing, standbys, standbys_next].iter().any(|ids| ids.len() > IDS_MAX) {
-                return Err("more members than any group has".into());
-            }
             m.term = term.0;
             m.set_snapshot(snapshot_in(snapshot));
         }

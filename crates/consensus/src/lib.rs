@@ -49,6 +49,7 @@ mod handover;
 mod membership;
 mod message;
 mod node;
+mod plausible;
 mod proof;
 mod reads;
 mod status;

@@ -12,6 +12,7 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::effects::{Effects, InstalledSnapshot};
 use crate::filter::Filter;
+use crate::plausible::Own;
 use crate::proof::Proof;
 use crate::reads::{ReadId, Reads};
 use crate::storage::View;
@@ -251,6 +252,10 @@ impl<S: LogStore> Node<S> {
         if !ours || !self.prove(envelope) || !self.filter.in_order(envelope) {
             return;
         }
+        if !self.own().finds_plausible(envelope.from, &envelope.message) {
+            self.filter.dropped.implausible += 1;
+            return;
+        }
         let Ok(message) = convert::message_in(envelope.from, envelope.to, &envelope.message) else {
             self.filter.dropped.malformed += 1;
             return;
@@ -278,6 +283,19 @@ impl<S: LogStore> Node<S> {
         self.library(|raw| {
             let _ = raw.step(message);
         });
+    }
+
+    fn own(&self) -> Own {
+        let raft = &self.raw.raft;
+        let committed = raft.raft_log.committed;
+        Own {
+            term: Term(raft.term),
+            last: Index(raft.raft_log.last_index()),
+            committed: Index(committed),
+            committed_term: Term(raft.raft_log.term(committed).unwrap_or(0)),
+            leads: raft.state == StateRole::Leader,
+            leader: self.leader(),
+        }
     }
 
     /// Proposes a command; only the leader can. Accepted does not mean committed: the command is

@@ -61,6 +61,8 @@ pub struct Dropped {
     pub late: u64,
     /// Undecodable, or invalid for a member in this role.
     pub malformed: u64,
+    /// What no honest member sends to one with this log.
+    pub implausible: u64,
 }
 
 /// A member at one moment.

@@ -2,8 +2,8 @@
 //!
 //! Raft promises nothing against a member that lies about its log, its votes or its commits:
 //! whoever owns one voter can make a group lose agreement (`SECURITY.md`). What is left is checked:
-//! lies about anything else break no rule, and no lie at all makes another process panic. The
-//! library may: the process of that member then ends, and its agent says why.
+//! lies about anything else break no rule, and no lie at all makes another process panic, the
+//! library in it included.
 
 use std::collections::BTreeSet;
 
@@ -44,15 +44,14 @@ pub(crate) fn alter(envelope: &mut Envelope, lies: Lies, rng: &mut impl Rng) {
 fn message(message: &mut Message, lies: Lies, rng: &mut impl Rng) {
     match message {
         Message::PreVote(request) => match rng.random_range(0..6) {
-            0 => request.term.0 = request.term.0.saturating_add(rng.random_range(0..1_000)),
+            0 => number(&mut request.term.0, rng),
             1 => number(&mut request.last.0, rng),
             2 => number(&mut request.last_term.0, rng),
             3 => number(&mut request.commit.0, rng),
             4 => number(&mut request.commit_term.0, rng),
             _ => request.handed_over ^= true,
         },
-        // Terms that nobody reaches would end all elections: see `Lies::Everything`.
-        Message::TakeOver { term } => term.0 = term.0.saturating_add(rng.random_range(0..1_000)),
+        Message::TakeOver { term } => number(&mut term.0, rng),
         Message::ReadRequest { read } => number(&mut read.counter, rng),
         Message::PreVoteReply(reply) if lies == Lies::Wishes => reply.refused ^= true,
         _ if lies == Lies::Wishes => {}

@@ -68,6 +68,8 @@ pub(crate) enum After {
     Died,
     /// The disk went back; the process exited, and the log is set aside.
     WentBack,
+    /// The library panicked.
+    Panicked(String),
 }
 
 impl Member {
@@ -119,6 +121,7 @@ impl Member {
                 return Ok(After::Died);
             }
             Err(NodeError::WentBack { .. }) if self.restored => return Ok(After::WentBack),
+            Err(NodeError::Library(cause)) => return Ok(After::Panicked(cause.to_string())),
             Err(error) => return Err(format!("{id} stopped: {error}")),
         };
         process.apply(id, &effects, checker)?;

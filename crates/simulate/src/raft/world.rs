@@ -357,6 +357,10 @@ impl World {
                 self.outcome.went_back += 1;
                 return self.new_server(0);
             }
+            After::Panicked(text) if self.setup.lies == Lies::Everything && id != LIAR => {
+                panic!("seed {}: {id} was made to panic: {text}", self.setup.seed)
+            }
+            After::Panicked(text) => return Err(format!("{id}: the library panicked: {text}")),
             After::Runs(effects) => {
                 if let Some((role, term, leader)) = effects.role_changed {
                     self.note(|| format!("{id} is {role:?} in {term}, leader {leader:?}"));
