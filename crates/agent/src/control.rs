@@ -9,22 +9,18 @@ use axum::routing::{get, post};
 use axum::{Json, RequestExt as _, Router};
 use cohort_base::chain;
 use cohort_consensus::RaftId;
-use cohort_core::command::COMMAND_VERSION;
+use cohort_core::Rejection;
 use cohort_core::ids::{MemberId, ServerId};
-use cohort_core::state::Process;
-use cohort_core::{Body, Command, Rejection};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
-use cohort_identity::Role;
-use cohort_server::answers::{
-    self, FORWARD_MS_MAX, ForwardRefused, Joining, REPORTS_MAX, ReportsRefused,
-};
+use cohort_identity::{Peer, Role};
+use cohort_server::answers::{self, FORWARD_MS_MAX, REPORTS_MAX};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::{Input, Proposed};
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
-    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsAnswer, ContactsRequest, FORWARD, GroupStatus, JOIN_GROUP, JoinGroupRequest, KILL,
-    ORDERS, OrdersAnswer, OrdersRequest, POLICIES, PolicyInForce, REPORT, ReportRequest, STATUS,
+    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, ContactsAnswer,
+    ContactsRequest, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, ORDERS, OrdersAnswer,
+    OrdersRequest, POLICIES, PolicyInForce, REPORT, STATUS, SignedSubmission, Submission,
     TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
@@ -35,6 +31,7 @@ use crate::contacts::monotonic_ms;
 use crate::member::View;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
+use crate::submitted::{Follows, Submitted, server_of};
 use crate::trust::{BUNDLE, MANIFEST, ManifestRequest};
 
 /// The largest request body, in bytes: a batch of reports with their output.
@@ -77,8 +74,7 @@ impl<T> Asked<T> {
     /// Takes a message in, and latches the kill registers that came with it.
     async fn of(shared: &Shared, caller: &Caller, message: ToGroup<T>) -> Result<Self, ApiError> {
         let peer = caller.require(&[Role::Agent])?;
-        let server = ServerId::new(peer.name.as_str())
-            .map_err(|error| ApiError::bad_request(chain(&error)))?;
+        let server = server_of(peer)?;
         shared.same_group(&message.group, message.version)?;
         shared.latch(message.kill).await;
         Ok(Self { server, handle: shared.need_member()?, body: message.body })
@@ -96,11 +92,35 @@ impl<T> Asked<T> {
     }
 }
 
+/// Signed submissions, and the member here that they are for.
+struct Submitter<T> {
+    /// By the certificate of the connection: the author.
+    by: Peer,
+    handle: MemberHandle,
+    body: T,
+}
+
+impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Submitter<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(mut request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
+        let caller: Caller = request.extract_parts().await?;
+        let role = if request.uri().path() == COMMAND { Role::Operator } else { Role::Agent };
+        let by = caller.require(&[role])?.clone();
+        let ApiJson(message): ApiJson<ToGroup<T>> = ApiJson::from_request(request, shared).await?;
+        shared.same_group(&message.group, message.version)?;
+        shared.latch(message.kill).await;
+        Ok(Submitter { by, handle: shared.need_member()?, body: message.body })
+    }
+}
+
 impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Asked<T> {
     type Rejection = ApiError;
 
     async fn from_request(mut request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let caller: Caller = request.extract_parts().await?;
+        // Before the body is read.
+        caller.require(&[Role::Agent])?;
         let ApiJson(message) = ApiJson::from_request(request, shared).await?;
         Asked::of(shared, &caller, message).await
     }
@@ -174,47 +194,22 @@ async fn wait(
 
 async fn report(
     Context(shared): Cx,
-    Asked { server, handle, body: request }: Asked<ReportRequest>,
+    Submitter { by, handle, body: reports }: Submitter<Vec<SignedSubmission>>,
 ) -> Result<Json<Vec<CommandAnswer>>, ApiError> {
-    // Another member may know it already: an honest server asks that one next.
-    let view = handle.view();
-    if !view.state.servers.contains_key(&server) {
-        return Err(ApiError::forbidden(format!("{server} is not in this group")));
+    if reports.len() > REPORTS_MAX {
+        let error = format!("more than {REPORTS_MAX} reports at once");
+        return Err(ApiError::bad_request(error));
     }
-    let by = (&server, request.life);
-    answers::check_reports(&view.state, by, &request.reports, request.incarnation).map_err(
-        |refused| match refused {
-            ReportsRefused::TooMany => {
-                ApiError::bad_request(format!("more than {REPORTS_MAX} reports at once"))
-            }
-            ReportsRefused::Foreign => {
-                ApiError::forbidden(format!("{server} may only report for itself"))
-            }
-            ReportsRefused::OtherAgent => {
-                ApiError::conflict(format!("another agent speaks for {server}"))
-            }
-            ReportsRefused::OtherIncarnation => {
-                ApiError::conflict("the report belongs to another incarnation of the group")
-            }
-            ReportsRefused::TooLong => ApiError::bad_request("the texts of a report are too long"),
-        },
-    )?;
+    // Another member may know the server already: an honest one asks that member next.
+    known(&handle.view(), &server_of(&by)?)?;
     // One after the other: a later one that overtook would make the earlier one count as old.
     let arrived_ms = monotonic_ms();
-    let mut answers = Vec::with_capacity(request.reports.len());
-    for report in request.reports {
+    let mut answers = Vec::with_capacity(reports.len());
+    for signed in reports {
         if !answers::takes_next_report(answers.len(), arrived_ms, monotonic_ms()) {
             break;
         }
-        if !shared.health_pace.lock().accepts(&report, monotonic_ms()) {
-            let (index, rejection) =
-                (handle.view().raft.applied.0, Rejection::Busy { server: server.clone() });
-            answers.push(CommandAnswer { index, rejection: Some(rejection) });
-            continue;
-        }
-        let actor = format!("agent {server}");
-        let command = Shared::command(&handle, actor, None, Body::Report { report });
-        match shared.commit(&handle, command).await {
+        match take_report(&shared, &by, &handle, signed).await {
             Ok(answer) => answers.push(answer),
             Err(error) if answers.is_empty() => return Err(error),
             // The server learns of those that are in the log.
@@ -224,35 +219,43 @@ async fn report(
     Ok(Json(answers))
 }
 
+async fn take_report(
+    shared: &Shared,
+    by: &Peer,
+    handle: &MemberHandle,
+    signed: SignedSubmission,
+) -> Result<CommandAnswer, ApiError> {
+    let submitted = Submitted::by_sender(shared, by, signed, None)?;
+    let Submission::Report { report, .. } = &submitted.what else { return Err(misplaced(REPORT)) };
+    if !shared.health_pace.lock().accepts(report, monotonic_ms()) {
+        let rejection = Some(Rejection::Busy { server: report.server.clone() });
+        return Ok(CommandAnswer { index: handle.view().raft.applied.0, rejection });
+    }
+    shared.commit(handle, &submitted).await
+}
+
+fn misplaced(path: &str) -> ApiError {
+    ApiError::bad_request(format!("{path} does not take what was submitted"))
+}
+
+/// Refuses what comes from a server that is not in the group.
+fn known(view: &View, server: &ServerId) -> Result<(), ApiError> {
+    match view.state.servers.contains_key(server) {
+        true => Ok(()),
+        false => Err(ApiError::forbidden(format!("{server} is not in this group"))),
+    }
+}
+
 async fn join_group(
     Context(shared): Cx,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Asked { server, handle, body: request }: Asked<JoinGroupRequest>,
+    Submitter { by, handle, body: signed }: Submitter<SignedSubmission>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    request.check()?;
-    let view = handle.view();
-    let process = Process { life: request.life, host: from.ip().to_canonical().to_string() };
-    let address = request.address;
-    let body = match answers::joining(&view, &server, &address, &process) {
-        Joining::Done => {
-            let index = view.raft.applied.0;
-            return Ok(Json(CommandAnswer { index, rejection: None }));
-        }
-        Joining::Moved => Body::MoveServer { server: server.clone(), address, process },
-        Joining::New => {
-            let record = cohort_registry::typed::read_server(&*shared.registry, &server)
-                .await
-                .map_err(|error| ApiError::unavailable("registry_away", chain(&error)))?;
-            if record.is_none_or(|record| record.group != shared.group) {
-                let error = format!("the registry does not have {server} in {}", shared.group);
-                return Err(ApiError::forbidden(error).hint("join with a fresh token"));
-            }
-            let rack = request.rack;
-            Body::AddServer { server: server.clone(), address, rack, process }
-        }
-    };
-    let command = Shared::command(&handle, format!("agent {server}"), None, body);
-    shared.commit(&handle, command).await.map(Json)
+    let submitted = Submitted::by_sender(&shared, &by, signed, Some(from.ip()))?;
+    match submitted.what {
+        Submission::Join(_) => shared.commit(&handle, &submitted).await.map(Json),
+        Submission::Report { .. } | Submission::Command(_) => Err(misplaced(JOIN_GROUP)),
+    }
 }
 
 async fn claim_member(
@@ -267,38 +270,26 @@ async fn claim_member(
 
 async fn command(
     Context(shared): Cx,
-    caller: Caller,
-    ApiJson(message): ApiJson<ToGroup<CommandRequest>>,
+    Submitter { by, handle, body: signed }: Submitter<SignedSubmission>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    let actor = caller.require(&[Role::Operator])?.to_string();
-    shared.same_group(&message.group, message.version)?;
-    message.body.check()?;
-    let CommandRequest { request, body } = message.body;
-    if !answers::for_people(&body) {
-        let error = format!("only the group's leader may issue `{}`", body.name());
-        return Err(ApiError::forbidden(error));
+    let submitted = Submitted::by_sender(&shared, &by, signed, None)?;
+    match submitted.what {
+        Submission::Command(_) => shared.commit(&handle, &submitted).await.map(Json),
+        Submission::Report { .. } | Submission::Join(_) => Err(misplaced(COMMAND)),
     }
-    let handle = shared.need_member()?;
-    let mut command = Shared::command(&handle, actor, Some(request), body);
-    answers::name_leader(&mut command, &handle.view());
-    shared.commit(&handle, command).await.map(Json)
 }
 
+/// The leader verifies what a member passes on as if its author had sent it.
 async fn forward(
     Context(shared): Cx,
-    asked: Asked<Command>,
+    asked: Asked<Forwarded>,
 ) -> Result<Json<CommandAnswer>, ApiError> {
-    let Asked { handle, body: command, .. } = asked.by_member()?;
-    answers::check_forward(&command).map_err(|refused| match refused {
-        ForwardRefused::LeadersOnly => {
-            ApiError::forbidden("only commands from servers and operators are forwarded")
-        }
-        ForwardRefused::Version => ApiError::bad_request(format!(
-            "command version {} is not supported, only {COMMAND_VERSION}",
-            command.version
-        )),
-        ForwardRefused::TooLong => ApiError::bad_request("the texts of the command are too long"),
-    })?;
+    let Asked { server, handle, body: signed } = asked.by_member()?;
+    let submitted = Submitted::forwarded(&shared, &server, signed)?;
+    let command = match submitted.follows(&shared, &handle).await? {
+        Follows::Command(command) => *command,
+        Follows::Nothing { index } => return Ok(Json(CommandAnswer { index, rejection: None })),
+    };
     match shared.propose_here(&handle, command, FORWARD_MS_MAX).await? {
         Proposed::Done { index, rejection } => Ok(Json(CommandAnswer { index, rejection })),
         Proposed::NotLeader { .. } => Err(not_leader()),

@@ -21,16 +21,17 @@ use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
 use cohort_server::asking::WAIT_MS_MAX;
 use cohort_server::member::{Input, Proposed, View};
 use cohort_wire::agent::{
-    CommandAnswer, CommandRequest, ContactsRequest, FORWARD, JoinGroupRequest, OrdersRequest,
-    ReportRequest, ToGroup,
+    CommandAnswer, CommandRequest, ContactsRequest, FORWARD, Forwarded, JoinGroupRequest,
+    OrdersRequest, SignedSubmission, Submission, ToGroup,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller, Handler};
 use cohort_wire::hub::ADDRESS_BYTES_MAX;
 use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
-use super::Asked;
+use super::{Asked, Submitter};
 use crate::member::{Queued, Waiter};
 use crate::shared::{MemberHandle, Shared};
+use crate::submitted::Submitted;
 use crate::testing::{GROUP, Lab, add, apply, founded, handle, policy, server, web};
 
 fn caller(role: Role, name: &str) -> Caller {
@@ -39,6 +40,33 @@ fn caller(role: Role, name: &str) -> Caller {
 
 fn to_group<T>(body: T) -> ToGroup<T> {
     ToGroup::new(&GROUP.parse().unwrap(), body)
+}
+
+/// Signed by a server, or by the operator `ana`.
+fn signed(lab: &Lab, by: &Peer, submission: Submission) -> SignedSubmission {
+    let (slot, group) = (lab.slot_of(by), GROUP.parse().unwrap());
+    SignedSubmission::sign(&slot.current(), &group, submission).unwrap()
+}
+
+fn agent(name: &str) -> Peer {
+    Peer::new(Role::Agent, name).unwrap()
+}
+
+fn operator() -> Peer {
+    Peer::new(Role::Operator, "ana").unwrap()
+}
+
+/// On a connection of `by`.
+fn submits<T>(by: &Peer, handle: &MemberHandle, body: T) -> Submitter<T> {
+    Submitter { by: by.clone(), handle: handle.clone(), body }
+}
+
+fn reports(life: u64, incarnation: u64, report: Report) -> Submission {
+    Submission::Report { life, incarnation: Incarnation(incarnation), report }
+}
+
+fn command(id: &str, body: Body) -> Submission {
+    Submission::Command(CommandRequest { request: RequestId(id.to_owned()), body })
 }
 
 fn asked<T>(from: &str, handle: &MemberHandle, body: T) -> Asked<T> {
@@ -108,26 +136,31 @@ fn report(of: &str, sequence: u64) -> Report {
 }
 
 #[tokio::test]
-async fn a_server_reports_for_itself_in_order_and_a_refused_batch_leaves_nothing_in_the_log() {
+async fn a_server_reports_for_itself_in_order_and_what_it_did_not_sign_leaves_nothing_in_the_log() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
-    let say = async |incarnation, reports| {
-        let request = ReportRequest { life: 0, incarnation: Incarnation(incarnation), reports };
-        super::report(Context(Arc::clone(&shared)), asked("s1", &handle, request)).await
+    let s1 = agent("s1");
+    let say = async |by: &Peer, said: Vec<(u64, Report)>| {
+        let said = said.into_iter().map(|(about, said)| signed(&lab, by, reports(0, about, said)));
+        let body = submits(&s1, &handle, said.collect());
+        super::report(Context(Arc::clone(&shared)), body).await
     };
-    let Json(answers) = say(1, vec![report("s1", 1), report("s1", 2)]).await.unwrap();
+    let Json(answers) = say(&s1, vec![(1, report("s1", 1)), (1, report("s1", 2))]).await.unwrap();
     assert!(answers.iter().all(|answer| answer.rejection.is_none()), "{answers:?}");
     assert!(answers[0].index < answers[1].index, "{answers:?}");
     let view = shared.fresh(&handle).await.unwrap();
     assert_eq!(view.state.servers["s1"].sequence, 2);
-    let many = (3..).map(|sequence| report("s1", sequence)).take(REPORTS_MAX + 1);
-    for (incarnation, reports, status) in [
-        (1, vec![report("s1", 3), report("s2", 1)], 403),
-        (2, vec![report("s1", 3)], 409),
-        (1, many.collect(), 400),
+    let many = (3..).map(|sequence| (1, report("s1", sequence))).take(REPORTS_MAX + 1);
+    for (by, reports, status) in [
+        (&s1, vec![(1, report("s2", 1))], 403),
+        (&agent("s2"), vec![(1, report("s2", 1))], 403),
+        (&agent("s2"), vec![(1, report("s1", 3))], 403),
+        (&operator(), vec![(1, report("s1", 3))], 403),
+        (&s1, vec![(2, report("s1", 3))], 409),
+        (&s1, many.collect(), 400),
     ] {
-        assert_eq!(say(incarnation, reports).await.unwrap_err().status, status);
+        assert_eq!(say(by, reports).await.unwrap_err().status, status, "{by}");
     }
     let view = shared.fresh(&handle).await.unwrap();
     assert_eq!(view.state.servers["s1"].sequence, 2);
@@ -147,13 +180,10 @@ async fn only_a_server_that_the_registry_has_in_this_group_joins_and_it_keeps_it
     let registry = lab.registry();
     let shared = lab.agent_over("s1", Arc::clone(&registry) as _).await;
     let handle = lab.carry(&shared).await;
+    let s2 = agent("s2");
     let join = async |request| {
-        super::join_group(
-            Context(Arc::clone(&shared)),
-            host("10.0.0.2"),
-            asked("s2", &handle, request),
-        )
-        .await
+        let body = submits(&s2, &handle, signed(&lab, &s2, Submission::Join(request)));
+        super::join_group(Context(Arc::clone(&shared)), host("10.0.0.2"), body).await
     };
     let record = async |group: &str| {
         let record = ServerRecord {
@@ -190,8 +220,10 @@ async fn a_registry_that_is_away_lets_no_server_join_and_none_has_to_wait_that_i
     let shared = lab.agent("s1", None).await;
     let (handle, _views, queue) = handle(following(&lab));
     let join = async |from, address| {
-        let asked = asked(from, &handle, joins(address, "r1"));
-        super::join_group(Context(Arc::clone(&shared)), host("10.0.0.2"), asked).await
+        let by = agent(from);
+        let joins = signed(&lab, &by, Submission::Join(joins(address, "r1")));
+        let body = submits(&by, &handle, joins);
+        super::join_group(Context(Arc::clone(&shared)), host("10.0.0.2"), body).await
     };
     assert_eq!(refused(join("s3", "s3:1").await), (503, "registry_away".to_owned()));
     let Json(answer) = join("s2", "s2:1").await.unwrap();
@@ -203,20 +235,24 @@ async fn a_registry_that_is_away_lets_no_server_join_and_none_has_to_wait_that_i
 async fn only_operators_command_and_only_what_people_may() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
-    let _handle = lab.carry(&shared).await;
-    let send = async |role, id: &str, body| {
-        let message = to_group(CommandRequest { request: RequestId(id.to_owned()), body });
-        super::command(Context(Arc::clone(&shared)), caller(role, "ana"), ApiJson(message)).await
+    let handle = lab.carry(&shared).await;
+    let send = async |by: &Peer, from: &Peer, id: &str, body| {
+        let body = submits(from, &handle, signed(&lab, by, command(id, body)));
+        super::command(Context(Arc::clone(&shared)), body).await
     };
-    let say = async |role, body| send(role, "r", body).await;
+    let ana = operator();
+    let say = async |by: &Peer, body| send(by, by, "r", body).await;
     let allocate = || Body::AllocateMember { server: server("s1") };
     let pause = || Body::Pause { app: web(), reason: String::new() };
-    assert_eq!(say(Role::Agent, pause()).await.unwrap_err().status, 403);
-    assert_eq!(say(Role::Operator, allocate()).await.unwrap_err().status, 403);
+    assert_eq!(say(&agent("s1"), pause()).await.unwrap_err().status, 403);
+    assert_eq!(say(&ana, allocate()).await.unwrap_err().status, 403);
+    let stolen = send(&ana, &Peer::new(Role::Operator, "bob").unwrap(), "r", pause()).await;
+    assert_eq!(stolen.unwrap_err().status, 403);
     let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
-    assert_eq!(send(Role::Operator, &long, pause()).await.unwrap_err().status, 400);
-    let Json(answer) = say(Role::Operator, pause()).await.unwrap();
+    assert_eq!(send(&ana, &ana, &long, pause()).await.unwrap_err().status, 400);
+    let Json(answer) = say(&ana, pause()).await.unwrap();
     assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
+    assert_eq!(shared.metrics.submissions_refused.get(), 1, "the stolen one");
 }
 
 #[tokio::test]
@@ -226,9 +262,8 @@ async fn a_leader_that_cannot_write_tells_operators_what_its_disk_lacks() {
     let handle = lab.carry(&shared).await;
     let say = async || {
         let body = Body::Pause { app: web(), reason: String::new() };
-        let message = to_group(CommandRequest { request: RequestId("r".to_owned()), body });
-        let ana = caller(Role::Operator, "ana");
-        super::command(Context(Arc::clone(&shared)), ana, ApiJson(message)).await
+        let body = submits(&operator(), &handle, signed(&lab, &operator(), command("r", body)));
+        super::command(Context(Arc::clone(&shared)), body).await
     };
     for (disk, kind) in [(DiskSpace::Exhausted, "no_space"), (DiskSpace::ReadOnly, "read_only")] {
         shared.disk.send_replace(disk);
@@ -250,7 +285,8 @@ async fn what_the_leader_says_of_its_disk_reaches_those_who_asked_another_member
     let leader = MemberAddress { server: server("s2"), address, member: MemberId(2) };
     shared.book.lock().learn(&[leader]);
     let pause = Body::Pause { app: web(), reason: String::new() };
-    let command = Shared::command(&handle, "operator ana".to_owned(), None, pause);
+    let submission = signed(&lab, &operator(), command("r", pause));
+    let submitted = Submitted::by_sender(&shared, &operator(), submission, None).unwrap();
     let answered = async {
         tokio::task::yield_now().await;
         let Queued::Request(_, _, Waiter::Proposed(reply)) = queue.try_recv().unwrap() else {
@@ -259,25 +295,39 @@ async fn what_the_leader_says_of_its_disk_reaches_those_who_asked_another_member
         let leader = Some(cohort_consensus::RaftId(2));
         reply.send(Proposed::NotLeader { leader }).unwrap();
     };
-    let (answer, ()) = tokio::join!(shared.commit(&handle, command), answered);
+    let (answer, ()) = tokio::join!(shared.commit(&handle, &submitted), answered);
     let error = answer.unwrap_err();
     assert_eq!((error.status, error.kind.as_str()), (503, "no_space"));
     assert!(!error.hints.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_forwards_what_servers_and_people_said_and_only_the_leader_takes_it() {
+async fn a_member_passes_on_what_others_signed_and_only_the_leader_takes_it() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let (handle, _views, queue) = handle(following(&lab));
-    let forward = async |from: &str, body| {
-        let command = Shared::command(&handle, "agent s2".to_owned(), None, body);
-        super::forward(Context(Arc::clone(&shared)), asked(from, &handle, command)).await
+    let forward = async |from: &str, by: &Peer, submission| {
+        let submission = signed(&lab, by, submission);
+        let forwarded = asked(from, &handle, Forwarded { submission, host: None });
+        super::forward(Context(Arc::clone(&shared)), forwarded).await
     };
-    let said = || Body::Report { report: report("s2", 1) };
-    assert_eq!(forward("s2", said()).await.unwrap_err().status, 403, "carries no member");
+    let said = || reports(0, 1, report("s2", 1));
+    let s2 = agent("s2");
+    assert_eq!(forward("s2", &s2, said()).await.unwrap_err().status, 403, "carries no member");
+    let pause = Body::Pause { app: web(), reason: String::new() };
     let planned = Body::AllocateMember { server: server("s2") };
-    assert_eq!(forward("s1", planned).await.unwrap_err().status, 403);
+    // With the member's own certificate, whatever it says.
+    for (by, forged) in [
+        (agent("s1"), said()),
+        (agent("s1"), command("r", pause.clone())),
+        (agent("s2"), command("r", pause)),
+        (operator(), said()),
+        (operator(), command("r", planned)),
+        (agent("s3"), reports(0, 1, report("s3", 1))),
+    ] {
+        assert_eq!(forward("s1", &by, forged).await.unwrap_err().status, 403, "{by}");
+    }
+    assert_eq!(shared.metrics.submissions_refused.get(), 4, "the others are signed as they should");
     assert!(queue.try_recv().is_err(), "nothing is proposed");
     for (outcome, expected) in [
         (Proposed::Done { index: 7, rejection: None }, Ok(7)),
@@ -286,13 +336,17 @@ async fn a_member_forwards_what_servers_and_people_said_and_only_the_leader_take
         (Proposed::Busy, Err((503, "outcome_unknown".to_owned()))),
     ] {
         let answered = async {
-            tokio::task::yield_now().await;
-            let Queued::Request(_, _, Waiter::Proposed(reply)) = queue.try_recv().unwrap() else {
-                panic!("no proposal")
+            let reply = loop {
+                tokio::task::yield_now().await;
+                match queue.try_recv() {
+                    Ok(Queued::Request(_, _, Waiter::Proposed(reply))) => break reply,
+                    Ok(_) => panic!("no proposal"),
+                    Err(_) => {}
+                }
             };
             reply.send(outcome).unwrap();
         };
-        let (answer, ()) = tokio::join!(forward("s1", said()), answered);
+        let (answer, ()) = tokio::join!(forward("s1", &s2, said()), answered);
         let answer = answer.map(|Json(answer)| answer.index);
         assert_eq!(answer.map_err(|error| (error.status, error.kind)), expected);
     }

@@ -44,6 +44,7 @@ mod shared;
 mod space;
 mod start;
 mod status;
+mod submitted;
 mod tasks;
 #[cfg(test)]
 mod testing;

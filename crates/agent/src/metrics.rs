@@ -77,6 +77,9 @@ cohort_base::metrics! {
         kill_registers_latched: Counter = counter(
             "kill_registers_latched", "Kill registers that replaced an older one",
         ),
+        submissions_refused: Counter = counter(
+            "submissions_refused", "Reports, commands and joins that their author had not signed",
+        ),
         rollout: Family<Rollout, Gauge> = gauges(
             "rollout_info", "1 for the state of each app in the group",
         ),

@@ -9,7 +9,7 @@ use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::Outcome;
 use cohort_host::boot_time_ms;
 use cohort_server::outbox::{ANSWER_MS_MAX, Outbox, Sending};
-use cohort_wire::agent::{CommandAnswer, REPORT, ReportRequest, ToGroup};
+use cohort_wire::agent::{CommandAnswer, REPORT, Submission, ToGroup};
 use cohort_wire::http::{Call, CallError};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -136,10 +136,13 @@ async fn send(
     sending: Sending,
 ) -> Result<Option<Vec<bool>>, CallError> {
     let sent = sending.reports.len();
-    let request = ReportRequest { life: shared.life, incarnation, reports: sending.reports };
-    let call = Call::post(REPORT, &ToGroup::new(&shared.group, request));
-    let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let MemberAddress { server, address, .. } = &sending.to;
+    let sign = |report| {
+        shared.sign(address, Submission::Report { life: shared.life, incarnation, report })
+    };
+    let signed = sending.reports.into_iter().map(sign).collect::<Result<Vec<_>, _>>()?;
+    let call = Call::post(REPORT, &ToGroup::new(&shared.group, signed));
+    let call = call.deadline(Duration::from_millis(ANSWER_MS_MAX)).idempotent();
     let answers: Vec<CommandAnswer> = shared.call_member(server, address, call).await?;
     if !(1..=sent).contains(&answers.len()) {
         let (answered, member) = (answers.len(), &sending.to.server);

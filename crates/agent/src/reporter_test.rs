@@ -7,9 +7,9 @@ use cohort_core::Rejection;
 use cohort_core::ids::{Generation, Incarnation, MemberId};
 use cohort_core::orders::{Fence, MemberAddress, Orders};
 use cohort_core::report::{Outcome, Report};
-use cohort_identity::Alpn;
+use cohort_identity::{Alpn, UnixTime};
 use cohort_server::asking::Received;
-use cohort_wire::agent::{CommandAnswer, REPORT, ReportRequest, ToGroup};
+use cohort_wire::agent::{CommandAnswer, REPORT, SignedSubmission, Submission, ToGroup};
 use cohort_wire::http::Handler;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -23,7 +23,7 @@ type Answers = Vec<CommandAnswer>;
 struct Member {
     lab: Lab,
     shared: Arc<Shared>,
-    sent: UnboundedReceiver<ReportRequest>,
+    sent: UnboundedReceiver<Vec<(Incarnation, Report)>>,
     answers: UnboundedSender<Answers>,
 }
 
@@ -33,8 +33,16 @@ async fn member() -> Member {
     let (received, sent) = unbounded_channel();
     let (answers, answer) = unbounded_channel::<Answers>();
     let answer = Arc::new(tokio::sync::Mutex::new(answer));
-    let report = async move |Json(message): Json<ToGroup<ReportRequest>>| {
-        received.send(message.body).unwrap();
+    let roots = lab.slot("s1");
+    let report = async move |Json(message): Json<ToGroup<Vec<SignedSubmission>>>| {
+        let verified = message.body.iter().map(|signed| {
+            let (identity, group) = (roots.current(), GROUP.parse().unwrap());
+            match signed.verify(identity.roots(), &group, UnixTime::now()).unwrap() {
+                (_, Submission::Report { incarnation, report, .. }) => (incarnation, report),
+                other => panic!("{other:?}"),
+            }
+        });
+        received.send(verified.collect()).unwrap();
         Json(answer.lock().await.recv().await.unwrap())
     };
     let handler = Handler::Http(Router::new().route(REPORT, post(report)));
@@ -71,8 +79,8 @@ fn answer(accepted: bool) -> CommandAnswer {
     CommandAnswer { index: 1, rejection: (!accepted).then_some(rejection) }
 }
 
-fn sequences(request: &ReportRequest) -> Vec<u64> {
-    request.reports.iter().map(|report| report.sequence).collect()
+fn sequences(reports: &[(Incarnation, Report)]) -> Vec<u64> {
+    reports.iter().map(|(_, report)| report.sequence).collect()
 }
 
 #[tokio::test]
@@ -84,8 +92,8 @@ async fn reports_wait_for_the_first_orders_and_go_to_the_incarnation_that_gave_t
     assert!(member.sent.is_empty(), "no group has spoken");
     ordered(&member.shared);
     let request = member.sent.recv().await.unwrap();
-    assert_eq!(request.incarnation, Incarnation(3));
-    let Report { server: of, outcome, .. } = &request.reports[0];
+    let (incarnation, Report { server: of, outcome, .. }) = &request[0];
+    assert_eq!(*incarnation, Incarnation(3));
     assert_eq!((of, outcome), (&server("s2"), &Outcome::Applied));
 }
 

@@ -13,7 +13,7 @@ use cohort_server::asking::{
 use cohort_server::membership::{Obedience, obedience};
 use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, JoinGroupRequest, KILL, ORDERS, OrdersAnswer, OrdersRequest,
-    ToGroup, WAIT,
+    Submission, ToGroup, WAIT,
 };
 use cohort_wire::http::{Call, CallError};
 use cohort_wire::kill::KillAnswer;
@@ -239,7 +239,8 @@ impl Runner {
         let config = &self.shared.config;
         let (life, rack) = (self.shared.life, config.rack.clone());
         let request = JoinGroupRequest { life, address: advertised(config), rack };
-        let message = ToGroup::new(&self.shared.group, request);
+        let signed = self.shared.sign(&whom.address, Submission::Join(request))?;
+        let message = ToGroup::new(&self.shared.group, signed);
         let call = Call::post(JOIN_GROUP, &message).deadline(Duration::from_secs(6));
         self.shared.call_member(&whom.server, &whom.address, call).await
     }

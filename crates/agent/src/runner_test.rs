@@ -9,12 +9,13 @@ use cohort_core::doing::Doing;
 use cohort_core::ids::{Generation, Incarnation, MemberId};
 use cohort_core::orders::MemberAddress;
 use cohort_core::report::Step;
-use cohort_identity::Alpn;
+use cohort_identity::{Alpn, UnixTime};
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, Stamp};
 use cohort_registry::typed;
 use cohort_server::asking::{Effect, Input, Question, Whom};
 use cohort_wire::agent::{
-    CommandAnswer, JOIN_GROUP, JoinGroupRequest, ORDERS, OrdersAnswer, OrdersRequest, ToGroup, WAIT,
+    CommandAnswer, JOIN_GROUP, ORDERS, OrdersAnswer, OrdersRequest, SignedSubmission, Submission,
+    ToGroup, WAIT,
 };
 use cohort_wire::http::Handler;
 use futures_util::FutureExt as _;
@@ -90,7 +91,7 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
             clock_ahead_ms,
         })
     };
-    let join = async move |Json(_): Json<ToGroup<JoinGroupRequest>>| {
+    let join = async move |Json(_): Json<ToGroup<SignedSubmission>>| {
         joined.send(("join", 0)).unwrap();
         Json(CommandAnswer { index: 1, rejection: None })
     };
@@ -175,11 +176,14 @@ async fn a_group_that_gives_no_orders_is_told_after_two_rounds_and_a_wrong_clock
 async fn only_a_group_that_accepted_the_server_has_taken_it_in() {
     let lab = Lab::new().await;
     let mut shared = lab.agent("s9", None).await;
-    let join = async |Json(message): Json<ToGroup<JoinGroupRequest>>| {
-        assert_eq!(message.group.as_str(), GROUP);
+    let roots = lab.slot("s1");
+    let join = async move |Json(message): Json<ToGroup<SignedSubmission>>| {
+        let (identity, group) = (roots.current(), GROUP.parse().unwrap());
+        let verified = message.body.verify(identity.roots(), &group, UnixTime::now());
+        let (_, Submission::Join(request)) = verified.unwrap() else { panic!("no join") };
         // Refused until the server says where it is.
         let rejection = Rejection::OldPlan { generation: Generation(1) };
-        let known = message.body.address.contains(":7417");
+        let known = request.address.contains(":7417");
         Json(CommandAnswer { index: 1, rejection: (!known).then_some(rejection) })
     };
     let handler = Handler::Http(Router::new().route(JOIN_GROUP, post(join)));

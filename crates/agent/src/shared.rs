@@ -26,9 +26,12 @@ use cohort_server::health_pace::HealthPace;
 use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_server::membership::OwnLog;
 use cohort_store::RedbStore;
-use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
+use cohort_wire::agent::{
+    CONTROL_VERSION, CommandAnswer, FORWARD, Forwarded, SignedSubmission, Submission, ToGroup,
+};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
+use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
@@ -41,6 +44,7 @@ use crate::member::{Inputs, View};
 use crate::membership::FOLDER as MEMBER_FOLDER;
 use crate::metrics::Metrics;
 use crate::probe::Readiness;
+use crate::submitted::{Follows, Submitted};
 use crate::tasks::Tasks;
 
 /// How long a linearizable read may take, also when the member itself hangs on its disk.
@@ -95,6 +99,7 @@ pub(crate) struct Shared {
     /// The group says that this server's clock differs from the others'.
     pub clock_off: AtomicBool,
     pub tasks: Tasks,
+    pub identity: Arc<IdentitySlot>,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
@@ -371,13 +376,17 @@ impl Shared {
         Command { version: COMMAND_VERSION, incarnation: handle.incarnation, actor, request, body }
     }
 
-    /// Gets a command into the log: here if this member leads, else by our own call to the leader.
-    /// Tried again until the deadline; a command carries what makes that safe.
+    /// Gets what was submitted into the log: here if this member leads, else by our own call to
+    /// the leader. Tried again until the deadline; a submission carries what makes that safe.
     pub(crate) async fn commit(
         &self,
         handle: &MemberHandle,
-        command: Command,
+        submitted: &Submitted,
     ) -> Result<CommandAnswer, ApiError> {
+        let command = match submitted.follows(self, handle).await? {
+            Follows::Command(command) => *command,
+            Follows::Nothing { index } => return Ok(CommandAnswer { index, rejection: None }),
+        };
         let committing = Committing::begin(monotonic_ms(), handle.member);
         let mut last = None;
         loop {
@@ -388,7 +397,7 @@ impl Shared {
             }
             let mut next = committing.proposed(monotonic_ms(), outcome);
             if let Next::Forward { to, within_ms } = next {
-                match self.forward(to, &command, Duration::from_millis(within_ms)).await {
+                match self.forward(to, &submitted.signed, Duration::from_millis(within_ms)).await {
                     Ok(answer) => return Ok(answer),
                     // As where the leader itself was asked.
                     Err(Some(CallError::Answered { answer, .. }))
@@ -413,16 +422,27 @@ impl Shared {
         Err(ApiError::unavailable("outcome_unknown", error).hint("trying again is safe"))
     }
 
-    /// Passes a command on to the leader. `Err(None)`: its address is not known here.
+    /// Passes a submission on to the leader. `Err(None)`: its address is not known here.
     async fn forward(
         &self,
         to: MemberId,
-        command: &Command,
+        signed: &Forwarded,
         within: Duration,
     ) -> Result<CommandAnswer, Option<CallError>> {
         let (server, address) = self.whereabouts(to).ok_or(None)?;
-        let call = Call::post(FORWARD, &ToGroup::new(&self.group, command)).deadline(within);
+        let call = Call::post(FORWARD, &ToGroup::new(&self.group, signed)).deadline(within);
         self.call_member(&server, &address, call).await.map_err(Some)
+    }
+
+    /// Signs what this server submits to the group through the member at `address`.
+    pub(crate) fn sign(
+        &self,
+        address: &str,
+        submission: Submission,
+    ) -> Result<SignedSubmission, CallError> {
+        let signed = SignedSubmission::sign(&self.identity.current(), &self.group, submission);
+        let address = address.to_owned();
+        signed.map_err(|error| CallError::Request { address, source: error.into() })
     }
 
     /// Calls a member of the group. Where it does not answer, another address is next, if one is

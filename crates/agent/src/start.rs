@@ -225,6 +225,7 @@ pub(crate) async fn open(
         clock_off: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),
+        identity: Arc::clone(slot),
         client,
         kill: Arc::new(kill),
         contacts: Arc::default(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_base::chain;
 use cohort_core::ids::{AppId, GroupId};
-use cohort_identity::UnixTime;
+use cohort_identity::{Identity, UnixTime};
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
@@ -106,6 +106,8 @@ async fn ask(client: &Client, target: &Target) -> Result<GroupStatus, CallError>
 #[derive(Debug)]
 pub(crate) struct Steered {
     client: Client,
+    /// Signs the commands.
+    pub(crate) identity: Identity,
     targets: Vec<Target>,
     /// Its status when the group was found.
     pub(crate) status: GroupStatus,
@@ -136,7 +138,7 @@ impl Steered {
         candidates.sort_by_key(|(server, _)| *server != status.answered_by);
         let targets: Result<Vec<Target>, Failure> =
             candidates.iter().map(|(server, address)| agent_target(server, address)).collect();
-        Ok(Steered { client, targets: targets?, status })
+        Ok(Steered { client, identity: context.identity()?, targets: targets?, status })
     }
 
     /// Sends a call to the agents in turn, until one accepts it. Requests carry an id, so that a

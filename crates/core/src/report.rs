@@ -67,7 +67,13 @@ impl Outcome {
     /// Whether its texts together exceed twice [`REPORT_TEXT_BYTES_MAX`].
     #[must_use]
     pub fn is_too_long(&self) -> bool {
-        let bytes = match self {
+        self.text_bytes() > 2 * REPORT_TEXT_BYTES_MAX
+    }
+
+    /// The length of its texts together, in bytes.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        match self {
             Outcome::Failed { reason, output, .. } => reason.len() + output.len(),
             Outcome::Health { reason, .. }
             | Outcome::HookIgnored { reason }
@@ -80,8 +86,7 @@ impl Outcome {
             | Outcome::Checked
             | Outcome::InService
             | Outcome::GivenBack => 0,
-        };
-        bytes > 2 * REPORT_TEXT_BYTES_MAX
+        }
     }
 }
 

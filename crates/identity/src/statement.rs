@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Identity, certificates, verify_chain};
 use crate::peer::{InvalidPeer, Peer, Role, peer_of};
 
-/// The body is a register of a few hundred bytes. Every server keeps it in memory.
-pub const STATEMENT_BYTES_MAX: usize = 16 * 1024;
+/// The largest body, in bytes: a report whose texts consist of control characters, which JSON
+/// writes as six. Most have a few hundred bytes.
+pub const STATEMENT_BYTES_MAX: usize = 32 * 1024;
 
 /// Six certificates of a few kilobytes each.
 const CHAIN_BYTES_MAX: usize = 32 * 1024;

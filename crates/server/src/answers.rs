@@ -1,10 +1,9 @@
 //! A member's responses to servers, people and other members.
 
 use cohort_core::State;
-use cohort_core::command::{Body, COMMAND_VERSION, Command, Rejection};
-use cohort_core::ids::{Incarnation, MemberId, REQUEST_ID_BYTES_MAX, ServerId};
+use cohort_core::command::{Body, Command, Rejection};
+use cohort_core::ids::{Incarnation, MemberId, ServerId};
 use cohort_core::orders::Orders;
-use cohort_core::report::Report;
 use cohort_core::state::Process;
 
 use crate::member::{Proposed, View};
@@ -77,79 +76,32 @@ pub fn for_people(body: &Body) -> bool {
     )
 }
 
-/// Whether a member may forward this to the leader: what servers and operators send, never what
-/// only a leader decides.
-#[must_use]
-pub fn for_members(body: &Body) -> bool {
-    let of_agents =
-        matches!(body, Body::Report { .. } | Body::AddServer { .. } | Body::MoveServer { .. });
-    of_agents || for_people(body)
-}
-
-/// Why a command is not forwarded.
+/// Why a server's report is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForwardRefused {
-    /// Only the leader itself issues this command.
-    LeadersOnly,
-    /// An entry of this version would stop every member that does not support it.
-    Version,
-    /// The texts of its report, or its request id.
-    TooLong,
-}
-
-/// Whether a member may forward this command to the leader.
-///
-/// # Errors
-/// The reason why not.
-pub fn check_forward(command: &Command) -> Result<(), ForwardRefused> {
-    let too_long = matches!(&command.body, Body::Report { report } if report.outcome.is_too_long())
-        || command.request.as_ref().is_some_and(|id| id.0.len() > REQUEST_ID_BYTES_MAX);
-    if !for_members(&command.body) {
-        Err(ForwardRefused::LeadersOnly)
-    } else if command.version != COMMAND_VERSION {
-        Err(ForwardRefused::Version)
-    } else if too_long {
-        Err(ForwardRefused::TooLong)
-    } else {
-        Ok(())
-    }
-}
-
-/// Why reports are rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReportsRefused {
-    /// More than [`REPORTS_MAX`] in one request.
-    TooMany,
-    /// A server only reports for itself.
-    Foreign,
+pub enum ReportRefused {
+    /// The server is not in the group, as far as this member knows.
+    Stranger,
+    /// It belongs to another incarnation of the group.
+    OtherIncarnation,
     /// Another agent speaks for the server.
     OtherAgent,
-    /// They belong to another incarnation of the group.
-    OtherIncarnation,
-    /// The texts of a report are too long for the log.
-    TooLong,
 }
 
-/// Whether a server's reports are accepted.
+/// Whether the agent with this life may report `about` this incarnation of the group.
 ///
 /// # Errors
 /// The reason why not.
-pub fn check_reports(
+pub fn check_report(
     state: &State,
     (server, life): (&ServerId, u64),
-    reports: &[Report],
     about: Incarnation,
-) -> Result<(), ReportsRefused> {
-    if reports.len() > REPORTS_MAX {
-        Err(ReportsRefused::TooMany)
-    } else if reports.iter().any(|report| report.server != *server) {
-        Err(ReportsRefused::Foreign)
+) -> Result<(), ReportRefused> {
+    if !state.servers.contains_key(server) {
+        Err(ReportRefused::Stranger)
     } else if about != state.incarnation {
-        Err(ReportsRefused::OtherIncarnation)
-    } else if reports.iter().any(|report| report.outcome.is_too_long()) {
-        Err(ReportsRefused::TooLong)
+        Err(ReportRefused::OtherIncarnation)
     } else if !speaks_for(state, server, life) {
-        Err(ReportsRefused::OtherAgent)
+        Err(ReportRefused::OtherAgent)
     } else {
         Ok(())
     }

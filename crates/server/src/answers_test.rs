@@ -1,15 +1,11 @@
 use cohort_consensus::RaftId;
-use cohort_core::command::COMMAND_VERSION;
-use cohort_core::ids::{
-    AppId, BootEpoch, ClockMs, Incarnation, MemberId, REQUEST_ID_BYTES_MAX, RequestId, ServerId,
-};
+use cohort_core::ids::{AppId, BootEpoch, ClockMs, Incarnation, MemberId, ServerId};
 use cohort_core::orders::Fence;
 use cohort_core::report::{Outcome, Report};
-use cohort_core::{Body, Command, Rejection};
+use cohort_core::{Body, Rejection};
 
 use crate::answers::{
-    COMMAND_MS_MAX, Committing, FORWARD_MS_MAX, ForwardRefused, Next, REPORTS_MAX, ReportsRefused,
-    check_forward, check_reports, for_members, for_people,
+    COMMAND_MS_MAX, Committing, FORWARD_MS_MAX, Next, ReportRefused, check_report, for_people,
 };
 use crate::member::Proposed;
 use crate::testing::state;
@@ -31,49 +27,21 @@ fn report(name: &str) -> Report {
 }
 
 #[test]
-fn people_say_what_people_decide_and_members_pass_on_no_more_than_servers_say_too() {
+fn people_say_what_people_decide() {
     let person = Body::Resume { app: AppId::new("web").unwrap() };
     let server_says = Body::Report { report: report("s1") };
     let leader_only = Body::AdvanceClock { to: ClockMs(1) };
-    let all = [&person, &server_says, &leader_only];
-    assert_eq!(all.map(for_people), [true, false, false]);
-    assert_eq!(all.map(for_members), [true, true, false]);
+    assert_eq!([&person, &server_says, &leader_only].map(for_people), [true, false, false]);
 }
 
 #[test]
-fn a_server_reports_for_itself_in_this_incarnation_and_in_bounded_numbers() {
+fn the_agent_that_speaks_for_a_server_reports_in_this_incarnation() {
     let own = Incarnation(1);
-    let group = state(1);
-    let check =
-        |reports: &[Report], about| check_reports(&group, (&server("s1"), 0), reports, about);
-    assert_eq!(check(&[report("s1")], own), Ok(()));
-    assert_eq!(check(&[report("s1"), report("s2")], own), Err(ReportsRefused::Foreign));
-    let other = check_reports(&group, (&server("s1"), 7), &[report("s1")], own);
-    assert_eq!(other, Err(ReportsRefused::OtherAgent));
-    assert_eq!(check(&[report("s1")], Incarnation(2)), Err(ReportsRefused::OtherIncarnation));
-    let reason = "x".repeat(5_000);
-    let long = Report { outcome: Outcome::Health { in_service: false, reason }, ..report("s1") };
-    assert_eq!(check(std::slice::from_ref(&long), own), Err(ReportsRefused::TooLong));
-    let by = |version, request: Option<&str>, body| {
-        let (actor, request) = ("agent s1".to_owned(), request.map(|id| RequestId(id.to_owned())));
-        check_forward(&Command { version, incarnation: own, actor, request, body })
-    };
-    let forwarded = |version, body| by(version, None, body);
-    let body = Body::Report { report: report("s1") };
-    for (bytes, expected) in
-        [(REQUEST_ID_BYTES_MAX, Ok(())), (REQUEST_ID_BYTES_MAX + 1, Err(ForwardRefused::TooLong))]
-    {
-        assert_eq!(by(COMMAND_VERSION, Some(&"x".repeat(bytes)), body.clone()), expected);
-    }
-    assert_eq!(forwarded(COMMAND_VERSION, body.clone()), Ok(()));
-    assert_eq!(forwarded(COMMAND_VERSION + 1, body), Err(ForwardRefused::Version));
-    let body = Body::Report { report: long };
-    assert_eq!(forwarded(COMMAND_VERSION, body), Err(ForwardRefused::TooLong));
-    let (app, version) = ("web".parse().unwrap(), "1.0.0".parse().unwrap());
-    let body = Body::VerdictWritten { app, version, good: true };
-    assert_eq!(forwarded(COMMAND_VERSION, body), Err(ForwardRefused::LeadersOnly));
-    let many = vec![report("s1"); REPORTS_MAX + 1];
-    assert_eq!(check(&many, own), Err(ReportsRefused::TooMany));
+    let check = |name, life, about| check_report(&state(1), (&server(name), life), about);
+    assert_eq!(check("s1", 0, own), Ok(()));
+    assert_eq!(check("s1", 7, own), Err(ReportRefused::OtherAgent));
+    assert_eq!(check("s1", 0, Incarnation(2)), Err(ReportRefused::OtherIncarnation));
+    assert_eq!(check("s9", 0, own), Err(ReportRefused::Stranger));
 }
 
 #[test]

@@ -9,6 +9,9 @@ use cohort_core::state::{APPS_MAX, HOLDS_MAX};
 
 /// Reports of one request.
 pub const BATCH_MAX: usize = 32;
+/// Texts of the reports of one request, in bytes, unless the first has more: signed and escaped, at
+/// the worst twelve times as many, they fit into it.
+const BATCH_TEXT_BYTES_MAX: usize = 32 * 1024;
 /// With this many reports, the outbox has no room: apps start no further step until the group has
 /// received the earlier ones.
 pub const QUEUE_MAX: usize = 256;
@@ -136,7 +139,12 @@ impl Outbox {
             return None;
         }
         let to = members[self.turn % members.len()].clone();
-        self.in_flight = self.queue.len().min(BATCH_MAX);
+        let mut bytes = 0;
+        let fits = self.queue.iter().take(BATCH_MAX).take_while(|report| {
+            bytes += report.outcome.text_bytes();
+            bytes <= BATCH_TEXT_BYTES_MAX
+        });
+        self.in_flight = fits.count().max(1);
         let reports = self.queue.iter().take(self.in_flight).cloned().collect();
         Some(Sending { to, reports })
     }

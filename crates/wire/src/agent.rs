@@ -18,7 +18,7 @@ use cohort_core::phase::PhaseName;
 use cohort_core::policy::Policy;
 use cohort_core::reason::{DebtReason, Reason, Unfit};
 use cohort_core::refused::Refused;
-use cohort_core::report::{Report, Step};
+use cohort_core::report::Step;
 use cohort_core::state::{ActivationStage, HistoryEntry};
 use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_core::{Body, Rejection};
@@ -28,9 +28,11 @@ use crate::http::ApiError;
 use crate::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
 use crate::kill::SignedKill;
 
+mod submission;
 mod transfer;
 
 pub use cohort_transfer::{Offence, SourceName};
+pub use submission::{Forwarded, SUBMISSION_AGE_S_MAX, SignedSubmission, Submission};
 pub use transfer::{
     CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,
     TRANSFERS_SHOWN_MAX, TransferStatus,
@@ -42,15 +44,15 @@ pub const CONTROL_VERSION: u32 = 1;
 pub const ORDERS: &str = "/v1/orders";
 /// `POST` an [`OrdersRequest`]: responds as soon as the orders differ from the known ones.
 pub const WAIT: &str = "/v1/wait";
-/// `POST` a [`ReportRequest`].
+/// `POST` a list of [`SignedSubmission`]s: reports of one server, oldest first.
 pub const REPORT: &str = "/v1/report";
-/// `POST` a [`JoinGroupRequest`].
+/// `POST` a [`SignedSubmission`]: a [`Submission::Join`].
 pub const JOIN_GROUP: &str = "/v1/join-group";
 /// `POST` the [`MemberId`] that a server was assigned: may it create that member?
 pub const CLAIM_MEMBER: &str = "/v1/claim-member";
-/// `POST` a [`CommandRequest`].
+/// `POST` a [`SignedSubmission`]: a [`Submission::Command`].
 pub const COMMAND: &str = "/v1/command";
-/// `POST` a [`cohort_core::Command`], forwarded by a member to the leader.
+/// `POST` a [`Forwarded`] submission, from a member to the leader.
 pub const FORWARD: &str = "/v1/forward";
 /// `POST` a [`ContactsRequest`] to the leader. The response is a [`ContactsAnswer`].
 pub const CONTACTS: &str = "/v1/contacts";
@@ -122,18 +124,6 @@ pub struct OrdersAnswer {
     /// How far the server's clock is ahead of most others', in milliseconds; 0 if it agrees with
     /// them, `None` if the member cannot tell, and in the answer to a held request.
     pub clock_ahead_ms: Option<i64>,
-}
-
-/// Reports of one server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReportRequest {
-    /// The agent's life, as in [`OrdersRequest`].
-    pub life: u64,
-    /// The incarnation of the group that gave the orders.
-    pub incarnation: Incarnation,
-    /// What happened, oldest first.
-    pub reports: Vec<Report>,
 }
 
 /// The outcome of a command.

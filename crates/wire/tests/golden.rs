@@ -20,10 +20,10 @@ use cohort_core::waiting::Placing;
 use cohort_identity::{Role, SignedStatement};
 use cohort_wire::agent::{
     AppStatus, CONTROL_VERSION, ChainStatus, ClaimMemberAnswer, CommandAnswer, CommandRequest,
-    ContactsAnswer, ContactsRequest, CopyStatus, ErrandStatus, FailureStatus, GroupStatus,
-    JoinGroupRequest, Offence, OffenderStatus, OrdersAnswer, OrdersRequest, PlacingStatus,
-    PolicyInForce, ReportRequest, ServerAppStatus, ServerStatus, SourceName, ToGroup,
-    TransferLeaderAnswer, TransferStatus,
+    ContactsAnswer, ContactsRequest, CopyStatus, ErrandStatus, FailureStatus, Forwarded,
+    GroupStatus, JoinGroupRequest, Offence, OffenderStatus, OrdersAnswer, OrdersRequest,
+    PlacingStatus, PolicyInForce, ServerAppStatus, ServerStatus, SignedSubmission, SourceName,
+    Submission, ToGroup, TransferLeaderAnswer, TransferStatus,
 };
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
@@ -110,18 +110,29 @@ fn signed() -> SignedKill {
     })
 }
 
+fn submitted() -> SignedSubmission {
+    SignedSubmission(SignedStatement { context: "cohort-submission/1".to_owned(), ..signed().0 })
+}
+
+fn report() -> cohort_core::report::Report {
+    part(
+        r#"{"server": "web-1", "boot_epoch": 3, "sequence": 9, "app": "web",
+            "fence": {"incarnation": 16, "generation": 4}, "attempt": 1,
+            "outcome": {"outcome": "health", "in_service": false, "reason": "wrong answer"}}"#,
+    )
+}
+
 /// One message in its file, under its name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Control {
     Orders(ToGroup<OrdersRequest>),
     OrdersAnswer(OrdersAnswer),
-    Report(ToGroup<ReportRequest>),
-    JoinGroup(ToGroup<JoinGroupRequest>),
+    Report(ToGroup<Vec<SignedSubmission>>),
+    Submission(Submission),
     ClaimMember(ToGroup<MemberId>),
     ClaimMemberAnswer(ClaimMemberAnswer),
-    Command(Box<ToGroup<CommandRequest>>),
     CommandAnswer(CommandAnswer),
-    Forward(Box<ToGroup<cohort_core::Command>>),
+    Forward(Box<ToGroup<Forwarded>>),
     Contacts(ToGroup<ContactsRequest>),
     ContactsAnswer(ContactsAnswer),
     TransferLeader(ToGroup<Option<ServerId>>),
@@ -151,23 +162,24 @@ fn control() {
             leader: Some(server("web-1")),
             clock_ahead_ms: Some(-90_000),
         }),
-        Control::Report(to_group(ReportRequest { life: 5, incarnation, reports: vec![] })),
-        Control::JoinGroup(to_group(JoinGroupRequest {
+        Control::Report(to_group(vec![submitted()])),
+        Control::Submission(Submission::Report { life: 5, incarnation, report: report() }),
+        Control::Submission(Submission::Join(JoinGroupRequest {
             life: 5,
             address: "web-1.example:7417".to_owned(),
             rack: Some("r1".to_owned()),
         })),
-        Control::ClaimMember(to_group(MemberId(4))),
-        Control::ClaimMemberAnswer(ClaimMemberAnswer { granted: true }),
-        Control::Command(Box::new(to_group(CommandRequest {
+        Control::Submission(Submission::Command(CommandRequest {
             request: part(r#""0123456789abcdef""#),
             body: part(r#"{"command": "resume", "app": "web"}"#),
-        }))),
+        })),
+        Control::ClaimMember(to_group(MemberId(4))),
+        Control::ClaimMemberAnswer(ClaimMemberAnswer { granted: true }),
         Control::CommandAnswer(CommandAnswer { index: 42, rejection: None }),
-        Control::Forward(Box::new(to_group(part(
-            r#"{"version": 1, "incarnation": 16, "actor": "operator alice",
-                "body": {"command": "resume", "app": "web"}}"#,
-        )))),
+        Control::Forward(Box::new(to_group(Forwarded {
+            submission: submitted(),
+            host: Some([10, 0, 0, 9].into()),
+        }))),
         Control::Contacts(to_group(ContactsRequest {
             age_ms: [(server("web-2"), 150)].into(),
             doing: BTreeMap::new(),

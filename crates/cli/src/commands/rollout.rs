@@ -9,13 +9,16 @@ use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
 use cohort_view::table::{cell, render, table};
 use cohort_view::words;
-use cohort_wire::agent::{AppStatus, COMMAND, CommandAnswer, CommandRequest, GroupStatus, ToGroup};
+use cohort_wire::agent::{
+    AppStatus, COMMAND, CommandAnswer, CommandRequest, GroupStatus, SignedSubmission, Submission,
+    ToGroup,
+};
 use cohort_wire::http::Call;
 
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout_plan, status};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::group::{Steered, no_such_app};
 use crate::output::look;
 
@@ -125,7 +128,10 @@ pub(crate) async fn command(
     // Unique: time in nanoseconds, and process id.
     let now = jiff::Timestamp::now().as_nanosecond();
     let request = RequestId(format!("cli-{now:x}-{:x}", std::process::id()));
-    let message = ToGroup::new(group, CommandRequest { request, body });
+    let submission = Submission::Command(CommandRequest { request, body });
+    let signed =
+        SignedSubmission::sign(&steered.identity, group, submission).or_fail("signature")?;
+    let message = ToGroup::new(group, signed);
     let answer: CommandAnswer = steered.send(Call::post(COMMAND, &message)).await?;
     match answer.rejection {
         None => Ok(answer),

@@ -11,8 +11,8 @@ use cohort_core::orders::{Fence, Purpose};
 use cohort_core::report::{Outcome, Report};
 use cohort_identity::{Alpn, Identity, Peer, Role};
 use cohort_wire::agent::{
-    COMMAND, CommandAnswer, CommandRequest, FORWARD, KILL, ORDERS, OrdersRequest, REPORT,
-    ReportRequest, STATUS, ToGroup,
+    COMMAND, CommandAnswer, CommandRequest, FORWARD, Forwarded, KILL, ORDERS, OrdersRequest,
+    REPORT, STATUS, SignedSubmission, Submission, ToGroup,
 };
 use cohort_wire::http::{Call, Client, Target};
 use cohort_wire::kill::{KillRegister, KillScope, SignedKill};
@@ -58,9 +58,17 @@ impl Caller<'_> {
     }
 }
 
-fn command(body: Body) -> ToGroup<CommandRequest> {
-    let group = GroupId::new(GROUP).expect("a group's name");
-    ToGroup::new(&group, CommandRequest { request: RequestId("test".into()), body })
+/// Signed by `identity`, whether it may or not.
+fn signed(identity: &Identity, submission: Submission) -> Result<SignedSubmission> {
+    Ok(SignedSubmission::sign(identity, &GroupId::new(GROUP)?, submission)?)
+}
+
+fn command(body: Body) -> Submission {
+    Submission::Command(CommandRequest { request: RequestId("test".into()), body })
+}
+
+fn to_group<T>(body: T) -> ToGroup<T> {
+    ToGroup::new(&GroupId::new(GROUP).expect("a group's name"), body)
 }
 
 #[test]
@@ -74,10 +82,13 @@ fn only_those_who_may() -> Result<()> {
     let incarnation = trial.status(GROUP)?.incarnation;
 
     // A server speaks only for itself, and never as a person.
-    let of_agent = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
-    let agent = Caller::as_whom(&trial, of_agent, first)?;
+    let agents_own = || Identity::load(&trial.agents()[second].dir.join("data/identity"));
+    let operators_own = || Identity::load(&trial.context_dir().join("operator"));
+    let own = agents_own()?;
+    let agent = Caller::as_whom(&trial, agents_own()?, first)?;
     let pause = Body::Pause { app: app.clone(), reason: String::new() };
-    agent.refused("an agent sends a command", Call::post(COMMAND, &command(pause.clone())))?;
+    let pauses = to_group(signed(&own, command(pause.clone()))?);
+    agent.refused("an agent sends a command", Call::post(COMMAND, &pauses))?;
     let report = Report {
         server: ServerId::new(first.as_str())?,
         boot_epoch: BootEpoch(999),
@@ -87,22 +98,29 @@ fn only_those_who_may() -> Result<()> {
         attempt: 1,
         outcome: Outcome::Found { release: None, in_service: false },
     };
-    let reports =
-        ToGroup::new(&group, ReportRequest { life: 1, incarnation, reports: vec![report] });
+    let about_first = Submission::Report { life: 1, incarnation, report };
+    let reports = to_group(vec![signed(&own, about_first.clone())?]);
     agent.refused("an agent reports for another server", Call::post(REPORT, &reports))?;
-    // Members forward what servers and people send, and nothing else.
+    // A member passes on what servers and people signed, and nothing else.
     let server = ServerId::new(second.as_str())?;
     let step = Planned::Grant { server, purpose: Purpose::Debt, voters: [].into() };
     let grant = Body::Plan { app, generation: Generation(1), step };
-    let forged = cohort_core::Command {
-        version: cohort_core::command::COMMAND_VERSION,
-        incarnation,
-        actor: "leader".into(),
-        request: None,
-        body: grant.clone(),
-    };
-    let forward = Call::post(FORWARD, &ToGroup::new(&group, forged));
-    agent.refused("a member forges the leader's plan", forward)?;
+    let by_operator = signed(&operators_own()?, command(grant.clone()))?;
+    let mut changed = signed(&operators_own()?, command(pause.clone()))?;
+    changed.0.body.pop();
+    for (what, submission) in [
+        ("the leader's plan", signed(&own, command(grant.clone()))?),
+        ("the leader's plan, signed by an operator", by_operator.clone()),
+        ("a person's command", signed(&own, command(pause.clone()))?),
+        ("a changed command of a person", changed),
+        ("another server's report", signed(&own, about_first)?),
+    ] {
+        let forged = to_group(Forwarded { submission, host: None });
+        agent.refused(&format!("a member forges {what}"), Call::post(FORWARD, &forged))?;
+    }
+    // What a person signed counts, but from nobody else as if it was said here and now.
+    let stolen = to_group(signed(&operators_own()?, command(pause.clone()))?);
+    agent.refused("an agent sends a person's command", Call::post(COMMAND, &stolen))?;
     // Only an operator's signature makes a kill register valid, not an agent's.
     let register = KillRegister {
         scope: KillScope::Fleet,
@@ -111,13 +129,11 @@ fn only_those_who_may() -> Result<()> {
         reason: "not by an operator".into(),
         at: 0,
     };
-    let own = Identity::load(&trial.agents()[second].dir.join("data/identity"))?;
     let forged = SignedKill::sign(&own, &register)?;
     agent.refused("an agent signs a kill register", Call::post(KILL, &forged))?;
 
     // An operator may not request orders, send reports, or propose the leader's commands.
-    let of_operator = Identity::load(&trial.context_dir().join("operator"))?;
-    let operator = Caller::as_whom(&trial, of_operator, first)?;
+    let operator = Caller::as_whom(&trial, operators_own()?, first)?;
     let orders = OrdersRequest {
         life: 1,
         doing: std::collections::BTreeMap::new(),
@@ -127,12 +143,13 @@ fn only_those_who_may() -> Result<()> {
     let orders = ToGroup::new(&group, orders);
     operator.refused("an operator requests orders", Call::post(ORDERS, &orders))?;
     operator.refused("an operator reports", Call::post(REPORT, &reports))?;
-    operator.refused("an operator grants", Call::post(COMMAND, &command(grant)))?;
+    operator.refused("an operator grants", Call::post(COMMAND, &to_group(by_operator)))?;
     let (status, _) = operator.status(Call::get(STATUS))?;
     ensure!(status == 200, "an operator cannot read the group's status: {status}");
     // The agent accepts operators' commands, and answers with the state machine's own reason.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let call = Call::post(COMMAND, &command(pause));
+    let pauses = to_group(signed(&operators_own()?, command(pause))?);
+    let call = Call::post(COMMAND, &pauses);
     let answer: CommandAnswer =
         runtime.block_on(operator.client.call_json(&operator.target, call))?;
     ensure!(answer.rejection.is_some(), "accepted a pause without a rollout");

@@ -3,7 +3,7 @@
 use cohort_core::command::Body;
 use cohort_core::orders::Orders;
 use cohort_core::state::Process;
-use cohort_server::answers::{self, Joining, ReportsRefused};
+use cohort_server::answers::{self, Joining, ReportRefused};
 use cohort_server::asking::{Input as Answer, ORDERS_VALID_MS, Question, WAIT_MS_MAX};
 use cohort_server::member::Input;
 
@@ -27,19 +27,18 @@ impl Carried {
             }
             What::Report(reports) => {
                 let by = (&request.from.server, request.life());
-                let checked = answers::check_reports(&self.view.state, by, &reports, INCARNATION);
+                let checked = answers::check_report(&self.view.state, by, INCARNATION);
                 match checked {
                     Ok(()) => {}
-                    Err(ReportsRefused::OtherAgent) => {
+                    Err(ReportRefused::Stranger | ReportRefused::OtherAgent) => {
                         return self.reply(request, What::Taken(None));
                     }
-                    Err(refused) => panic!("{refused:?}: agents report for themselves, in limits"),
+                    Err(ReportRefused::OtherIncarnation) => unreachable!("there is only one"),
                 }
                 let left = self.renumbered(log.now_ms, reports);
                 self.next_report(Batch { request, left, taken: Vec::new(), arrived_ms: now_ms });
             }
             What::Forward(command) => {
-                assert!(answers::for_members(&command.body), "{command:?} was passed on");
                 let ticket = self.wait(Waits::Forward(request));
                 self.inputs.push(Input::Propose { ticket, command });
             }
