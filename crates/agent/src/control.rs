@@ -23,7 +23,7 @@ use cohort_wire::agent::{
     OrdersRequest, POLICIES, PolicyInForce, REPORT, STATUS, SignedSubmission, Submission,
     TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
-use cohort_wire::http::{ApiError, ApiJson, Call, Caller};
+use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Certificate};
 use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
@@ -92,6 +92,18 @@ impl<T> Asked<T> {
     }
 }
 
+/// Refuses a server whose certificate names another group.
+fn of_this_group(request: &Request, shared: &Shared) -> Result<(), ApiError> {
+    let named = request.extensions().get::<Certificate>().and_then(|it| it.group.as_deref());
+    match named {
+        Some(group) if group != shared.group.as_str() => {
+            let error = format!("the caller's certificate is for {group}, not {}", shared.group);
+            Err(ApiError::conflict(error).hint("cohort group list"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Signed submissions, and the member here that they are for.
 struct Submitter<T> {
     /// By the certificate of the connection: the author.
@@ -107,6 +119,7 @@ impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Submitter<T> {
         let caller: Caller = request.extract_parts().await?;
         let role = if request.uri().path() == COMMAND { Role::Operator } else { Role::Agent };
         let by = caller.require(&[role])?.clone();
+        of_this_group(&request, shared)?;
         let ApiJson(message): ApiJson<ToGroup<T>> = ApiJson::from_request(request, shared).await?;
         shared.same_group(&message.group, message.version)?;
         shared.latch(message.kill).await;
@@ -121,6 +134,7 @@ impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Asked<T> {
         let caller: Caller = request.extract_parts().await?;
         // Before the body is read.
         caller.require(&[Role::Agent])?;
+        of_this_group(&request, shared)?;
         let ApiJson(message) = ApiJson::from_request(request, shared).await?;
         Asked::of(shared, &caller, message).await
     }
@@ -134,7 +148,12 @@ async fn orders(
     Context(shared): Cx,
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let view = shared.fresh(&handle).await?;
+    // A stranger costs no read. One that has just joined may be unknown here for a moment: it asks
+    // to join again, which says so.
+    let view = match handle.view() {
+        view if view.state.servers.contains_key(&server) => shared.fresh(&handle).await?,
+        view => view,
+    };
     let life = body.life;
     note(&shared, &view, &server, body);
     let answer = answer(&shared, &view, (&server, life), ORDERS_VALID_MS);
