@@ -107,6 +107,9 @@ pub struct AgentConfig {
     /// Where to read pressure stall information: the whole machine's folder, or a cgroup's.
     #[serde(default = "default_pressure_dir")]
     pub pressure_dir: PathBuf,
+    /// While this file exists, nothing new starts on this server.
+    #[serde(default = "default_kill_file")]
+    pub kill_file: PathBuf,
     /// Units of this server that a release may name in `service.systemd_unit`.
     #[serde(default)]
     pub systemd_units: BTreeSet<String>,
@@ -210,6 +213,10 @@ fn default_yield_floor() -> ByteRate {
 
 fn default_pressure_dir() -> PathBuf {
     "/proc/pressure".into()
+}
+
+fn default_kill_file() -> PathBuf {
+    "/run/cohort/kill".into()
 }
 
 fn default_data_dir() -> PathBuf {

@@ -30,7 +30,7 @@ use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
 
 use super::{Asked, Submitter};
 use crate::member::{Queued, Waiter};
-use crate::shared::{MemberHandle, Shared};
+use crate::shared::MemberHandle;
 use crate::submitted::Submitted;
 use crate::testing::{GROUP, Lab, add, apply, founded, handle, policy, server, web};
 
@@ -380,7 +380,8 @@ async fn a_server_hears_with_its_orders_that_its_clock_is_wrong() {
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
     let noon_ms = 1_800_000_000_000;
-    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true };
+    let clock =
+        |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true, stopped: false };
     let ahead_ms = async |unix_ms| {
         let (doing, machine) = (Default::default(), clock(unix_ms));
         let asked = asked("s1", &handle, OrdersRequest { life: 0, doing, known: 0, machine });
@@ -402,7 +403,8 @@ async fn the_leader_tells_members_which_of_their_servers_clocks_are_wrong() {
     let lab = Lab::new().await;
     let (leader, member) = (lab.agent("s1", None).await, lab.agent("s2", None).await);
     let (handle, _views, _queue) = handle(following(&lab));
-    let clock = |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true };
+    let clock =
+        |unix_ms| Machine { unix_ms, disk: DiskSpace::Enough, vouched: true, stopped: false };
     let noon_ms = 1_800_000_000_000;
     for name in ["s1", "s2"] {
         leader.contacts.said(&server(name), 0, clock(noon_ms));
@@ -437,7 +439,7 @@ async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
             life: 0,
             doing: Default::default(),
             known,
-            machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true },
+            machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true, stopped: false },
         };
         let begun = tokio::time::Instant::now();
         let asked = asked("s2", &handle, request);

@@ -1,7 +1,10 @@
-//! The kill switch on this server: latched on disk, passed on with every question and answer.
+//! The kill switch on this server: latched on disk, passed on with every question and answer; and
+//! a file that stops this server alone, for when nothing else answers.
 
-use std::path::Path;
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::ids::GroupId;
@@ -17,35 +20,79 @@ use crate::metrics::Metrics;
 /// Registers of one message that are looked at. A server sends two: the fleet's and its group's.
 const RECEIVED_MAX: usize = 8;
 
-/// The latch, and a channel for those that stop when it is on.
+/// How often the file is looked for.
+const FILE_EVERY: Duration = Duration::from_millis(500);
+
+/// The bytes of the file that are shown as its reason.
+const FILE_BYTES_MAX: u64 = 200;
+
+/// The latch, the file, and channels for those that stop when one of them is on.
 #[derive(Debug)]
 pub(crate) struct KillSwitch {
     latch: DurableKill,
+    /// Stops this server alone while it exists.
+    file: PathBuf,
     identity: Arc<IdentitySlot>,
     on: watch::Sender<Option<String>>,
+    /// Why nothing new may start on this server: a register, or the file.
+    here: watch::Sender<Option<String>>,
     metrics: Arc<Metrics>,
 }
 
 impl KillSwitch {
     pub(crate) fn open(
         dir: &Path,
+        file: &Path,
         identity: Arc<IdentitySlot>,
         group: GroupId,
         metrics: Arc<Metrics>,
     ) -> Result<KillSwitch, KillError> {
         let latch = DurableKill::open(dir, Some(group))?;
-        let on = reason(&latch);
-        metrics.kill_switch.set(on.is_some().into());
-        Ok(KillSwitch { latch, identity, on: watch::Sender::new(on), metrics })
+        let (file, on, here) =
+            (file.to_owned(), watch::Sender::new(None), watch::Sender::new(None));
+        let kill = KillSwitch { latch, file, identity, on, here, metrics };
+        kill.look();
+        Ok(kill)
     }
 
-    /// The reason why nothing new may start here, while it is on.
+    /// The reason for a register that covers this group, while one is on.
     pub(crate) fn on(&self) -> Option<String> {
         self.on.borrow().clone()
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<String>> {
         self.on.subscribe()
+    }
+
+    /// The reason why nothing new may start on this server: a register, or the file.
+    pub(crate) fn subscribe_here(&self) -> watch::Receiver<Option<String>> {
+        self.here.subscribe()
+    }
+
+    /// Whether it is the file that stops this server, and no register.
+    pub(crate) fn is_stopped_by_file(&self) -> bool {
+        self.on.borrow().is_none() && self.here.borrow().is_some()
+    }
+
+    /// Looks for the file until the agent stops.
+    pub(crate) async fn watch_file(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(FILE_EVERY).await;
+            let this = Arc::clone(&self);
+            // A panic leaves what it was.
+            let _ = tokio::task::spawn_blocking(move || this.look()).await;
+        }
+    }
+
+    /// Tells those that stop what the registers and the file say now.
+    fn look(&self) {
+        let on = reason(&self.latch);
+        let here = on.clone().or_else(|| stopped_by(&self.file));
+        self.metrics.kill_switch.set(here.is_some().into());
+        tell(&self.on, on);
+        if tell(&self.here, here.clone()) {
+            tracing::warn!(on = here.is_some(), reason = here.as_deref(), "kill switch");
+        }
     }
 
     /// The registers to pass on with every question and answer: the fleet's and the group's.
@@ -84,17 +131,7 @@ impl KillSwitch {
                 }
             }
             // Also when another call latched it first.
-            let switched = this.on.send_if_modified(|on| {
-                let now = reason(&this.latch);
-                this.metrics.kill_switch.set(now.is_some().into());
-                let switched = *on != now;
-                *on = now;
-                switched
-            });
-            if switched {
-                let now = this.on.borrow().clone();
-                tracing::warn!(on = now.is_some(), reason = now.as_deref(), "kill switch");
-            }
+            this.look();
             match refused {
                 Some(error) => Err(error),
                 None => Ok(newer),
@@ -130,6 +167,40 @@ fn outcome(offered: Result<Result<bool, KillError>, JoinError>) -> Result<bool, 
     Ok(offered??)
 }
 
+/// Returns whether that is news.
+fn tell(channel: &watch::Sender<Option<String>>, now: Option<String>) -> bool {
+    channel.send_if_modified(|known| {
+        let news = *known != now;
+        *known = now;
+        news
+    })
+}
+
+/// Why a file stops this server. One that cannot be looked at stops it, too.
+fn stopped_by(file: &Path) -> Option<String> {
+    let path = file.display();
+    let found = match std::fs::symlink_metadata(file) {
+        Ok(found) => found,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return None;
+        }
+        Err(error) => return Some(format!("cannot look for {path}: {error}")),
+    };
+    let mut text = Vec::new();
+    // Nothing but a plain file is opened: a pipe would wait.
+    if found.is_file()
+        && let Ok(open) = std::fs::File::open(file)
+    {
+        let _ = open.take(FILE_BYTES_MAX).read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next().unwrap_or_default().replace(char::is_control, " ");
+    Some(match line.trim() {
+        "" => format!("the file {path}"),
+        line => format!("{line} (the file {path})"),
+    })
+}
+
 fn reason(latch: &DurableKill) -> Option<String> {
     latch.is_on().map(|entry| {
         let reason = entry.reason();
@@ -163,7 +234,8 @@ mod killswitch_test {
         let slot = IdentitySlot::new(identity(Role::Agent, "web-1"));
         let group = GroupId::new("intel.zone-a").unwrap();
         let dir = folder.path().join("kill");
-        let kill = KillSwitch::open(&dir, slot, group, Arc::default()).unwrap();
+        let file = folder.path().join("stop");
+        let kill = KillSwitch::open(&dir, &file, slot, group, Arc::default()).unwrap();
         let (operator, agent) = (identity(Role::Operator, "ana"), identity(Role::Agent, "web-2"));
         Lab { kill: Arc::new(kill), operator, agent, _folder: folder }
     }
@@ -187,6 +259,34 @@ mod killswitch_test {
         assert_eq!(kill.on(), None);
         assert_eq!(kill.metrics.kill_switch.get(), 0);
         assert_eq!(kill.metrics.kill_registers_latched.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_stops_this_server_alone_until_it_is_removed() {
+        let Lab { kill, operator, _folder: folder, .. } = lab();
+        let file = folder.path().join("stop");
+        let mut here = kill.subscribe_here();
+        let watching = tokio::spawn(Arc::clone(&kill).watch_file());
+        for (text, shown) in [("disk smells\nof smoke", "disk smells"), ("", "the file")] {
+            std::fs::write(&file, text).unwrap();
+            here.changed().await.unwrap();
+            let reason = here.borrow_and_update().clone().unwrap();
+            assert!(reason.starts_with(shown), "{reason}");
+            assert!(kill.is_stopped_by_file());
+            assert_eq!(kill.on(), None, "the group goes on");
+        }
+        let on = sign(&operator, KillScope::Fleet, 1, true, "bad night");
+        assert!(kill.offer(vec![on]).await.unwrap());
+        assert_eq!(here.borrow_and_update().as_deref(), Some("bad night"));
+        assert!(!kill.is_stopped_by_file());
+        std::fs::remove_file(&file).unwrap();
+        assert!(kill.offer(vec![sign(&operator, KillScope::Fleet, 2, false, "")]).await.unwrap());
+        assert_eq!(*here.borrow_and_update(), None);
+        // Opening it would fail, or wait.
+        let _socket = std::os::unix::net::UnixListener::bind(&file).unwrap();
+        here.changed().await.unwrap();
+        assert!(here.borrow().is_some(), "whatever it is");
+        watching.abort();
     }
 
     #[tokio::test]

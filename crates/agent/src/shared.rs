@@ -141,7 +141,8 @@ impl Shared {
     pub(crate) fn machine(&self) -> Machine {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        Machine { unix_ms, disk: *self.disk.borrow(), vouched: self.own_log().vouched() }
+        let (disk, stopped) = (*self.disk.borrow(), self.kill.is_stopped_by_file());
+        Machine { unix_ms, disk, vouched: self.own_log().vouched(), stopped }
     }
 
     /// This member is the leader, and cannot write to its log for long.

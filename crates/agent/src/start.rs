@@ -195,7 +195,7 @@ pub(crate) async fn open(
     let kill_dir = config.data_dir.join("kill");
     let metrics = Arc::<Metrics>::default();
     let (own, counts) = (joined.group.clone(), Arc::clone(&metrics));
-    let kill = KillSwitch::open(&kill_dir, Arc::clone(slot), own, counts)
+    let kill = KillSwitch::open(&kill_dir, &config.kill_file, Arc::clone(slot), own, counts)
         .map_err(AgentError::kept("kill register"))?;
     let mirrors = joined.mirrors(config)?;
     let repository = repository(config, joined, &mirrors).await?;
@@ -293,6 +293,7 @@ fn run_tasks(shared: &Arc<Shared>, joined: Joined, slot: Arc<IdentitySlot>, held
             tasks.stop.clone(),
         ),
     );
+    tasks.spawn("kill file", Arc::clone(&shared.kill).watch_file());
     tasks.spawn("address", whereabouts::tell(Arc::clone(shared)));
     tasks.spawn_or_end("watch of the disk", space::watch(Arc::clone(shared), held));
     tasks.spawn("renewal", renewal::renew(Arc::clone(shared), slot));

@@ -54,6 +54,7 @@ pub(crate) fn group_status(shared: &Shared, view: &View, linearizable: bool) -> 
             silent_ms: view.silent_ms(id, &contacts, now_ms),
             clock_ahead_ms: faults.get(id).and_then(|it| it.clock_ahead_ms).unwrap_or(0),
             disk: faults.get(id).map_or_else(Default::default, |faults| faults.disk),
+            stopped: faults.get(id).is_some_and(|faults| faults.stopped),
             copy: view.copies.of(id, now_ms).map(|refusal| CopyStatus {
                 host: refusal.host.clone(),
                 for_ms: now_ms.saturating_sub(refusal.since_ms),

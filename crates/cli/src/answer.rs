@@ -91,6 +91,16 @@ pub(crate) struct Switch<'a> {
     pub(crate) by: &'a str,
     /// Unix time in seconds, by its author's clock.
     pub(crate) at: u64,
+    /// The places that were asked, and those that do not have it yet; none after a change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spread: Option<Spread<'a>>,
+}
+
+/// How far a register has spread among the places that answered.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Spread<'a> {
+    pub(crate) asked: usize,
+    pub(crate) missing: Vec<&'a str>,
 }
 
 /// A damaged register; it counts as on.

@@ -16,7 +16,7 @@ use cohort_wire::hub::TokenAnswer;
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
-use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Switch};
+use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Spread, Switch};
 use crate::failure::Failure;
 
 /// The command with this result. Without a wildcard: a new result needs a name here, and an example
@@ -77,7 +77,8 @@ fn report() -> FleetReport {
 
 fn switch() -> Switch<'static> {
     let (reason, by) = ("bad night", "operator `ann`");
-    Switch { scope: "fleet".to_owned(), on: true, epoch: 3, reason, by, at: 1_800_000_000 }
+    let (scope, at, spread) = ("fleet".to_owned(), 1_800_000_000, None);
+    Switch { scope, on: true, epoch: 3, reason, by, at, spread }
 }
 
 #[test]
@@ -196,7 +197,10 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,
-            switches: &[switch()],
+            switches: &[Switch {
+                spread: Some(Spread { asked: 5, missing: vec!["web-2"] }),
+                ..switch()
+            }],
             damaged: vec![Damaged::of(&damaged)],
         },
         Answer::ContextShow { dir, you: &you, until: 1_800_000_000, hub: &hub },

@@ -4,9 +4,11 @@
 //! Registers spread from server to server, so no single place has the latest of all of them. They
 //! are collected from every place that responds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cohort_base::chain;
+use cohort_core::ids::GroupId;
 use cohort_identity::{CertificateDer, UnixTime};
 use cohort_wire::agent;
 use cohort_wire::http::{Call, CallError, Client, Target};
@@ -25,17 +27,46 @@ use crate::output::note;
 
 /// Deadline of a call to one place. 2 s: the switch is used in an emergency.
 const DEADLINE: Duration = Duration::from_secs(2);
-const CONCURRENCY_MAX: usize = 16;
+const CONCURRENCY_MAX: usize = 64;
 
 /// A place that has kill registers.
 #[derive(Debug, Clone)]
 enum Place {
     Hub(Hub),
-    /// The first of these agents that responds.
+    /// The first of these agents that responds, and the group that they belong to, if known.
     Agent {
         client: Client,
         targets: Vec<Target>,
+        group: Option<GroupId>,
     },
+}
+
+/// What a place answered.
+struct Answered {
+    /// The place, for people.
+    name: String,
+    holds: Holds,
+    answer: KillAnswer,
+}
+
+/// The scopes whose registers a place holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Every,
+    /// The fleet's and this group's.
+    Of(GroupId),
+    /// Those of an agent whose group nobody named.
+    Unknown,
+}
+
+impl Holds {
+    fn holds(&self, scope: &KillScope) -> bool {
+        match (self, scope) {
+            (Holds::Every, _) | (_, KillScope::Fleet) => true,
+            (Holds::Of(own), KillScope::Group(group)) => own == group,
+            (Holds::Unknown, KillScope::Group(_)) => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -50,6 +81,8 @@ pub(crate) struct Gathered {
     /// Damaged registers, which count as on; the reason starts with the place.
     pub(crate) damaged: Vec<DamagedKill>,
     pub(crate) answered: usize,
+    /// What each place that answered has, and is to have.
+    places: Vec<(String, Holds, BTreeMap<KillScope, Position>)>,
     /// The errors of places that did not respond.
     pub(crate) failures: Vec<Failure>,
 }
@@ -61,35 +94,33 @@ pub(crate) struct Verified {
 }
 
 impl Places {
-    /// The places of a scope's register, or with `None` of all: the named agent; or the hub and,
-    /// of each group that the scope covers, one agent that responds. A group's own register goes
-    /// to every agent that may answer for it.
+    /// The places of a scope's register: the named agent; or the hub, and for the fleet one agent
+    /// of each group that responds, for a group every agent that may answer for it. With `None`,
+    /// which changes nothing: the hub, and every such agent of every group.
     pub(crate) async fn of(
         context: &Context,
         direct: &Direct,
         scope: Option<&KillScope>,
     ) -> Result<Self, Failure> {
         let client = context.client()?;
-        let agent = |targets| Place::Agent { client: client.clone(), targets };
+        let agent = |targets, group| Place::Agent { client: client.clone(), targets, group };
         if let Some((server, address)) = direct.agent() {
-            return Ok(Places { places: vec![agent(vec![agent_target(server, address)?])] });
+            return Ok(Places { places: vec![agent(vec![agent_target(server, address)?], None)] });
         }
         let mut places = vec![Place::Hub(Hub::of(context)?)];
-        if let Ok((known, _)) = know(context).await {
-            let candidates: Vec<Vec<_>> = match scope {
-                Some(KillScope::Group(group)) => {
-                    let all =
-                        known.groups.get(group).into_iter().flat_map(|group| &group.candidates);
-                    all.map(|one| vec![one]).collect()
-                }
-                Some(KillScope::Fleet) | None => {
-                    known.groups.values().map(|group| group.candidates.iter().collect()).collect()
+        let Ok((known, _)) = know(context).await else { return Ok(Places { places }) };
+        for (id, group) in &known.groups {
+            let targets = group.candidates.iter().map(|(server, at)| agent_target(server, at));
+            let targets = targets.collect::<Result<Vec<_>, _>>()?;
+            let apart = match scope {
+                Some(KillScope::Group(named)) if named != id => continue,
+                Some(KillScope::Fleet) => vec![targets],
+                Some(KillScope::Group(_)) | None => {
+                    targets.into_iter().map(|at| vec![at]).collect()
                 }
             };
-            for of_one in candidates.into_iter().filter(|of_one| !of_one.is_empty()) {
-                let targets = of_one.into_iter().map(|(server, at)| agent_target(server, at));
-                places.push(agent(targets.collect::<Result<_, _>>()?));
-            }
+            let asked = apart.into_iter().filter(|targets| !targets.is_empty());
+            places.extend(asked.map(|targets| agent(targets, Some(id.clone()))));
         }
         Ok(Places { places })
     }
@@ -110,7 +141,7 @@ impl Places {
         let mut taken = 0;
         let mut failures = Vec::new();
         for answer in answers {
-            match answer {
+            match answer.map(|answered| answered.answer) {
                 Ok(answer) if answer.registers.contains(signed) => taken += 1,
                 Ok(_) => failures.push(Failure::new("conflict", "it has a newer register already")),
                 Err(error) => failures.push(error.into()),
@@ -122,7 +153,7 @@ impl Places {
     async fn everywhere(
         &self,
         call: impl Fn(&'static str) -> Call,
-    ) -> Vec<Result<KillAnswer, CallError>> {
+    ) -> Vec<Result<Answered, CallError>> {
         let calls: Vec<(Place, Call)> = self
             .places
             .iter()
@@ -133,44 +164,59 @@ impl Places {
             .collect();
         stream::iter(calls)
             .map(async |(place, call)| {
-                let (name, answer) = match place {
-                    Place::Hub(hub) => ("the hub".to_owned(), hub.call(call).await),
-                    Place::Agent { client, targets } => {
-                        match client.call_any(&targets, 0, call).await {
-                            Ok((at, answer)) => (targets[at].peer.name.to_string(), Ok(answer)),
-                            Err(error) => (String::new(), Err(error)),
-                        }
+                let (name, holds, answer) = match place {
+                    Place::Hub(hub) => ("the hub".to_owned(), Holds::Every, hub.call(call).await),
+                    Place::Agent { client, targets, group } => {
+                        let holds = group.map_or(Holds::Unknown, Holds::Of);
+                        let (at, answer) = client.call_any(&targets, 0, call).await?;
+                        (targets[at].peer.name.to_string(), holds, Ok(answer))
                     }
                 };
                 let mut answer: KillAnswer = answer?;
                 for DamagedKill { reason, .. } in &mut answer.damaged {
                     *reason = format!("{name}: {reason}");
                 }
-                Ok(answer)
+                Ok(Answered { name, holds, answer })
             })
-            .buffered(CONCURRENCY_MAX)
+            .buffer_unordered(CONCURRENCY_MAX)
             .collect()
             .await
     }
 }
 
 impl Gathered {
-    fn add(&mut self, answer: Result<KillAnswer, CallError>, roots: &[CertificateDer<'_>]) {
-        let KillAnswer { registers, damaged, .. } = match answer {
-            Ok(answer) => answer,
+    fn add(&mut self, answered: Result<Answered, CallError>, roots: &[CertificateDer<'_>]) {
+        let Answered { name, holds, answer } = match answered {
+            Ok(answered) => answered,
             Err(error) => return self.failures.push(error.into()),
         };
+        let KillAnswer { registers, damaged, .. } = answer;
         self.answered += 1;
+        let mut has: BTreeMap<KillScope, Position> = damaged
+            .iter()
+            .map(|damaged| (damaged.scope.clone(), Position::damaged(damaged.epoch)))
+            .collect();
         self.damaged.extend(damaged);
         for signed in &registers {
             match verify(signed, roots) {
                 Ok(verified) => {
                     let scope = verified.register.scope.clone();
+                    has.insert(scope.clone(), verified.register.position());
                     self.registers.merge(scope, verified.register.position(), verified);
                 }
                 Err(reason) => note(&format!("warning: {reason}")),
             }
         }
+        self.places.push((name, holds, has));
+    }
+
+    /// The places that answered and that a scope's register has not reached yet, and the number of
+    /// those it is for.
+    pub(crate) fn spread(&self, scope: &KillScope) -> (Vec<&str>, usize) {
+        let latest = self.registers.position(scope);
+        let asked = || self.places.iter().filter(|(_, holds, _)| holds.holds(scope));
+        let behind = asked().filter(|(.., has)| has.get(scope).copied() < latest);
+        (behind.map(|(name, ..)| name.as_str()).collect(), asked().count())
     }
 
     /// The position of the next change of a scope.

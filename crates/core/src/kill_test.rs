@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::{KILL_EPOCH_STEP_MAX, KILL_SCOPES_MAX, KillScope, Position, Refused, Registers};
 use crate::ids::GroupId;
 
@@ -161,4 +163,92 @@ fn a_server_holds_the_fleets_register_and_its_groups_and_no_other() {
     }
     let held: Vec<String> = known.iter().map(|(scope, _)| scope.to_string()).collect();
     assert_eq!(held, ["fleet", "intel.zone-1"]);
+}
+
+/// What an operator did: switch a scope, at one place.
+#[derive(Debug, Clone)]
+struct Change {
+    scope: KillScope,
+    position: Position,
+    place: usize,
+}
+
+const GROUPS: usize = 3;
+/// The hub, then two servers of each group.
+const PLACES: usize = 1 + 2 * GROUPS;
+
+fn change() -> impl Strategy<Value = Change> {
+    let scope = prop_oneof![Just(KillScope::Fleet), (0..GROUPS).prop_map(group)];
+    let position = (1..6_u64, any::<bool>()).prop_map(|(epoch, on)| Position { epoch, on });
+    (scope, position, 0..PLACES).prop_map(|(scope, position, place)| Change {
+        scope,
+        position,
+        place,
+    })
+}
+
+fn holder(place: usize) -> Registers<Position> {
+    Registers::new(place.checked_sub(1).map(|server| id(server / 2)))
+}
+
+/// One place tells another all that it holds, as with every message.
+fn tell(places: &mut [Registers<Position>], from: usize, to: usize) {
+    let held: Vec<(KillScope, Position)> =
+        places[from].iter().map(|(scope, position)| (scope.clone(), *position)).collect();
+    for (scope, position) in held {
+        if places[to].accept(&scope, position, 0).is_ok_and(|changes| changes) {
+            places[to].merge(scope, position, position);
+        }
+    }
+}
+
+proptest! {
+    /// Any number of scopes and changes at any places, any links in any order: every place that is
+    /// linked with the others ends with the last change of each scope that it holds, and at no time
+    /// did one go back to an earlier.
+    #[test]
+    fn every_register_arrives_wherever_it_counts(
+        changes in proptest::collection::vec(change(), 1..20),
+        links in proptest::collection::vec((0..PLACES, 0..PLACES), 0..60),
+        cut in proptest::collection::btree_set(1..PLACES, 0..PLACES - 1),
+    ) {
+        let mut places: Vec<Registers<Position>> = (0..PLACES).map(holder).collect();
+        let mut given: Vec<Change> = Vec::new();
+        let mut links = links.into_iter();
+        for change in changes {
+            let at = &mut places[change.place];
+            if at.accept(&change.scope, change.position, 0).is_ok_and(|changes| changes) {
+                at.merge(change.scope.clone(), change.position, change.position);
+                given.push(change);
+            }
+            for (from, to) in links.by_ref().take(3) {
+                if cut.contains(&from) || cut.contains(&to) || from == to {
+                    continue;
+                }
+                let before = places[to].clone();
+                tell(&mut places, from, to);
+                for (scope, position) in before.iter() {
+                    prop_assert!(places[to].position(scope) >= Some(*position));
+                }
+            }
+        }
+        // The links that are left, once each way, in the worst order for most.
+        for _ in 0..PLACES {
+            for (from, to) in (0..PLACES).flat_map(|from| (0..PLACES).map(move |to| (from, to))) {
+                if from != to && !cut.contains(&from) && !cut.contains(&to) {
+                    tell(&mut places, from, to);
+                }
+            }
+        }
+        for (place, holds) in places.iter().enumerate().filter(|(place, _)| !cut.contains(place)) {
+            for scope in [KillScope::Fleet, group(0), group(1), group(2)] {
+                let reaches = given.iter().filter(|change| {
+                    let counts = holder(place).accept(&scope, change.position, 0).is_ok();
+                    change.scope == scope && counts && !cut.contains(&change.place)
+                });
+                let last = reaches.map(|change| change.position).max();
+                prop_assert_eq!(holds.position(&scope), last, "{} {}", place, scope);
+            }
+        }
+    }
 }

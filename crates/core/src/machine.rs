@@ -12,6 +12,8 @@ pub struct Machine {
     /// Whether the group's members vouch for the log on its disk, if it has one. Until they do, its
     /// agent obeys nothing: what the group knows of its services may not be what they do.
     pub vouched: bool,
+    /// Whether its kill file stops it: it takes no step.
+    pub stopped: bool,
 }
 
 /// How much the agent can still write to its data directory.

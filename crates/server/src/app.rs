@@ -410,7 +410,10 @@ impl App {
         let same = |(checks, of): &(Vec<Check>, Option<Digest>)| {
             *checks == orders.checks && *of == release
         };
-        if !self.watched.as_ref().is_some_and(same) {
+        // Nothing new starts under the kill switch, new checks of what runs included.
+        let waits = |(_, of): &(Vec<Check>, Option<Digest>)| sight.killed && *of == release;
+        let watched = self.watched.as_ref();
+        if !watched.is_some_and(|watched| same(watched) || waits(watched)) {
             let first = self.first_health(sight, &orders.checks, release.as_ref());
             if self.watched.is_some() {
                 // Checks changed: the old ones may have left a verdict.
@@ -484,6 +487,9 @@ impl App {
         let Some((order, (_, release))) = order.zip(self.watched.as_ref()) else {
             return self.end_trial(effects);
         };
+        if sight.killed {
+            return self.end_trial(effects);
+        }
         let same = |(tried, of): &(TrialOrder, Option<Digest>)| {
             tried.checks == order.checks && tried.revision == order.revision && of == release
         };

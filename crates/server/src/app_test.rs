@@ -528,6 +528,28 @@ fn the_kill_switch_gives_traffic_back_to_a_drained_server() {
 }
 
 #[test]
+fn the_kill_switch_starts_no_other_checks() {
+    let mut world = World::new("1.0.0");
+    let checks = |port| vec![check(&format!("a:{port}"))];
+    let with =
+        |checks: Vec<Check>, trial| AppOrders { checks, trial, ..orders(None, Some("1.0.0")) };
+    let trial = || Some(TrialOrder { checks: checks(3), revision: Revision(9), passes: None });
+    let starts = |world: &mut World| {
+        let started = |effect: &Effect| matches!(effect, Effect::Watch { .. } | Effect::Try { .. });
+        world.look().iter().filter(|effect| started(effect)).count()
+    };
+    world.orders = Some(with(checks(1), None));
+    assert_eq!(starts(&mut world), 1);
+    world.killed = true;
+    world.orders = Some(with(checks(2), trial()));
+    assert_eq!(starts(&mut world), 0);
+    world.killed = false;
+    assert_eq!(starts(&mut world), 2);
+    world.killed = true;
+    assert!(world.look().contains(&Effect::EndTrial));
+}
+
+#[test]
 fn waiting_for_confirmation_is_said_and_nothing_is_collected_in_a_change() {
     let mut world = World::new("1.0.0");
     let next = order(1, "2.0.0", Purpose::Wave);

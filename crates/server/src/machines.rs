@@ -34,6 +34,8 @@ pub struct Faults {
     /// few clocks are known to tell.
     pub clock_ahead_ms: Option<i64>,
     pub disk: DiskSpace,
+    /// Whether its kill file stops it.
+    pub stopped: bool,
 }
 
 impl Machines {
@@ -85,17 +87,18 @@ impl Machines {
         let start = |at_ms: &u64, machine: &Machine| {
             machine.unix_ms.cast_signed().saturating_sub(at_ms.cast_signed())
         };
-        let clocks: BTreeMap<&ServerId, (i64, DiskSpace)> = recent
-            .map(|(server, (at_ms, machine))| (server, (start(at_ms, machine), machine.disk)))
+        let clocks: BTreeMap<&ServerId, (i64, &Machine)> = recent
+            .map(|(server, (at_ms, machine))| (server, (start(at_ms, machine), machine)))
             .collect();
         let mut sorted: Vec<i64> = clocks.values().map(|(start, _)| *start).collect();
         sorted.sort_unstable();
         let usual = sorted.get(sorted.len() / 2).filter(|_| sorted.len() >= CLOCKS_MIN);
-        let faults = clocks.into_iter().map(|(server, (start, disk))| {
+        let faults = clocks.into_iter().map(|(server, (start, machine))| {
             let ahead_ms = usual.map(|usual| start.saturating_sub(*usual));
             let off = |ahead_ms: i64| ahead_ms.unsigned_abs() > CLOCK_OFF_MS_MAX;
             let clock_ahead_ms = ahead_ms.map(|ahead_ms| if off(ahead_ms) { ahead_ms } else { 0 });
-            (server.clone(), Faults { clock_ahead_ms, disk })
+            let Machine { disk, stopped, .. } = *machine;
+            (server.clone(), Faults { clock_ahead_ms, disk, stopped })
         });
         faults.collect()
     }

@@ -11,7 +11,7 @@ fn server(n: u64) -> ServerId {
 }
 
 fn clock(unix_ms: u64) -> Machine {
-    Machine { unix_ms, disk: DiskSpace::Enough, vouched: true }
+    Machine { unix_ms, disk: DiskSpace::Enough, vouched: true, stopped: false }
 }
 
 fn ahead_ms(machines: &Machines, now_ms: u64, n: u64) -> Option<i64> {
@@ -69,7 +69,8 @@ fn a_server_hears_of_its_clock_what_the_leader_knows() {
 #[test]
 fn what_was_said_long_ago_counts_no_more_and_news_is_not_overtaken() {
     let mut machines = Machines::default();
-    let full = Machine { unix_ms: NOON_MS, disk: DiskSpace::Exhausted, vouched: true };
+    let full =
+        Machine { unix_ms: NOON_MS, disk: DiskSpace::Exhausted, vouched: true, stopped: false };
     machines.said(5_000, &server(1), 0, full);
     machines.said(6_000, &server(1), 2_000, clock(NOON_MS));
     assert_eq!(machines.of(&server(1)), Some(full));

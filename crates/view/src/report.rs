@@ -270,6 +270,8 @@ fn problems(
         problem(format!("app {app} has not reached the group yet"), Vec::new());
     }
     problems.extend(status.servers.iter().filter_map(|(id, server)| disk_problem(id, server)));
+    let stopped = status.servers.iter().filter(|(_, server)| server.stopped).map(|(id, _)| id);
+    problems.extend(stopped.map(stopped_by_file));
     let mut problem = |sentence, hints| problems.push(Problem { sentence, hints });
     let missing = || joined.iter().filter(|server| !status.servers.contains_key(*server));
     if let Some(first) = missing().next() {
@@ -283,6 +285,14 @@ fn problems(
         );
     }
     problems
+}
+
+/// A server that takes no step, and only it.
+pub(crate) fn stopped_by_file(id: &ServerId) -> Problem {
+    Problem {
+        sentence: format!("the kill file of {id} stops it: nothing new starts there"),
+        hints: vec![format!("to resume, remove the file on {id}: rm /run/cohort/kill").into()],
+    }
 }
 
 /// A data directory that cannot be written, or soon cannot.

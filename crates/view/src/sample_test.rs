@@ -63,6 +63,7 @@ pub(crate) fn settled() -> GroupStatus {
             silent_ms: Some(400),
             clock_ahead_ms: 0,
             disk: DiskSpace::Enough,
+            stopped: false,
             copy: None,
             unknown: false,
         };

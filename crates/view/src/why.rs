@@ -17,8 +17,8 @@ use crate::doing::detail;
 use crate::figures::brief;
 use crate::hint::{self, Hint};
 use crate::report::{
-    FleetReport, GroupReport, Problem, disk_problem, runs, server_problems, traffic, wait_sentence,
-    wanted,
+    FleetReport, GroupReport, Problem, disk_problem, runs, server_problems, stopped_by_file,
+    traffic, wait_sentence, wanted,
 };
 use crate::silence::silence;
 use crate::status::step;
@@ -312,8 +312,9 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
             mine(Wait { hints, ..Wait::state(group, None, problem.sentence) }),
         );
     }
-    let disk = disk_problem(server, known);
-    waits.extend(disk.map(|Problem { sentence, hints }| {
+    let stopped = known.stopped.then(|| stopped_by_file(server));
+    let machine_problems = disk_problem(server, known).into_iter().chain(stopped);
+    waits.extend(machine_problems.map(|Problem { sentence, hints }| {
         mine(Wait { hints: Some(hints), ..Wait::state(group, None, sentence) })
     }));
     waits.extend(machine(status, server));

@@ -239,6 +239,12 @@ fn a_wrong_clock_and_a_full_disk_are_their_servers_own_faults() {
         assert!(names(&waits(&report)) && names(&server_waits(&status, &server("web-2"))));
     }
     machine(&mut status, 0, DiskSpace::Enough);
+    status.servers.get_mut(&server("web-2")).unwrap().stopped = true;
+    assert!(!report([status.clone()]).healthy);
+    let said_of = server_waits(&status, &server("web-2"));
+    let stopped = said_of.iter().filter(|wait| wait.sentence.contains("kill file of web-2"));
+    assert_eq!(stopped.count(), 1);
+    status.servers.get_mut(&server("web-2")).unwrap().stopped = false;
     let copy = CopyStatus { host: "10.0.0.9".into(), for_ms: 60_000, age_ms: 2_000 };
     status.servers.get_mut(&server("web-2")).unwrap().copy = Some(copy);
     let copied = "a machine on 10.0.0.9 runs as web-2, too, and is refused (last 2s ago)";

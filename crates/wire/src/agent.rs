@@ -322,6 +322,8 @@ pub struct ServerStatus {
     pub clock_ahead_ms: i64,
     /// The space left for its agent, as far as known.
     pub disk: DiskSpace,
+    /// Whether its kill file stops it.
+    pub stopped: bool,
     /// Another machine calls as this server, and is refused.
     pub copy: Option<CopyStatus>,
     /// Whether it has not asked any member for longer than the shortest `unreachable_after`, or no

@@ -204,7 +204,7 @@ fn control() {
 }
 
 fn machine() -> Machine {
-    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough, vouched: true }
+    Machine { unix_ms: 1_800_000_000_000, disk: DiskSpace::Enough, vouched: true, stopped: false }
 }
 
 fn transfer() -> TransferStatus {
@@ -295,6 +295,7 @@ fn group_status() {
         silent_ms: Some(150),
         clock_ahead_ms: -90_000,
         disk: DiskSpace::Low,
+        stopped: true,
         copy: Some(CopyStatus { host: "10.0.0.9".to_owned(), for_ms: 5_000, age_ms: 400 }),
         unknown: false,
     };

@@ -42,7 +42,7 @@ impl Changes {
             app,
             orders: shared.orders.subscribe(),
             fetched: shared.downloads.statuses(),
-            killed: shared.kill.subscribe(),
+            killed: shared.kill.subscribe_here(),
             confirmed: reporter.confirmed(),
             stop: shared.tasks.stop.clone(),
             clock: boot_time_ms,

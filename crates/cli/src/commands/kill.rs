@@ -10,7 +10,7 @@ use cohort_view::report::Origin;
 use cohort_view::table::{Look, Tone, cell, render, table, toned};
 use cohort_wire::kill::{DamagedKill, KillRegister, KillScope, Position, SignedKill};
 
-use crate::answer::{Answer, Damaged, Switch};
+use crate::answer::{Answer, Damaged, Spread, Switch};
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::failure::{Exit, Failure, OrFail as _};
@@ -124,7 +124,12 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let switches: Vec<Switch<'_>> = known.registers.iter().map(|(_, known)| shown(known)).collect();
+    let spread = |scope| {
+        let (missing, asked) = known.spread(scope);
+        Some(Spread { asked, missing })
+    };
+    let with_spread = |(scope, verified)| Switch { spread: spread(scope), ..shown(verified) };
+    let switches: Vec<Switch<'_>> = known.registers.iter().map(with_spread).collect();
     let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
     let damaged = known.damaged.iter().map(Damaged::of).collect();
     let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged };
@@ -138,18 +143,26 @@ fn text(switches: &[Switch<'_>], damaged: &[DamagedKill], now: u64, look: Look) 
     if switches.is_empty() && damaged.is_empty() {
         return "no kill switch has ever been on\n".to_owned();
     }
-    let mut rows = table(look, &["SCOPE", "SWITCH", "FOR", "BY", "REASON"]);
+    let mut rows = table(look, &["SCOPE", "SWITCH", "FOR", "AT", "BY", "REASON"]);
     for switch in switches {
         let (tone, position) = if switch.on { (Tone::Bad, "ON") } else { (Tone::Good, "off") };
         rows.add_row([
             cell(&switch.scope),
             toned(look, tone, position),
             cell(brief(now.saturating_sub(switch.at) * 1000)),
+            cell(switch.spread.as_ref().map_or_else(String::new, |Spread { asked, missing }| {
+                format!("{} of {asked} places", asked - missing.len())
+            })),
             cell(switch.by),
             cell(switch.reason),
         ]);
     }
     let mut text = render(&rows);
+    for Switch { scope, spread, .. } in switches {
+        if let Some(Spread { missing, .. }) = spread.as_ref().filter(|it| !it.missing.is_empty()) {
+            text.push_str(&format!("{scope}: not yet at {}\n", missing.join(", ")));
+        }
+    }
     for DamagedKill { scope, reason, .. } in damaged {
         text.push_str(&format!("{scope} is ON: {reason}\n"));
     }
@@ -169,7 +182,8 @@ fn group_of(scope: &KillScope) -> Option<GroupId> {
 
 fn shown(known: &Verified) -> Switch<'_> {
     let KillRegister { scope, on, epoch, reason, at } = &known.register;
-    Switch { scope: scope.to_string(), on: *on, epoch: *epoch, reason, by: &known.by, at: *at }
+    let (scope, by) = (scope.to_string(), &known.by);
+    Switch { scope, on: *on, epoch: *epoch, reason, by, at: *at, spread: None }
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ fn only_those_who_may() -> Result<()> {
     let orders = OrdersRequest {
         life: 1,
         doing: std::collections::BTreeMap::new(),
-        machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true },
+        machine: Machine { unix_ms: 0, disk: DiskSpace::Enough, vouched: true, stopped: false },
         known: 0,
     };
     let orders = ToGroup::new(&group, orders);

@@ -96,7 +96,8 @@ impl Server {
     /// What its agent says of it.
     pub(super) fn machine_report(&self) -> Machine {
         let disk = if self.ability.disk { DiskSpace::Enough } else { DiskSpace::Exhausted };
-        Machine { unix_ms: self.unix_ms(), disk, vouched: self.own_log().vouched() }
+        let (unix_ms, vouched) = (self.unix_ms(), self.own_log().vouched());
+        Machine { unix_ms, disk, vouched, stopped: false }
     }
 
     /// Whether the repository's metadata is still valid by its clock.
