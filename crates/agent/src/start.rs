@@ -21,7 +21,7 @@ use cohort_distribute::{
 use cohort_host::guard::GuardClient;
 use cohort_host::{Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted};
 use cohort_identity::{Alpn, ClientAuth};
-use cohort_registry::RemoteRegistry;
+use cohort_registry::{RemoteRegistry, SeenRecord};
 use cohort_server::copies::contested_pause_ms;
 use cohort_server::membership::failure_domain;
 use cohort_wire::frame::Connections;
@@ -213,7 +213,8 @@ pub(crate) async fn open(
         guides: Arc::default(),
     });
     let hub = joined.hub_targets(config)?;
-    let registry = RemoteRegistry::new(client.clone(), hub.clone());
+    let seen = SeenRecord::open(config.data_dir.join("hub-revision.json"));
+    let registry = RemoteRegistry::new(client.clone(), hub.clone(), seen);
     let shared = Shared {
         record: joined.record(config),
         group: joined.group.clone(),

@@ -184,8 +184,7 @@ fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
     }
 }
 
-/// The highest incarnation in a transaction. Incarnations are revisions of this registry: one that
-/// it has not reached shows that it was restored to an older state.
+/// The highest incarnation in a transaction; 0 if none is named.
 #[must_use]
 pub(crate) fn highest_incarnation(txn: &Txn) -> u64 {
     /// What all records that name an incarnation have in common.

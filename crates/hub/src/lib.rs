@@ -43,7 +43,7 @@ use cohort_identity::{
     Peer, RedeemError, Role, TokenState,
 };
 use cohort_mirror::BucketError;
-use cohort_registry::{EmbeddedRegistry, RegistryError};
+use cohort_registry::{EmbeddedRegistry, RegistryError, Seen};
 use cohort_wire::dscp::Dscp;
 use cohort_wire::http::{Handler, serve, serve_plain};
 use cohort_wire::kill::{DurableKill, KillError};
@@ -136,6 +136,10 @@ impl Hub {
         std::fs::create_dir_all(repository).on_path("create", repository)?;
         let authority = open_authority(&config)?;
         let identity = open_identity(&config, authority.as_deref())?;
+        let secret = authority.as_ref().map_or_else(
+            || identity.secret(Seen::PURPOSE),
+            |authority| authority.secret(Seen::PURPOSE),
+        );
         let new_store = cohort_identity::sha256_hex(identity.chain_pem().as_bytes());
         let tokens = JoinTokens::open(&config.tokens_dir())?;
         let registry = open_registry(&config, &tokens, &new_store)?;
@@ -167,6 +171,7 @@ impl Hub {
         let app = Arc::new(App {
             registry,
             authority,
+            secret,
             identity: IdentitySlot::new(identity),
             tokens: Arc::new(tokens),
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),

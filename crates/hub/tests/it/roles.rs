@@ -11,7 +11,7 @@ use cohort_registry::typed::{
     bootstrap_group, get, read_server, write_group_record, write_members, write_verdict,
 };
 use cohort_registry::{
-    FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
+    Asked, FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
 };
 use cohort_wire::http::Call;
 
@@ -183,7 +183,7 @@ async fn the_matrix_of_roles_and_routes() {
     let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
     let routes: Vec<(Call, &[Role])> = vec![
         (Call::get("/v1/fleet"), &read),
-        (Call::post("/v1/registry/range", &everything), &read),
+        (Call::post("/v1/registry/range", &Asked { request: &everything, seen: None }), &read),
         (Call::get("/v1/kill"), &read),
         (Call::post("/v1/policies/web", &policy), &[Role::Operator]),
         (Call::post("/v1/groups/intel.zone-a/recover", &recover), &[Role::Operator]),
