@@ -24,6 +24,7 @@ use cohort_identity::{Alpn, ClientAuth};
 use cohort_registry::{RemoteRegistry, SeenRecord};
 use cohort_server::copies::contested_pause_ms;
 use cohort_server::membership::failure_domain;
+use cohort_wire::agent::KILL;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -269,14 +270,21 @@ async fn listen_and_serve(
         (Alpn::Raft, raft_handler(Arc::clone(shared))),
     ]);
     let plain = probe_router(Arc::clone(shared));
-    let plain = serve_plain(probe_listener, plain, ServerLimits::default(), servers.clone());
+    let refusals = shared.metrics.refusals("probe");
+    let probe_limits = ServerLimits { refusals, ..ServerLimits::probes() };
+    let plain = serve_plain(probe_listener, plain, probe_limits, servers.clone());
     shared.tasks.spawn("probe port", plain);
     Ok(tokio::spawn(serve(
         listener,
         Arc::clone(slot),
         ClientAuth::Required,
         routes,
-        ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
+        ServerLimits {
+            dscp_bulk: config.packet_marking,
+            urgent_path: Some(KILL),
+            refusals: shared.metrics.refusals("peer"),
+            ..ServerLimits::default()
+        },
         servers.clone(),
     )))
 }

@@ -44,8 +44,8 @@ use cohort_identity::{
 };
 use cohort_mirror::BucketError;
 use cohort_registry::{EmbeddedRegistry, RegistryError, Seen};
-use cohort_wire::dscp::Dscp;
 use cohort_wire::http::{Handler, serve, serve_plain};
+use cohort_wire::hub::KILL;
 use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
@@ -62,9 +62,6 @@ use bucket::BucketCopy;
 use heard::Heard;
 use metrics::Metrics;
 use removed::Removed;
-
-/// Connections per address on the plain port: a whole site may share one.
-const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +242,8 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
     let mut parts = JoinSet::new();
     let api_limits = ServerLimits {
         large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
+        urgent_path: Some(KILL),
+        refusals: app.metrics.refusals("api"),
         ..ServerLimits::default()
     };
     parts.spawn(serve(
@@ -255,11 +254,8 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
         api_limits,
         app.stopping.clone(),
     ));
-    let plain_limits = ServerLimits {
-        connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
-        dscp_plain: Dscp::LOWER_EFFORT,
-        ..ServerLimits::default()
-    };
+    let refusals = app.metrics.refusals("repository");
+    let plain_limits = ServerLimits { refusals, ..ServerLimits::repository() };
     parts.spawn(serve_plain(repository, routes::plain(app), plain_limits, app.stopping.clone()));
     parts.spawn(upkeep::run(Arc::clone(app)));
     if let Some(copy) = &app.bucket {
