@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::dscp::Dscp;
 use crate::http::Refusals;
 
@@ -44,6 +46,22 @@ pub const SITE_REQUESTS_PER_S_MAX: u32 = 5000;
 
 /// Connections and requests to a port of probes per second: as many as one processor can answer.
 pub const PROBES_PER_S_MAX: u32 = 20_000;
+
+/// File descriptors that a hub or a mirror asks for: its two ports, and its files.
+pub const FILES_WANTED: u64 = 2 * CONNECTIONS_MAX as u64 + 1024;
+
+/// Raises the soft limit of this process's file descriptors, as far as the hard limit permits, for
+/// processes that start no others: a child might not expect numbers above 1024.
+pub fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
+    if limit.current.is_some_and(|soft| soft < hard) {
+        let raised = Rlimit { current: Some(hard), ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "cannot raise the limit of file descriptors");
+        }
+    }
+}
 
 /// Addresses whose rates a port remembers, at about 150 bytes each.
 pub const NETWORKS_MAX: usize = 16_384;
@@ -194,6 +212,23 @@ pub struct ServerLimits {
 }
 
 impl ServerLimits {
+    /// These limits, within what a process with so many file descriptors can have open: half of
+    /// them for one port, half of those for strangers.
+    pub(crate) fn within_files(self, files: usize) -> Self {
+        let (connections, strangers) = (files / 2, files / 4);
+        Self {
+            connections_max: self.connections_max.min(connections),
+            strangers_max: self.strangers_max.min(strangers),
+            ..self
+        }
+    }
+
+    /// These limits, within this process's file descriptors.
+    pub(crate) fn within_process(self) -> Self {
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        self.within_files(usize::try_from(files).unwrap_or(usize::MAX))
+    }
+
     /// For a repository's port: a whole site may share one address, and read unit by unit.
     #[must_use]
     pub fn repository() -> Self {

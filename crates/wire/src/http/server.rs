@@ -139,6 +139,7 @@ async fn run(
     limits: ServerLimits,
     shutdown: CancellationToken,
 ) {
+    let limits = limits.within_process();
     let shared = Arc::new(Shared {
         gate: Gate::new(&limits, tls.is_some()),
         requests: Arc::new(Semaphore::new(limits.requests_max)),

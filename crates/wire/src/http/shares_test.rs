@@ -127,6 +127,15 @@ fn a_peer_has_a_share_and_operators_a_reserve() {
 }
 
 #[test]
+fn a_port_leaves_file_descriptors_to_the_others_of_its_process() {
+    let few = ServerLimits::default().within_files(1024);
+    assert_eq!((few.connections_max, few.strangers_max), (512, 256));
+    let many = ServerLimits::default().within_files(1 << 20);
+    let ServerLimits { connections_max, strangers_max, .. } = ServerLimits::default();
+    assert_eq!((many.connections_max, many.strangers_max), (connections_max, strangers_max));
+}
+
+#[test]
 fn networks_beyond_memory_are_forgotten() {
     let mut shares = small();
     for host in 0..NETWORKS_MAX as u32 + 100 {
