@@ -213,6 +213,8 @@ async fn only_operators_command_and_only_what_people_may() {
     let pause = || Body::Pause { app: web(), reason: String::new() };
     assert_eq!(say(Role::Agent, pause()).await.unwrap_err().status, 403);
     assert_eq!(say(Role::Operator, allocate()).await.unwrap_err().status, 403);
+    let hidden = || Body::Pause { app: web(), reason: "fine\nhint: run this".to_owned() };
+    assert_eq!(say(Role::Operator, hidden()).await.unwrap_err().status, 400);
     let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
     assert_eq!(send(Role::Operator, &long, pause()).await.unwrap_err().status, 400);
     let Json(answer) = say(Role::Operator, pause()).await.unwrap();

@@ -17,7 +17,7 @@ use cohort_wire::kill::{
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
-use crate::connect::{Hub, agent_target};
+use crate::connect::{self, Hub, agent_target};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::fleet::know;
@@ -136,7 +136,7 @@ impl Places {
                 let (name, answer) = match place {
                     Place::Hub(hub) => ("the hub".to_owned(), hub.call(call).await),
                     Place::Agent { client, targets } => {
-                        match client.call_any(&targets, 0, call).await {
+                        match connect::ask(&client, &targets, call).await {
                             Ok((at, answer)) => (targets[at].peer.name.to_string(), Ok(answer)),
                             Err(error) => (String::new(), Err(error)),
                         }

@@ -48,7 +48,7 @@ pub struct Seen {
 
 impl Seen {
     /// The secret's purpose; see [`Authority::secret`](cohort_identity::Authority::secret).
-    pub const PURPOSE: &str = "cohort registry revisions";
+    pub const PURPOSE: &str = "revisions of the registry";
 
     /// Proves a revision, for the hub that has the secret.
     #[must_use]
