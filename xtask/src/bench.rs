@@ -5,6 +5,7 @@
 
 mod distribute;
 mod failover;
+mod flood;
 mod rollout;
 mod truth;
 
@@ -37,6 +38,8 @@ enum What {
     Rollout,
     /// Time without a leader, after a kill and a transfer
     Failover,
+    /// Whether a flood of connections from one address keeps out anybody else
+    Flood,
     /// Cost of deciding and simulating; entries at rest; time until silence is told and healed
     Truth,
     /// Time until every server of a zone has an artifact, and bytes through the downlink
@@ -104,6 +107,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
         What::Rollout => rollout::measure,
         What::Failover => failover::measure,
+        What::Flood => flood::measure,
         What::Truth => |programs, dir| Ok(truth::measure(programs, &dir)),
         What::Distribute(of) => return distribute::run(of, args),
     };

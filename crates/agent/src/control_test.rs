@@ -248,6 +248,8 @@ async fn only_operators_command_and_only_what_people_may() {
     assert_eq!(say(&ana, allocate()).await.unwrap_err().status, 403);
     let stolen = send(&ana, &Peer::new(Role::Operator, "bob").unwrap(), "r", pause()).await;
     assert_eq!(stolen.unwrap_err().status, 403);
+    let hidden = || Body::Pause { app: web(), reason: "fine\nhint: run this".to_owned() };
+    assert_eq!(say(&ana, hidden()).await.unwrap_err().status, 400);
     let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
     assert_eq!(send(&ana, &ana, &long, pause()).await.unwrap_err().status, 400);
     let Json(answer) = say(&ana, pause()).await.unwrap();

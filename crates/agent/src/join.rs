@@ -7,8 +7,11 @@ use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role};
 use cohort_registry::records::{SCHEMA, ServerRecord};
 use cohort_store::DurableFile;
+use cohort_wire::entry;
 use cohort_wire::http::{Call, CallError, Client, Target};
-use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer};
+use cohort_wire::hub::{
+    JOIN, JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, LABEL_BYTES_MAX,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -233,9 +236,14 @@ pub(crate) fn advertised(config: &AgentConfig) -> String {
     config.advertise.clone().unwrap_or_else(|| config.listen.clone())
 }
 
-/// An address such as 0.0.0.0 means every server to itself: nobody else would find this one.
+/// Checks what this server tells others of itself, before they do. An address such as 0.0.0.0 means
+/// every server to itself: nobody else would find this one.
 pub(crate) fn check_advertised(config: &AgentConfig) -> Result<(), AgentError> {
     let address = advertised(config);
+    entry::address(&address).map_err(AgentError::config("advertise"))?;
+    entry::labels(&config.labels).map_err(AgentError::config("labels"))?;
+    let rack = config.rack.iter().try_for_each(|rack| entry::word("rack", rack, LABEL_BYTES_MAX));
+    rack.map_err(AgentError::config("rack"))?;
     let unspecified = |address: SocketAddr| address.ip().is_unspecified();
     if address.parse().is_ok_and(unspecified) {
         return Err(AgentError::config("advertise")(format!(

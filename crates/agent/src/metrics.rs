@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_base::metrics::{Counter, Family, Gauge, Histogram, Histograms, LATENCY, ROLLOUT, STEP};
+use cohort_base::metrics::{
+    Counter, Family, Gauge, Histogram, Histograms, LATENCY, ROLLOUT, Refusal, STEP,
+};
 use cohort_store::{Batch, Image, LogStore, RedbStore, StoreError};
+use cohort_wire::http::Refusals;
 use prometheus_client::encoding::EncodeLabelSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -91,6 +94,9 @@ cohort_base::metrics! {
             "server_step_seconds", "Duration of steps on this server", STEP,
         ),
         checks: Family<Checked, Counter> = counters("check", "Outcomes of health checks"),
+        connections_refused: Family<Refusal, Counter> = counters(
+            "connections_refused", "Connections and requests refused, and idle ones that gave way",
+        ),
         raft_term: Gauge = gauge("raft_term", "The member's Raft term"),
         raft_is_leader: Gauge = gauge("raft_is_leader", "1 while the member leads its group"),
         servers_unknown: Gauge = gauge(
@@ -126,6 +132,12 @@ cohort_base::metrics! {
 }
 
 impl Metrics {
+    /// Counts what a port refuses.
+    pub(crate) fn refusals(&self, port: &'static str) -> Refusals {
+        let refused = &self.connections_refused;
+        Refusals::by_reason(|reason| refused.get_or_create(&Refusal { port, reason }).clone())
+    }
+
     pub(crate) fn count_check(&self, check: &'static str, passed: bool) {
         let result = if passed { "passed" } else { "failed" };
         self.checks.get_or_create(&Checked { check, result }).inc();

@@ -21,9 +21,10 @@ use cohort_distribute::{
 use cohort_host::guard::GuardClient;
 use cohort_host::{Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted};
 use cohort_identity::{Alpn, ClientAuth};
-use cohort_registry::RemoteRegistry;
+use cohort_registry::{RemoteRegistry, SeenRecord};
 use cohort_server::copies::contested_pause_ms;
 use cohort_server::membership::failure_domain;
+use cohort_wire::agent::KILL;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
@@ -213,7 +214,8 @@ pub(crate) async fn open(
         guides: Arc::default(),
     });
     let hub = joined.hub_targets(config)?;
-    let registry = RemoteRegistry::new(client.clone(), hub.clone());
+    let seen = SeenRecord::open(config.data_dir.join("hub-revision.json"));
+    let registry = RemoteRegistry::new(client.clone(), hub.clone(), seen);
     let shared = Shared {
         record: joined.record(config),
         group: joined.group.clone(),
@@ -269,14 +271,21 @@ async fn listen_and_serve(
         (Alpn::Raft, raft_handler(Arc::clone(shared))),
     ]);
     let plain = probe_router(Arc::clone(shared));
-    let plain = serve_plain(probe_listener, plain, ServerLimits::default(), servers.clone());
+    let refusals = shared.metrics.refusals("probe");
+    let probe_limits = ServerLimits { refusals, ..ServerLimits::probes() };
+    let plain = serve_plain(probe_listener, plain, probe_limits, servers.clone());
     shared.tasks.spawn("probe port", plain);
     Ok(tokio::spawn(serve(
         listener,
         Arc::clone(slot),
         ClientAuth::Required,
         routes,
-        ServerLimits { dscp_bulk: config.packet_marking, ..ServerLimits::default() },
+        ServerLimits {
+            dscp_bulk: config.packet_marking,
+            urgent_path: Some(KILL),
+            refusals: shared.metrics.refusals("peer"),
+            ..ServerLimits::default()
+        },
         servers.clone(),
     )))
 }

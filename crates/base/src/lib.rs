@@ -23,6 +23,7 @@ mod file_error;
 pub mod golden;
 pub mod metrics;
 pub mod retry;
+pub mod text;
 
 pub use chain::chain;
 pub use file_error::{FileError, OnPath};

@@ -42,6 +42,15 @@ impl MetricConstructor<Histogram> for Buckets {
 /// A histogram of seconds per set of labels.
 pub type Histograms<L> = Family<L, Histogram, Buckets>;
 
+/// What a port refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refusal {
+    /// The name of the port in the documents.
+    pub port: &'static str,
+    /// `rate`, `share`, `full` or `gave-way`.
+    pub reason: &'static str,
+}
+
 /// Labels of a metric: a struct that derives `EncodeLabelSet`. Their values must be bounded: names
 /// of steps, routes, outcomes, never free text.
 pub trait Labels: EncodeLabelSet + Clone + Hash + Eq + Debug + Send + Sync + 'static {}

@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::de::DeserializeOwned;
 
 use crate::args::Direct;
-use crate::connect::{AGENT_DEADLINE, agent_target};
+use crate::connect::{self, AGENT_DEADLINE, agent_target};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::fleet::{Known, KnownGroup, know};
@@ -100,7 +100,8 @@ pub(crate) async fn ask_group(client: &Client, group: GroupId, known: KnownGroup
 }
 
 async fn ask(client: &Client, target: &Target) -> Result<GroupStatus, CallError> {
-    client.call_json(target, Call::get(STATUS).deadline(AGENT_DEADLINE)).await
+    let call = Call::get(STATUS).deadline(AGENT_DEADLINE);
+    connect::ask(client, std::slice::from_ref(target), call).await.map(|(_, status)| status)
 }
 
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl Steered {
     /// Sends a call to the agents in turn, until one accepts it. Requests carry an id, so that a
     /// group recognizes a duplicate.
     pub(crate) async fn send<T: DeserializeOwned>(&self, call: Call) -> Result<T, Failure> {
-        let (_, answer) = self.client.call_any(&self.targets, 0, call.idempotent()).await?;
+        let (_, answer) = connect::ask(&self.client, &self.targets, call.idempotent()).await?;
         Ok(answer)
     }
 }

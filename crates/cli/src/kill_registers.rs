@@ -19,7 +19,7 @@ use cohort_wire::kill::{
 use futures_util::{StreamExt as _, stream};
 
 use crate::args::Direct;
-use crate::connect::{Hub, agent_target};
+use crate::connect::{self, Hub, agent_target};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::fleet::know;
@@ -168,7 +168,7 @@ impl Places {
                     Place::Hub(hub) => ("the hub".to_owned(), Holds::Every, hub.call(call).await),
                     Place::Agent { client, targets, group } => {
                         let holds = group.map_or(Holds::Unknown, Holds::Of);
-                        let (at, answer) = client.call_any(&targets, 0, call).await?;
+                        let (at, answer) = connect::ask(&client, &targets, call).await?;
                         (targets[at].peer.name.to_string(), holds, Ok(answer))
                     }
                 };

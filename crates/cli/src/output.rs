@@ -1,9 +1,11 @@
-//! Output: text or JSON to standard output, notes and failures to standard error.
+//! Output: text or JSON to standard output, notes and failures to standard error. Nothing else
+//! writes there: whatever is shown passes [`text::page`].
 
 use std::env;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
+use cohort_base::text;
 use cohort_view::report::Origin;
 use cohort_view::table::Look;
 use comfy_table::Table;
@@ -49,6 +51,7 @@ fn color_welcome() -> bool {
 /// Writes to standard output. If the reader has closed it (`| head`), the process exits quietly.
 pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
+    let text = text::page(text, out.is_terminal());
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     if written.is_err() {
         std::process::exit(0);
@@ -61,8 +64,10 @@ pub(crate) fn print_json_line(answer: &Answer<'_>) {
     print(&(text + "\n"));
 }
 
+/// Writes to standard error.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let mut error = io::stderr().lock();
+    let _ = writeln!(error, "{}", text::page(text, error.is_terminal()));
 }
 
 /// Warns if the list of groups is outdated.
@@ -84,9 +89,9 @@ pub(crate) fn show_failure(failure: &Failure, output: Output) {
 
 fn failure_text(failure: &Failure, color: bool) -> String {
     let (red, blue, plain) = if color { ("\x1b[31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
-    let mut text = format!("{red}error:{plain} {}\n", failure.error);
+    let mut text = format!("{red}error:{plain} {}\n", text::line(&failure.error));
     for hint in &failure.hints {
-        text.push_str(&format!("{blue}hint:{plain} {hint}\n"));
+        text.push_str(&format!("{blue}hint:{plain} {}\n", text::line(&hint.to_string())));
     }
     text
 }

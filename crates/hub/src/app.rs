@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cohort_identity::{Authority, BACKDATED, JoinTokens, Peer, Role, UnixTime};
+use cohort_identity::{Authority, BACKDATED, JoinTokens, Peer, Role, Secret, UnixTime};
 use cohort_registry::{EmbeddedRegistry, keys};
 use cohort_wire::http::{ApiError, Caller, Certificate};
 use cohort_wire::kill::DurableKill;
@@ -26,6 +26,9 @@ pub(crate) struct App {
     /// `None` if certificates are issued elsewhere.
     pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) identity: Arc<IdentitySlot>,
+    /// Proves the registry's revisions. Of the authority, which no restored registry takes back;
+    /// without one, of the hub's certificate.
+    pub(crate) secret: Secret,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) removed: Arc<Removed>,
     pub(crate) heard: Heard,

@@ -20,7 +20,9 @@ use cohort_registry::records::{
 };
 use cohort_registry::state::State;
 use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
+use cohort_wire::entry;
 use cohort_wire::http::ApiError;
+use cohort_wire::hub::LABEL_BYTES_MAX;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -84,7 +86,7 @@ impl Writer {
                 let once = compare.contains(&Compare::absent(key));
                 check_agent(server, group, place, op, once, now)?
             }
-            Writer::Operator => check_operator(place, op)?,
+            Writer::Operator => check_operator(peer, place, op)?,
         };
         if allowed {
             return Ok(());
@@ -111,6 +113,10 @@ fn check_agent(
                 let wrong = format!("server {server} may not move itself out of group {group}");
                 return Err(ApiError::forbidden(wrong).hint("join again with a new token"));
             }
+            entry::address(&record.address)?;
+            entry::labels(&record.labels)?;
+            let mut rack = record.rack.iter();
+            rack.try_for_each(|rack| entry::word("rack", rack, LABEL_BYTES_MAX))?;
         }
         Place::GroupInfo { group: of } if of == *group => {
             same(required::<GroupInfo>(op)?.group == *group, op)?;
@@ -136,6 +142,7 @@ fn check_agent(
         Place::Members { group: of } if of == *group => {
             let record: MembersRecord = required(op)?;
             same(record.group == *group, op)?;
+            record.members.iter().try_for_each(|member| entry::address(&member.address))?;
             not_late(&record, op, now)?;
         }
         Place::GroupRecord { group: of, app } if of == *group => {
@@ -163,12 +170,16 @@ fn check_agent(
 }
 
 /// Whether an operator may write to this key; rejects a policy that is not valid for it.
-fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
+fn check_operator(peer: &Peer, place: Place, op: &Op) -> Result<bool, ApiError> {
     match place {
         Place::Policy { app } => {
             if let Some(record) = optional::<PolicyRecord>(op)? {
                 let policy = check_policy(&record.policy)?;
                 same(record.app == app && policy.app == app, op)?;
+                if record.by != peer.to_string() {
+                    let wrong = format!("{peer} may not write a policy in another name");
+                    return Err(ApiError::forbidden(wrong));
+                }
             }
             Ok(true)
         }
@@ -184,8 +195,7 @@ fn check_operator(place: Place, op: &Op) -> Result<bool, ApiError> {
     }
 }
 
-/// The highest incarnation in a transaction. Incarnations are revisions of this registry: one that
-/// it has not reached shows that it was restored to an older state.
+/// The highest incarnation in a transaction; 0 if none is named.
 #[must_use]
 pub(crate) fn highest_incarnation(txn: &Txn) -> u64 {
     /// What all records that name an incarnation have in common.

@@ -9,6 +9,7 @@ use cohort_base::chain;
 use cohort_core::ids::ServerId;
 use cohort_identity::{IdentityRequest, JoinGrant, KnownName, Role};
 use cohort_registry::keys;
+use cohort_wire::entry;
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
@@ -68,6 +69,7 @@ fn token_addresses(
     headers: &HeaderMap,
 ) -> Result<Vec<String>, ApiError> {
     if !asked.is_empty() {
+        asked.iter().try_for_each(|address| entry::address(address))?;
         return Ok(asked);
     }
     if !app.config.addresses.is_empty() {

@@ -43,9 +43,9 @@ use cohort_identity::{
     Peer, RedeemError, Role, TokenState,
 };
 use cohort_mirror::BucketError;
-use cohort_registry::{EmbeddedRegistry, RegistryError};
-use cohort_wire::dscp::Dscp;
+use cohort_registry::{EmbeddedRegistry, RegistryError, Seen};
 use cohort_wire::http::{Handler, serve, serve_plain};
+use cohort_wire::hub::KILL;
 use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
@@ -62,9 +62,6 @@ use bucket::BucketCopy;
 use heard::Heard;
 use metrics::Metrics;
 use removed::Removed;
-
-/// Connections per address on the plain port: a whole site may share one.
-const PLAIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Why a hub cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +133,10 @@ impl Hub {
         std::fs::create_dir_all(repository).on_path("create", repository)?;
         let authority = open_authority(&config)?;
         let identity = open_identity(&config, authority.as_deref())?;
+        let secret = authority.as_ref().map_or_else(
+            || identity.secret(Seen::PURPOSE),
+            |authority| authority.secret(Seen::PURPOSE),
+        );
         let new_store = cohort_identity::sha256_hex(identity.chain_pem().as_bytes());
         let tokens = JoinTokens::open(&config.tokens_dir())?;
         let registry = open_registry(&config, &tokens, &new_store)?;
@@ -167,6 +168,7 @@ impl Hub {
         let app = Arc::new(App {
             registry,
             authority,
+            secret,
             identity: IdentitySlot::new(identity),
             tokens: Arc::new(tokens),
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
@@ -240,6 +242,8 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
     let mut parts = JoinSet::new();
     let api_limits = ServerLimits {
         large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
+        urgent_path: Some(KILL),
+        refusals: app.metrics.refusals("api"),
         ..ServerLimits::default()
     };
     parts.spawn(serve(
@@ -250,11 +254,8 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
         api_limits,
         app.stopping.clone(),
     ));
-    let plain_limits = ServerLimits {
-        connections_per_peer_max: PLAIN_CONNECTIONS_PER_ADDRESS_MAX,
-        dscp_plain: Dscp::LOWER_EFFORT,
-        ..ServerLimits::default()
-    };
+    let refusals = app.metrics.refusals("repository");
+    let plain_limits = ServerLimits { refusals, ..ServerLimits::repository() };
     parts.spawn(serve_plain(repository, routes::plain(app), plain_limits, app.stopping.clone()));
     parts.spawn(upkeep::run(Arc::clone(app)));
     if let Some(copy) = &app.bucket {

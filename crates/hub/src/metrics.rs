@@ -1,6 +1,7 @@
 //! The hub's metrics. `docs/metrics.md` explains them.
 
-use cohort_base::metrics::{Counter, Family, Gauge, Histograms, LATENCY};
+use cohort_base::metrics::{Counter, Family, Gauge, Histograms, LATENCY, Refusal};
+use cohort_wire::http::Refusals;
 use prometheus_client::encoding::EncodeLabelSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -24,6 +25,9 @@ cohort_base::metrics! {
         changes: Counter = counter("changes", "Transactions of the registry"),
         watches_refused: Counter = counter("watches_refused", "Watches refused: too many"),
         refused: Counter = counter("refused", "Requests refused by role"),
+        connections_refused: Family<Refusal, Counter> = counters(
+            "connections_refused", "Connections and requests refused, and idle ones that gave way",
+        ),
         joined: Counter = counter("joined", "Join tokens redeemed"),
         kill_registers_latched: Counter = counter(
             "kill_registers_latched", "Kill registers that replaced an older one",
@@ -52,5 +56,13 @@ cohort_base::metrics! {
             "certificate_left_seconds", "Time until the hub's own certificate expires",
         ),
         tokens_unused: Family<OfRole, Gauge> = gauges("tokens_unused", "Join tokens not used yet"),
+    }
+}
+
+impl Metrics {
+    /// Counts what a port refuses.
+    pub(crate) fn refusals(&self, port: &'static str) -> Refusals {
+        let refused = &self.connections_refused;
+        Refusals::by_reason(|reason| refused.get_or_create(&Refusal { port, reason }).clone())
     }
 }

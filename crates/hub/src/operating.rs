@@ -15,6 +15,7 @@ use cohort_registry::typed::{
     remove_group as remove_group_records, write_policy,
 };
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
+use cohort_wire::entry;
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{
     PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveAppAnswer, RemoveAppRequest,
@@ -132,6 +133,7 @@ pub(crate) async fn recover(
     let by = caller.require(OPERATORS)?.clone();
     let group = GroupId::new(name)?;
     let RecoverRequest { incarnation, first_server, because } = request;
+    entry::sentence("the reason", &because)?;
     let record = app.registry.get(&keys::server(&first_server));
     let known = record.map(|pair| decode(&pair)).transpose()?;
     if known.is_none_or(|record: ServerRecord| record.group != group) {

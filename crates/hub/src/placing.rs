@@ -8,10 +8,9 @@ use cohort_core::orders::MemberAddress;
 use cohort_registry::records::{GroupInfo, MemberRecord, SCHEMA, ServerRecord, decode, encode};
 use cohort_registry::typed::{list, policies, read_members};
 use cohort_registry::{Compare, EmbeddedRegistry, KeyValue, Op, Registry as _, Txn, keys};
+use cohort_wire::entry;
 use cohort_wire::http::ApiError;
-use cohort_wire::hub::{
-    ADDRESS_BYTES_MAX, JoinedGroup, JoiningServer, LABEL_BYTES_MAX, LABELS_MAX,
-};
+use cohort_wire::hub::{JoinedGroup, JoiningServer, LABEL_BYTES_MAX};
 
 use crate::refusal::Refusal;
 use crate::room;
@@ -34,28 +33,9 @@ pub(crate) fn place(
     joining: JoiningServer,
 ) -> Result<Placed, ApiError> {
     let JoiningServer { address, platform, mut labels, rack } = joining;
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    let has_port = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    if address.len() > ADDRESS_BYTES_MAX || !has_port {
-        return Err(ApiError::bad_request("the server's address is not host:port"));
-    }
-    if labels.len() > LABELS_MAX {
-        let many = labels.len();
-        return Err(ApiError::bad_request(format!("{many} labels; at most {LABELS_MAX}")));
-    }
-    let plain = |text: &str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-        (1..=LABEL_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed)
-    };
-    for (key, value) in labels.iter().chain(rack.iter().map(|rack| (rack, rack))) {
-        if !plain(key) || !plain(value) {
-            return Err(ApiError::bad_request(format!(
-                "invalid label `{}`: keys and values are 1 to {LABEL_BYTES_MAX} letters, digits \
-                 and `._-/`",
-                key.chars().take(80).collect::<String>()
-            )));
-        }
-    }
+    entry::address(&address)?;
+    entry::labels(&labels)?;
+    rack.iter().try_for_each(|rack| entry::word("rack", rack, LABEL_BYTES_MAX))?;
     labels.entry("platform".to_owned()).or_insert_with(|| platform.as_str().replace('/', "-"));
     let present = || grouping.iter().filter_map(|key| labels.get_key_value(key));
     let parts: Vec<&str> = present().map(|(_, value)| value.as_str()).collect();

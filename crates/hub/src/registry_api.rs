@@ -4,57 +4,62 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use cohort_identity::{Peer, Role};
+use cohort_identity::Role;
 use cohort_registry::fleet::{Fleet, read_fleet};
 use cohort_registry::{
-    RangeAnswer, RangeRequest, Registry as _, RegistryError, Txn, TxnAnswer, WatchReply,
-    WatchRequest,
+    Answered, Asked, RangeAnswer, RangeRequest, Registry as _, RegistryError, Seen, Txn, TxnAnswer,
+    WatchReply, WatchRequest,
 };
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 
 use crate::app::{App, blocking, now};
-use crate::auth::{READERS, check_txn, highest_incarnation};
+use crate::auth::{Author, READERS, check_txn, highest_incarnation};
 use crate::refusal::{Answer, Refusal};
 
 pub(crate) async fn range(
     State(app): State<Arc<App>>,
     caller: Caller,
-    ApiJson(request): ApiJson<RangeRequest>,
-) -> Answer<RangeAnswer> {
+    certificate: Certificate,
+    ApiJson(Asked { request, seen }): ApiJson<Asked<RangeRequest>>,
+) -> Answer<Answered<RangeAnswer>> {
     caller.require(READERS)?;
+    note_seen(&app, &app.author(caller, certificate), seen).await?;
     app.metrics.reads.inc();
-    Ok(Json(app.registry.range(request).await?))
+    let answer = app.registry.range(request).await?;
+    Ok(tell(&app, answer))
 }
 
 pub(crate) async fn txn(
     State(app): State<Arc<App>>,
     caller: Caller,
     certificate: Certificate,
-    ApiJson(txn): ApiJson<Txn>,
-) -> Answer<TxnAnswer> {
+    ApiJson(Asked { request: txn, seen }): ApiJson<Asked<Txn>>,
+) -> Answer<Answered<TxnAnswer>> {
     let author = app.author(caller, certificate);
     // First without the writer's lock, so that a caller without permission blocks no one.
     app.registry.read(|state| check_txn(&author, &txn, state))?;
+    note_seen(&app, &author, seen).await?;
     // What the fleet knows and the registry does not is written again, and shows that it is lost.
-    let (asked, revision) = (highest_incarnation(&txn), app.registry.revision());
-    check_issued(&app, asked)?;
-    if asked > revision || app.has_forgotten(&author) {
-        went_back(&app, &author.peer, asked, revision).await?;
+    if app.has_forgotten(&author) {
+        went_back(&app, &author, 0).await?;
     }
+    check_issued(&app, highest_incarnation(&txn))?;
     app.metrics.changes.inc();
     let made = app
         .registry
         .txn_checked(txn, move |state, txn| check_txn(&author, txn, state).map_err(Refusal::from));
-    made.await.map(Json)
+    let answer = made.await?;
+    Ok(tell(&app, answer))
 }
 
 pub(crate) async fn watch(
     State(app): State<Arc<App>>,
     caller: Caller,
-    ApiJson(request): ApiJson<WatchRequest>,
-) -> Answer<WatchReply> {
+    certificate: Certificate,
+    ApiJson(Asked { request, seen }): ApiJson<Asked<WatchRequest>>,
+) -> Answer<Answered<WatchReply>> {
     caller.require(READERS)?;
-    check_issued(&app, request.from_revision)?;
+    note_seen(&app, &app.author(caller, certificate), seen).await?;
     let Ok(_permit) = app.watches.try_acquire() else {
         app.metrics.watches_refused.inc();
         return Err(ApiError::overloaded("this hub has too many watches").into());
@@ -65,44 +70,68 @@ pub(crate) async fn watch(
             return Err(ApiError::unavailable("stopping", "the hub is stopping").into());
         }
     };
-    match answer {
-        Ok(answer) => Ok(Json(WatchReply::Changed(answer))),
+    let reply = match answer {
+        Ok(answer) => WatchReply::Changed(answer),
         Err(RegistryError::Compacted { compacted, revision }) => {
-            Ok(Json(WatchReply::Compacted { compacted, revision }))
+            WatchReply::Compacted { compacted, revision }
         }
         Err(RegistryError::WentBack { asked, revision }) => {
-            went_back(&app, &caller.0, asked, revision).await?;
-            Ok(Json(WatchReply::WentBack { asked, revision }))
+            WatchReply::WentBack { asked, revision }
         }
-        Err(error) => Err(error.into()),
-    }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(tell(&app, reply))
 }
 
-/// Refuses a revision that this registry cannot have issued, also before a loss.
-fn check_issued(app: &App, asked: u64) -> Result<(), ApiError> {
-    if app.registry.may_have_issued(asked, now().as_secs()) {
+/// An answer, with proof of the revision that its reader has seen then.
+fn tell<T>(app: &App, answer: T) -> Json<Answered<T>> {
+    let seen = Seen::new(app.registry.revision(), &app.secret);
+    Json(Answered { answer, seen })
+}
+
+/// Refuses an incarnation that this registry never issued: incarnations are its revisions. While it
+/// counts as restored, those may return that a confirmation skips.
+fn check_issued(app: &App, incarnation: u64) -> Result<(), ApiError> {
+    if app.registry.may_have_issued(incarnation, now().as_secs()) {
         return Ok(());
     }
     let revision = app.registry.revision();
-    let wrong = format!("the registry is at revision {revision} and never issued {asked}");
-    Err(ApiError::bad_request(wrong).hint("read it, and watch from the revision of the answer"))
+    let wrong =
+        format!("incarnation {incarnation} was never issued: the registry is at {revision}");
+    Err(ApiError::forbidden(wrong).hint(
+        "if registry.redb was restored in place: stop the hub, replace the file by a copy of \
+         itself (cp, then mv), and start the hub",
+    ))
 }
 
-/// A server has seen more than this registry has reached: it counts as restored from now on. What
-/// a person asks for proves nothing.
-async fn went_back(app: &App, caller: &Peer, asked: u64, revision: u64) -> Result<(), Refusal> {
-    match caller.role {
-        Role::Agent | Role::Hub => {}
-        Role::Viewer | Role::Operator | Role::Publisher => return Ok(()),
+/// An agent proves that a registry of this fleet has reached a higher revision: this one counts as
+/// restored from now on. Nothing else that a caller says of revisions has an effect.
+async fn note_seen(app: &App, author: &Author, seen: Option<Seen>) -> Result<(), Refusal> {
+    let Some(seen) = seen.filter(|seen| seen.revision > app.registry.revision()) else {
+        return Ok(());
+    };
+    if author.peer.role != Role::Agent || author.removed {
+        return Ok(());
     }
-    if !app.registry.suspect_restore(asked).await? {
+    match seen.proven(&app.secret) {
+        Some(revision) => went_back(app, author, revision).await,
+        None => Ok(()),
+    }
+}
+
+/// The registry counts as restored from now on: `author` has proven that one of this fleet was at
+/// revision `proven`, or had its record (0).
+async fn went_back(app: &App, author: &Author, proven: u64) -> Result<(), Refusal> {
+    let revision = app.registry.revision();
+    if !app.registry.suspect_restore(proven).await? {
         return Ok(());
     }
     let tokens = Arc::clone(&app.tokens);
     let tokens_revoked = blocking(move || tokens.revoke_unused()).await??;
+    let caller = &author.peer;
     tracing::error!(
-        %caller, asked, revision, tokens_revoked,
-        "registry is behind what a caller knows: lost, or restored from a backup? No group is \
+        %caller, proven, revision, tokens_revoked,
+        "registry is behind what an agent proves: lost, or restored from a backup. No group is \
          bootstrapped and no policy is accepted until \
          `cohort hub --config hub.toml --confirm-restored`"
     );

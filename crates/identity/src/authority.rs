@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::identity::{Identity, IdentityError, read_small};
 use crate::peer::{Peer, group_uri, sha256_hex};
 use crate::request::{IdentityRequest, PublicKey};
+use crate::secret::Secret;
 
 /// Lifetime of a certificate: 400 days. Servers must survive at least 30 days without the hub.
 /// Renewal starts when a third of the lifetime is left, so even a server whose hub disappears just
@@ -104,6 +105,12 @@ impl Authority {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         sha256_hex(&self.certificate)
+    }
+
+    /// A secret of whoever has the authority's key, for one purpose.
+    #[must_use]
+    pub fn secret(&self, purpose: &str) -> Secret {
+        Secret::derive(self.issuer.key().serialized_der(), purpose)
     }
 
     /// Issues a certificate for `peer` and the request's key, in PEM.

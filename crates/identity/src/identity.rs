@@ -20,6 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 
 use crate::peer::{InvalidPeer, Peer, peer_of};
 use crate::request::{IdentityRequest, RequestError};
+use crate::secret::Secret;
 
 const CERT_FILE: &str = "cert.pem";
 const KEY_FILE: &str = "key.pem";
@@ -234,6 +235,12 @@ impl Identity {
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// A secret of whoever has this identity's key, for one purpose: another one after a renewal.
+    #[must_use]
+    pub fn secret(&self, purpose: &str) -> Secret {
+        Secret::derive(self.key.secret_der(), purpose)
     }
 
     pub(crate) fn key(&self) -> &PrivateKeyDer<'static> {

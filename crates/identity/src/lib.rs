@@ -19,6 +19,7 @@ mod join;
 mod join_store;
 mod peer;
 mod request;
+mod secret;
 mod statement;
 mod tls;
 
@@ -45,6 +46,7 @@ pub use join_store::{
 pub use peer::{Certified, InvalidPeer, Peer, PeerName, Role, certified_by, peer_of, sha256_hex};
 pub use request::{IdentityRequest, PublicKey, REQUEST_BYTES_MAX, RequestError};
 pub use rustls_pki_types::{CertificateDer, UnixTime};
+pub use secret::Secret;
 pub use statement::{
     STATEMENT_BYTES_MAX, SignedStatement, StatementError, sign_statement, verify_statement,
 };

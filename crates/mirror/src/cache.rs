@@ -11,6 +11,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use cohort_base::disk;
+use cohort_wire::http::serve_plain;
+use cohort_wire::limits::ServerLimits;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +25,7 @@ use crate::files::{Files, files_bytes_max};
 use crate::joint::Joint;
 use crate::metrics::Metrics;
 use crate::origins::Origins;
-use crate::server::{listen, serve_router, tell_ready};
+use crate::server::{listen, tell_ready};
 use crate::store::Store;
 
 /// Requests on top of those for files: probes and metrics must get through during an overload.
@@ -97,7 +99,9 @@ impl Cache {
         let (app, lock) = opened.ok_or_else(|| MirrorError::InUse { path: dir.clone() })?;
         let (listener, address) = listen(address).await?;
         let requests_max = app.cache.limits.requests_max + PROBES_MAX;
-        let server = serve_router(listener, router(&app), Some(requests_max), app.stopping.clone());
+        let refusals = app.cache.metrics.refusals("repository");
+        let limits = ServerLimits { requests_max, refusals, ..ServerLimits::repository() };
+        let server = serve_plain(listener, router(&app), limits, app.stopping.clone());
         let server = tokio::spawn(server);
         let (artifacts, bytes) = app.cache.store.usage();
         tracing::info!(%address, dir = %dir.display(), artifacts, bytes, "mirror started");

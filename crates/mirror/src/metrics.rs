@@ -1,6 +1,7 @@
 //! The cache's metrics. `docs/metrics.md` explains them.
 
-use cohort_base::metrics::{Counter, Gauge, Histograms, LATENCY};
+use cohort_base::metrics::{Counter, Family, Gauge, Histograms, LATENCY, Refusal};
+use cohort_wire::http::Refusals;
 use prometheus_client::encoding::EncodeLabelSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,6 +28,9 @@ cohort_base::metrics! {
         wrong: Counter = counter("wrong_bytes", "Answers of origins with wrong bytes"),
         damaged: Counter = counter("damaged", "Units corrupt on the cache's own disk"),
         overloaded: Counter = counter("overloaded", "Requests refused with 503: too many at once"),
+        connections_refused: Family<Refusal, Counter> = counters(
+            "connections_refused", "Connections and requests refused, and idle ones that gave way",
+        ),
         revalidations: Counter = counter("revalidations", "Small files revalidated at an origin"),
         last_copies: Counter = counter(
             "last_copies", "Small files served while no origin answered",
@@ -35,5 +39,13 @@ cohort_base::metrics! {
         bytes: Gauge = gauge("cache_bytes", "Disk space in use"),
         bytes_max: Gauge = gauge("cache_bytes_max", "Disk space allowed"),
         requests: Gauge = gauge("requests", "Requests for files in progress"),
+    }
+}
+
+impl Metrics {
+    /// Counts what a port refuses.
+    pub(crate) fn refusals(&self, port: &'static str) -> Refusals {
+        let refused = &self.connections_refused;
+        Refusals::by_reason(|reason| refused.get_or_create(&Refusal { port, reason }).clone())
     }
 }

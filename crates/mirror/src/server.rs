@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use axum::Router;
 use axum::routing::get;
-use cohort_wire::dscp::Dscp;
 use cohort_wire::http::serve_plain;
 use cohort_wire::limits::ServerLimits;
 use serde::{Deserialize, Serialize};
@@ -13,9 +12,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{MirrorError, static_files};
-
-/// Connections per address: a whole site may share one.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
 
 /// Configuration of a directory mirror.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +38,7 @@ pub async fn run_mirror(
         .merge(static_files(&config.repository_dir));
     tracing::info!(%address, dir = %config.repository_dir.display(), "mirror started");
     tell_ready();
-    serve_router(listener, router, None, shutdown).await;
+    serve_plain(listener, router, ServerLimits::repository(), shutdown).await;
     Ok(())
 }
 
@@ -51,22 +47,6 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAd
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
-}
-
-/// Serves requests until `stop`, marked as traffic that yields to all other.
-pub(crate) async fn serve_router(
-    listener: TcpListener,
-    router: Router,
-    requests_max: Option<usize>,
-    stop: CancellationToken,
-) {
-    let limits = ServerLimits {
-        connections_per_peer_max: CONNECTIONS_PER_ADDRESS_MAX,
-        dscp_plain: Dscp::LOWER_EFFORT,
-        ..ServerLimits::default()
-    };
-    let requests_max = requests_max.unwrap_or(limits.requests_max);
-    serve_plain(listener, router, ServerLimits { requests_max, ..limits }, stop).await;
 }
 
 /// Reports readiness to the service manager, if there is one.

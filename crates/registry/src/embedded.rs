@@ -174,15 +174,21 @@ impl EmbeddedRegistry {
         self.inner.failed.load(Ordering::SeqCst)
     }
 
-    /// Whether an earlier file of this registry can have issued a revision; `now_s` is Unix time.
-    /// Twice as far as it would skip now: the clock may have been ahead when it skipped last.
+    /// Whether this registry has issued a revision or, while it counts as restored, an earlier file
+    /// of it may have: one that confirming now (`now_s` is Unix time) would skip.
     #[must_use]
-    pub fn may_have_issued(&self, asked: u64, now_s: u64) -> bool {
-        asked <= beyond(self.revision(), now_s).saturating_mul(2)
+    pub fn may_have_issued(&self, revision: u64, now_s: u64) -> bool {
+        revision <= self.revision() || self.restored() && revision < self.next_life(now_s)
     }
 
-    /// Records durably that a client has seen a revision this registry never reached, or a record
-    /// that it has not (`asked` is 0 then): it went backwards. Returns whether that is news.
+    /// The revision to which a confirmation skips.
+    fn next_life(&self, now_s: u64) -> u64 {
+        beyond(self.revision().max(self.inner.asked.load(Ordering::SeqCst)), now_s)
+    }
+
+    /// Records durably that this registry never reached a revision that one of its fleet has
+    /// issued, or lacks a record that it had (`asked` is 0 then): it went backwards. The caller has
+    /// proof. Returns whether that is news.
     ///
     /// # Errors
     /// `Storage`.
@@ -209,17 +215,17 @@ impl EmbeddedRegistry {
     /// # Errors
     /// `Storage`.
     pub async fn confirm_restored(&self, now_s: u64) -> Result<(), RegistryError> {
-        let inner = Arc::clone(&self.inner);
+        let registry = self.clone();
         blocking(move || {
+            let inner = &registry.inner;
             let _writer = inner.writer.lock();
-            if !inner.restored.load(Ordering::SeqCst) {
+            if !registry.restored() {
                 return Ok(());
             }
             let action = "confirm that it was restored";
             let identity = file_identity(inner.disk.path());
             let identity = identity.map_err(|error| storage(action)(error.into()))?;
-            let asked = inner.asked.load(Ordering::SeqCst);
-            let revision = beyond(inner.shared.read(State::revision).max(asked), now_s);
+            let revision = registry.next_life(now_s);
             inner.disk.confirm(&identity, revision).map_err(storage(action))?;
             inner.shared.write(|state| state.leap(revision));
             inner.asked.store(0, Ordering::SeqCst);

@@ -212,8 +212,9 @@ async fn a_registry_lost_twice_issues_no_number_twice() {
     let issued = first.revision() + 60 * 999;
     let (second, _folder) = lost();
     assert!(second.may_have_issued(issued, NOW_S + 60));
-    assert!(!second.may_have_issued(u64::MAX, NOW_S + 60));
+    assert!(!second.may_have_issued(u64::MAX, NOW_S + 60), "a confirmation would not skip it");
     second.confirm_restored(NOW_S + 60).await.expect("confirmed");
+    assert!(!second.may_have_issued(second.revision() + 1, NOW_S + 60), "it is not restored");
     assert!(second.revision() > issued, "{} after {issued}", second.revision());
     // Where the clock is of no use, what clients have seen is, also across a restart.
     let (third, folder) = lost();

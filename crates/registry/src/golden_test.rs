@@ -18,6 +18,7 @@ use crate::records::{
     BootstrapRecord, GroupInfo, GroupRecord, MemberRecord, MembersRecord, PolicyRecord,
     RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord,
 };
+use crate::seen::{Answered, Asked, Seen};
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -34,12 +35,12 @@ fn deleted() -> Event {
 /// The messages of `cohort-hub/1` about the registry.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Message {
-    Range(RangeRequest),
-    RangeAnswer(RangeAnswer),
-    Txn(Txn),
-    TxnAnswer(TxnAnswer),
-    Watch(WatchRequest),
-    WatchAnswer(WatchReply),
+    Range(Asked<RangeRequest>),
+    RangeAnswer(Answered<RangeAnswer>),
+    Txn(Asked<Txn>),
+    TxnAnswer(Answered<TxnAnswer>),
+    Watch(Asked<WatchRequest>),
+    WatchAnswer(Answered<WatchReply>),
 }
 
 #[test]
@@ -51,18 +52,27 @@ fn messages() {
         then: vec![Op::put("/a", "1"), Op::Delete { key: "/b".into() }],
     };
     let events = vec![Event::Put(pair()), deleted()];
-    let went_back = WatchReply::WentBack { asked: 9, revision: 7 };
-    let messages = [
-        Message::Range(RangeRequest { select: prefix.clone(), after, limit: 2 }),
-        Message::Range(RangeRequest { select: Selector::Key("/a".into()), after: None, limit: 0 }),
-        Message::RangeAnswer(RangeAnswer { items: vec![pair()], revision: 7, more: true }),
-        Message::Txn(txn),
-        Message::TxnAnswer(TxnAnswer { succeeded: true, revision: 8 }),
-        Message::Watch(WatchRequest { select: prefix, from_revision: 8, wait_ms: 30_000 }),
-        Message::WatchAnswer(WatchReply::Changed(WatchAnswer { events, revision: 7 })),
-        Message::WatchAnswer(WatchReply::Compacted { compacted: 5, revision: 7 }),
-        Message::WatchAnswer(went_back),
+    let seen = Seen { revision: 7, proof: "5e".repeat(32) };
+    let first = RangeRequest { select: prefix.clone(), after, limit: 2 };
+    let one = RangeRequest { select: Selector::Key("/a".into()), after: None, limit: 0 };
+    let watch = WatchRequest { select: prefix, from_revision: 8, wait_ms: 30_000 };
+    let read = RangeAnswer { items: vec![pair()], revision: 7, more: true };
+    let written = TxnAnswer { succeeded: true, revision: 8 };
+    let watched = [
+        WatchReply::Changed(WatchAnswer { events, revision: 7 }),
+        WatchReply::Compacted { compacted: 5, revision: 7 },
+        WatchReply::WentBack { asked: 9, revision: 7 },
     ];
+    let mut messages = vec![
+        Message::Range(Asked { request: first, seen: None }),
+        Message::Range(Asked { request: one, seen: Some(seen.clone()) }),
+        Message::RangeAnswer(Answered { answer: read, seen: seen.clone() }),
+        Message::Txn(Asked { request: txn, seen: Some(seen.clone()) }),
+        Message::TxnAnswer(Answered { answer: written, seen: seen.clone() }),
+        Message::Watch(Asked { request: watch, seen: None }),
+    ];
+    let told = |answer| Message::WatchAnswer(Answered { answer, seen: seen.clone() });
+    messages.extend(watched.map(told));
     hold(&file("messages.jsonl"), &messages);
 }
 

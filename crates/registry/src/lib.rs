@@ -17,6 +17,7 @@ pub mod fleet;
 pub mod keys;
 pub mod records;
 pub mod remote;
+pub mod seen;
 pub mod state;
 pub mod typed;
 
@@ -30,6 +31,7 @@ pub use api::{
 pub use disk::OpenError;
 pub use embedded::EmbeddedRegistry;
 pub use remote::RemoteRegistry;
+pub use seen::{Answered, Asked, Seen, SeenRecord};
 pub use typed::FencedPut;
 
 #[cfg(test)]

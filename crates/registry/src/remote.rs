@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use cohort_base::chain;
 use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::hub::{REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
     RANGE_BYTES_MAX, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
     WATCH_WAIT_MS_MAX, WatchAnswer, WatchReply, WatchRequest,
 };
+use crate::seen::{Answered, Asked, SeenRecord};
 
 /// For a read or a change: the hub syncs its disk, and may be on a bad line.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -28,17 +30,19 @@ pub struct RemoteRegistry {
     targets: Vec<Target>,
     /// The target that answered last.
     current: AtomicUsize,
+    seen: SeenRecord,
 }
 
 impl RemoteRegistry {
-    /// The registry of the hub at any of these addresses, tried in order.
+    /// The registry of the hub at any of these addresses, tried in order. `seen`: what it has
+    /// proven so far.
     ///
     /// # Panics
     /// When there is no address; the caller's configuration requires one.
     #[must_use]
-    pub fn new(client: Client, targets: Vec<Target>) -> Self {
+    pub fn new(client: Client, targets: Vec<Target>, seen: SeenRecord) -> Self {
         assert!(!targets.is_empty(), "the hub has at least one address");
-        RemoteRegistry { client, targets, current: AtomicUsize::new(0) }
+        RemoteRegistry { client, targets, current: AtomicUsize::new(0), seen }
     }
 
     /// The hub's address that answered last, and is tried first.
@@ -47,11 +51,17 @@ impl RemoteRegistry {
         &self.targets[self.current.load(Ordering::Relaxed)]
     }
 
+    /// A request to the registry, with what this client has seen of it.
+    fn ask(&self, path: &str, request: impl Serialize) -> Call {
+        Call::post(path, &Asked { request, seen: self.seen.current() })
+    }
+
     async fn call<T: DeserializeOwned>(&self, call: Call) -> Result<T, RegistryError> {
         let first = self.current.load(Ordering::Relaxed);
         let answer = self.client.call_any(&self.targets, first, call).await;
-        let (current, answer) = answer?;
+        let (current, Answered { answer, seen }) = answer?;
         self.current.store(current, Ordering::Relaxed);
+        self.seen.note(seen).await;
         Ok(answer)
     }
 }
@@ -80,7 +90,8 @@ impl From<CallError> for RegistryError {
 #[async_trait]
 impl Registry for RemoteRegistry {
     async fn range(&self, request: RangeRequest) -> Result<RangeAnswer, RegistryError> {
-        let call = Call::post(REGISTRY_RANGE, &request)
+        let call = self
+            .ask(REGISTRY_RANGE, request)
             .idempotent()
             .deadline(CALL_DEADLINE)
             .response_bytes_max(ANSWER_BYTES_MAX);
@@ -88,12 +99,13 @@ impl Registry for RemoteRegistry {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
-        self.call(Call::post(REGISTRY_TXN, &txn).deadline(CALL_DEADLINE)).await
+        self.call(self.ask(REGISTRY_TXN, txn).deadline(CALL_DEADLINE)).await
     }
 
     async fn watch(&self, request: WatchRequest) -> Result<WatchAnswer, RegistryError> {
         let wait = Duration::from_millis(request.wait_ms.min(WATCH_WAIT_MS_MAX));
-        let call = Call::post(REGISTRY_WATCH, &request)
+        let call = self
+            .ask(REGISTRY_WATCH, request)
             .idempotent()
             .deadline(wait + WATCH_MARGIN)
             .response_bytes_max(ANSWER_BYTES_MAX);

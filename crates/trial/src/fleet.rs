@@ -160,6 +160,11 @@ impl Fleet {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// The hub's API.
+    pub fn hub_address(&self) -> SocketAddr {
+        self.hub_address
+    }
+
     /// Starts the hub and waits until it answers.
     pub fn start_hub(&mut self) -> Result<()> {
         let config = self.context_dir().join("hub.toml");

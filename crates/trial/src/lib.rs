@@ -11,6 +11,7 @@
 //! and events) and [`release`] (what it publishes).
 
 mod fleet;
+pub mod flood;
 pub mod logs;
 mod ports;
 mod probe;

@@ -1,5 +1,6 @@
 //! Tables for terminals and files: aligned columns, with colour only where it is wanted.
 
+use cohort_base::text;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 /// What the output can show.
@@ -48,13 +49,13 @@ pub fn table(look: Look, headings: &[&str]) -> Table {
 /// A cell without a tone.
 #[must_use]
 pub fn cell(text: impl ToString) -> Cell {
-    Cell::new(text)
+    Cell::new(text::line(&text.to_string()))
 }
 
 /// A cell with a tone.
 #[must_use]
 pub fn toned(look: Look, tone: Tone, text: impl ToString) -> Cell {
-    let cell = Cell::new(text);
+    let cell = cell(text);
     if !look.color {
         return cell;
     }

@@ -24,8 +24,9 @@ use cohort_core::waiting::{Placing, WaitingOn};
 use cohort_core::{Body, Rejection};
 use serde::{Deserialize, Serialize};
 
+use crate::entry;
 use crate::http::ApiError;
-use crate::hub::{ADDRESS_BYTES_MAX, LABEL_BYTES_MAX};
+use crate::hub::LABEL_BYTES_MAX;
 use crate::kill::SignedKill;
 
 mod submission;
@@ -150,13 +151,13 @@ pub struct JoinGroupRequest {
 }
 
 impl JoinGroupRequest {
-    /// Checks that its texts are short: the log keeps them.
+    /// Checks its texts: the log keeps them.
     ///
     /// # Errors
     /// With the answer for the sender.
     pub fn check(&self) -> Result<(), ApiError> {
-        within("an address", self.address.len(), ADDRESS_BYTES_MAX)?;
-        within("a rack", self.rack.as_ref().map_or(0, String::len), RACK_BYTES_MAX)
+        entry::address(&self.address)?;
+        self.rack.iter().try_for_each(|rack| entry::word("rack", rack, RACK_BYTES_MAX))
     }
 }
 
@@ -176,12 +177,19 @@ pub struct CommandRequest {
 }
 
 impl CommandRequest {
-    /// Checks that the request id is short: the log keeps it.
+    /// Checks its texts: the log keeps them, and others read them.
     ///
     /// # Errors
     /// With the answer for the sender.
     pub fn check(&self) -> Result<(), ApiError> {
-        within("a request id", self.request.0.len(), REQUEST_ID_BYTES_MAX)
+        within("a request id", self.request.0.len(), REQUEST_ID_BYTES_MAX)?;
+        entry::sentence("the request id", &self.request.0)?;
+        match &self.body {
+            Body::Pause { reason, .. } | Body::Abort { reason, .. } => {
+                entry::sentence("the reason", reason)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod dscp;
+pub mod entry;
 pub mod frame;
 pub mod http;
 pub mod hub;

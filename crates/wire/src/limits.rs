@@ -2,15 +2,76 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::dscp::Dscp;
+use crate::http::Refusals;
 
 /// Most connections of a server. A thousand agents with a control and a bulk connection each, twice
 /// that when all reconnect after a hub restart. At about 40 KB each, at most 160 MB.
 pub const CONNECTIONS_MAX: usize = 4096;
 
-/// Most concurrent handshakes, the only work that an unauthenticated client can cause. At most a
-/// quarter of the connections, so that a flood of handshakes cannot displace established ones.
-pub const HANDSHAKES_MAX: usize = 512;
+/// Most concurrent connections without a certificate on a port with TLS: handshakes, the only work
+/// that such a client can cause, and joining servers. The rest is for peers.
+pub const STRANGERS_MAX: usize = 512;
+
+/// Most of them from one address (IPv6: from one /64). More than [`CONNECTS_BURST_MAX`], so that
+/// servers behind one address that all come back at once do not end each other's handshakes.
+pub const STRANGERS_PER_ADDRESS_MAX: usize = 256;
+
+/// New connections of one address per second, with a certificate or not: the handshakes of a flood
+/// then take a few hundredths of a processor. Ten thousand servers behind one address make 33 for
+/// their checks with the hub.
+pub const CONNECTS_PER_S_MAX: u32 = 100;
+
+/// New connections of one address at once: a site of two hundred servers that comes back.
+pub const CONNECTS_BURST_MAX: u32 = 200;
+
+/// Requests of one address per second without a certificate: a mirror's readers behind one address,
+/// each of which reads many units over one connection.
+pub const REQUESTS_PER_S_MAX: u32 = 500;
+
+/// See [`REQUESTS_PER_S_MAX`].
+pub const REQUESTS_BURST_MAX: u32 = 2000;
+
+/// Connections of one address to a repository: a site of a thousand servers behind one address,
+/// with two each.
+pub const SITE_CONNECTIONS_MAX: usize = 2048;
+
+/// New ones per second.
+pub const SITE_CONNECTS_PER_S_MAX: u32 = 500;
+
+/// Requests of one address to a repository per second: units of a mebibyte at 40 Gbit/s.
+pub const SITE_REQUESTS_PER_S_MAX: u32 = 5000;
+
+/// Connections and requests to a port of probes per second: as many as one processor can answer.
+pub const PROBES_PER_S_MAX: u32 = 20_000;
+
+/// File descriptors that a hub or a mirror asks for: its two ports, and its files.
+pub const FILES_WANTED: u64 = 2 * CONNECTIONS_MAX as u64 + 1024;
+
+/// Raises the soft limit of this process's file descriptors, as far as the hard limit permits, for
+/// processes that start no others: a child might not expect numbers above 1024.
+pub fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
+    if limit.current.is_some_and(|soft| soft < hard) {
+        let raised = Rlimit { current: Some(hard), ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "cannot raise the limit of file descriptors");
+        }
+    }
+}
+
+/// Addresses whose rates a port remembers, at about 150 bytes each.
+pub const NETWORKS_MAX: usize = 16_384;
+
+/// Connections that operators may make in addition, when all others are busy: they stop what goes
+/// wrong.
+pub const OPERATORS_RESERVE: usize = 64;
+
+/// Requests in progress on the path that has a reserve, when all others are taken.
+pub const URGENT_REQUESTS_MAX: usize = 64;
 
 /// Requests in progress, including long polls: one per agent in a group of a thousand. Beyond that,
 /// a 503 is better than a slow response.
@@ -94,18 +155,37 @@ pub const KILL_REASON_BYTES_MAX: usize = 2000;
 // The client closes an idle connection well before the server does.
 const _: () = assert!(POOL_IDLE_TIMEOUT.as_secs() * 2 <= HEADER_READ_TIMEOUT.as_secs());
 // A flood of handshakes leaves most connections to authenticated peers.
-const _: () = assert!(HANDSHAKES_MAX * 4 <= CONNECTIONS_MAX);
+const _: () = assert!(STRANGERS_MAX * 4 <= CONNECTIONS_MAX);
+// One address alone does not fill the part of strangers.
+const _: () = assert!(STRANGERS_PER_ADDRESS_MAX * 2 <= STRANGERS_MAX);
+const _: () = assert!(STRANGERS_PER_ADDRESS_MAX > CONNECTS_BURST_MAX as usize);
 
 /// Limits of a server, all enforced by [`serve`](crate::http::serve).
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
     /// Includes those still in the handshake.
     pub connections_max: usize,
-    /// Per certificate, or per address without one. A peer has at most four idle connections
-    /// ([`POOL_IDLE_PER_TARGET_MAX`]) per protocol, and a download uses a handful; 64 leaves room
-    /// for an operator's scripts and stops a runaway loop.
+    /// Per certificate. A peer has at most four idle connections ([`POOL_IDLE_PER_TARGET_MAX`]) per
+    /// protocol, and a download uses a handful; 64 leaves room for an operator's scripts and stops
+    /// a runaway loop.
     pub connections_per_peer_max: usize,
-    pub handshakes_max: usize,
+    /// Without a certificate: handshakes, and joining servers. A port without TLS has no others.
+    pub strangers_max: usize,
+    /// Of one address.
+    pub strangers_per_address_max: usize,
+    /// New connections per second of one address.
+    pub connects_per_s_max: u32,
+    pub connects_burst_max: u32,
+    /// Requests per second of one address, without a certificate.
+    pub requests_per_s_max: u32,
+    pub requests_burst_max: u32,
+    /// No request of this port takes long: who has one in progress does not read the answer, and
+    /// gives way too.
+    pub requests_are_short: bool,
+    /// Requests of this path have a reserve ([`URGENT_REQUESTS_MAX`]).
+    pub urgent_path: Option<&'static str>,
+    /// Counts what is refused.
+    pub refusals: Refusals,
     /// A handshake takes two round trips; five seconds allow for two lost packets on a bad line.
     pub handshake_timeout: Duration,
     /// Concurrent requests, including long polls.
@@ -131,12 +211,68 @@ pub struct ServerLimits {
     pub dscp_plain: Dscp,
 }
 
+impl ServerLimits {
+    /// These limits, within what a process with so many file descriptors can have open: half of
+    /// them for one port, half of those for strangers.
+    pub(crate) fn within_files(self, files: usize) -> Self {
+        let (connections, strangers) = (files / 2, files / 4);
+        Self {
+            connections_max: self.connections_max.min(connections),
+            strangers_max: self.strangers_max.min(strangers),
+            ..self
+        }
+    }
+
+    /// These limits, within this process's file descriptors.
+    pub(crate) fn within_process(self) -> Self {
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        self.within_files(usize::try_from(files).unwrap_or(usize::MAX))
+    }
+
+    /// For a repository's port: a whole site may share one address, and read unit by unit.
+    #[must_use]
+    pub fn repository() -> Self {
+        Self {
+            strangers_per_address_max: SITE_CONNECTIONS_MAX,
+            connects_per_s_max: SITE_CONNECTS_PER_S_MAX,
+            connects_burst_max: SITE_CONNECTIONS_MAX as u32,
+            requests_per_s_max: SITE_REQUESTS_PER_S_MAX,
+            requests_burst_max: SITE_REQUESTS_PER_S_MAX,
+            dscp_plain: Dscp::LOWER_EFFORT,
+            ..Self::default()
+        }
+    }
+
+    /// For a port of probes on loopback, where a balancer and every local user share one address: a
+    /// rate would let one close it for the other, so that the newest connection always gets its
+    /// turn.
+    #[must_use]
+    pub fn probes() -> Self {
+        Self {
+            connects_per_s_max: PROBES_PER_S_MAX,
+            connects_burst_max: PROBES_PER_S_MAX,
+            requests_per_s_max: PROBES_PER_S_MAX,
+            requests_burst_max: PROBES_PER_S_MAX,
+            requests_are_short: true,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections_max: CONNECTIONS_MAX,
             connections_per_peer_max: 64,
-            handshakes_max: HANDSHAKES_MAX,
+            strangers_max: STRANGERS_MAX,
+            strangers_per_address_max: STRANGERS_PER_ADDRESS_MAX,
+            connects_per_s_max: CONNECTS_PER_S_MAX,
+            connects_burst_max: CONNECTS_BURST_MAX,
+            requests_per_s_max: REQUESTS_PER_S_MAX,
+            requests_burst_max: REQUESTS_BURST_MAX,
+            requests_are_short: false,
+            urgent_path: None,
+            refusals: Refusals::default(),
             handshake_timeout: Duration::from_secs(5),
             requests_max: REQUESTS_MAX,
             header_read_timeout: HEADER_READ_TIMEOUT,

@@ -53,6 +53,7 @@ pub(crate) struct HubArgs {
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(args: &HubArgs) -> Result<Exit, Failure> {
     let config = configuration(args)?;
+    cohort_wire::limits::raise_files();
     daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         cohort_hub::run(config, stop).await.or_fail("hub")

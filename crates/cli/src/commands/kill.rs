@@ -1,6 +1,7 @@
 //! `cohort kill`: the kill switch, through the hub and the groups, or at any one agent.
 
 use clap::{Args, Subcommand};
+use cohort_base::text;
 use cohort_core::ids::{GroupId, InvalidName};
 use cohort_identity::UnixTime;
 use cohort_view::command::{Command, Flag};
@@ -77,6 +78,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     if known.answered == 0 {
         return Err(unreachable(known));
     }
+    text::check("the reason", &args.reason).map_err(Failure::usage)?;
     let now = UnixTime::now().as_secs();
     let Position { epoch, on } = known.next(scope, on, now);
     let register =

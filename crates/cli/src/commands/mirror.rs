@@ -56,6 +56,7 @@ fn serve_folder(dir: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
         ));
     }
     let config = MirrorConfig { listen, repository_dir: dir.to_owned() };
+    cohort_wire::limits::raise_files();
     daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         run_mirror(config, stop).await.map_err(|error| failure(&error))
@@ -72,6 +73,7 @@ fn serve_cache(dir: &Path, args: &MirrorArgs) -> Result<Exit, Failure> {
         cache_bytes: args.cache_size,
         limits: CacheLimits { requests_max: args.requests_max, ..CacheLimits::default() },
     };
+    cohort_wire::limits::raise_files();
     daemon_runtime(SERVER_THREADS)?.block_on(async {
         let stop = stopping()?;
         run_cache(config, stop).await.map_err(|error| failure(&error))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cohort_registry::{
-    Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, WatchRequest, keys,
+    Asked, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, WatchRequest, keys,
 };
 use cohort_wire::http::Call;
 
@@ -26,10 +26,11 @@ async fn oversized_bodies_are_refused() {
     let malformed = Call::post("/v1/registry/txn", &"no transaction");
     assert_eq!(agent.send(malformed).await.unwrap_err().status, 422);
     // Operations in the branch of a failed comparison would be a way around it.
-    let around = serde_json::json!({ "then": [], "otherwise": [{ "delete": { "key": "/" } }] });
+    let around = serde_json::json!({ "request": { "then": [], "otherwise": [{ "delete": { "key": "/" } }] } });
     let error = agent.send(Call::post("/v1/registry/txn", &around)).await.unwrap_err();
     assert_eq!(error.status, 422, "{error}");
-    let unknown_key = serde_json::json!({ "select": { "prefix": "/" }, "limits": 3 });
+    let unknown_key =
+        serde_json::json!({ "request": { "select": { "prefix": "/" }, "limits": 3 } });
     let error = agent.send(Call::post("/v1/registry/range", &unknown_key)).await.unwrap_err();
     assert!(error.error.contains("limits"), "{error}");
     let error = agent.send(Call::get("/v1/nothing")).await.unwrap_err();
@@ -71,7 +72,10 @@ async fn one_watch_too_many_is_asked_to_come_again() {
     while !hub.plain("GET", "/metrics", "").await.text().contains("cohort_hub_watches 1\n") {
         assert!(tokio::time::Instant::now() < deadline, "the watch never came");
     }
-    let error = agent.send(Call::post("/v1/registry/watch", &request)).await.unwrap_err();
+    let error = agent
+        .send(Call::post("/v1/registry/watch", &Asked { request: &request, seen: None }))
+        .await
+        .unwrap_err();
     assert_eq!((error.status, error.kind.as_str()), (503, "overloaded"));
     let error = agent.registry().watch(request).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");

@@ -2,7 +2,7 @@
 
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_hub::{Hub, HubError};
-use cohort_identity::Role;
+use cohort_identity::{Authority, Role};
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::{MembersRecord, SCHEMA, ServerRecord, Stamp};
 use cohort_registry::typed::{
@@ -10,13 +10,14 @@ use cohort_registry::typed::{
     write_members,
 };
 use cohort_registry::{
-    FencedPut, OpenError, Registry as _, RegistryError, Selector, WatchRequest, keys,
+    FencedPut, OpenError, RangeRequest, Registry as _, RegistryError, Seen, SeenRecord, Selector,
+    Txn, WatchRequest, keys,
 };
 use cohort_wire::http::{Call, Client};
 use cohort_wire::hub::PolicyAnswer;
 use cohort_wire::tls::IdentitySlot;
 
-use crate::support::{Caller, Running, server};
+use crate::support::{Caller, Running, now, server};
 
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
@@ -58,13 +59,7 @@ async fn everything_is_there_after_a_restart() {
 async fn a_hub_from_a_backup_bootstraps_nothing_until_it_is_confirmed() {
     let hub = Running::start().await;
     let (_, agent) = hub.join_agent("a-1", "zone-a").await;
-    let hub = hub
-        .restart_with(|data, _| {
-            let copy = data.join("copy");
-            std::fs::copy(data.join("registry.redb"), &copy).unwrap();
-            std::fs::rename(&copy, data.join("registry.redb")).unwrap();
-        })
-        .await;
+    let hub = copied(hub).await;
     let agent = Caller { client: agent.client, target: hub.target() };
     let group = GroupId::new("intel.zone-a").unwrap();
     let me = ServerId::new("a-1").unwrap();
@@ -78,53 +73,143 @@ async fn a_hub_from_a_backup_bootstraps_nothing_until_it_is_confirmed() {
     hub.stop().await;
 }
 
+/// Whatever a caller says of revisions, without proof, is a number.
 #[tokio::test]
-async fn an_agent_that_has_seen_more_stops_bootstraps() {
+async fn no_reader_makes_the_registry_count_as_restored() {
     let hub = Running::start().await;
     let (_, agent) = hub.join_agent("a-1", "zone-a").await;
-    let registry = agent.registry();
-    let select = Selector::Prefix("/".into());
-    let request = WatchRequest { select, from_revision: 1000, wait_ms: 0 };
-    // A person proves nothing by asking, and no one by a number that nobody can have seen.
-    let viewer = hub.client(Role::Viewer, "vera").registry();
-    let error = viewer.watch(request.clone()).await.unwrap_err();
-    assert!(matches!(error, RegistryError::WentBack { asked: 999, .. }), "{error}");
-    let impossible = WatchRequest { from_revision: u64::MAX, ..request.clone() };
-    for registry in [&viewer, &registry] {
-        let error = registry.watch(impossible.clone()).await.unwrap_err();
-        assert!(matches!(error, RegistryError::Invalid { .. }), "{error}");
-    }
-    assert!(!hub.operator().get::<Fleet>("/v1/fleet").await.unwrap().restored);
+    let (_, removed) = hub.join_agent("a-2", "zone-a").await;
+    let path = cohort_wire::hub::server_path(&ServerId::new("a-2").unwrap());
+    hub.operator().send(Call::new(http::Method::DELETE, path.as_str())).await.unwrap();
     let unused = hub.token(Role::Agent, None).await;
-    let error = registry.watch(request).await.unwrap_err();
-    assert!(matches!(error, RegistryError::WentBack { asked: 999, .. }), "{error}");
-    let (answer, _) = hub.join(&unused, Role::Agent, "a-2", Some(server("zone-a"))).await;
+    let before: Fleet = hub.operator().get("/v1/fleet").await.unwrap();
+    let (forger, _folder) = {
+        let folder = tempfile::tempdir().unwrap();
+        (Authority::create(folder.path(), now()).unwrap(), folder)
+    };
+    let forged = Seen::new(1000, &forger.secret(Seen::PURPOSE));
+    // For another revision, and the right number of digits.
+    let moved = Seen { revision: 1000, ..Seen::new(2, &hub.authority.secret(Seen::PURPOSE)) };
+    let elsewhere = Seen::new(1000, &hub.authority.secret("something else"));
+    let callers = [
+        hub.client(Role::Viewer, "vera"),
+        hub.client(Role::Operator, "ada"),
+        hub.client(Role::Hub, "hub"),
+        hub.client(Role::Agent, "never-joined"),
+        removed,
+        Caller { client: agent.client.clone(), target: hub.target() },
+    ];
+    for caller in &callers {
+        for seen in [None, Some(&forged), Some(&moved), Some(&elsewhere)] {
+            let registry = caller.registry_that_saw(seen.cloned()).await;
+            let select = Selector::Prefix("/".into());
+            for from_revision in [1000, 1_000_000_000_000, u64::MAX] {
+                let request = WatchRequest { select: select.clone(), from_revision, wait_ms: 0 };
+                let error = registry.watch(request).await.unwrap_err();
+                assert!(matches!(error, RegistryError::WentBack { .. }), "{error}");
+            }
+            let request = RangeRequest { select, after: None, limit: 1 };
+            registry.range(request).await.unwrap();
+            // An empty one; who may make it is another test's.
+            let _ = registry.txn(Txn::default()).await;
+        }
+    }
+    let hub = hub.restart().await;
+    assert_eq!(hub.operator().get::<Fleet>("/v1/fleet").await.unwrap(), before);
+    let agent = Caller { client: agent.client, target: hub.target() };
+    let (group, me) = (GroupId::new("intel.zone-a").unwrap(), ServerId::new("a-1").unwrap());
+    bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
+    let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
+    answer.expect("no token was revoked");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_can_prove_more_stops_bootstraps() {
+    let hub = Running::start().await;
+    let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    let (_, removed) = hub.join_agent("a-2", "zone-a").await;
+    let path = cohort_wire::hub::server_path(&ServerId::new("a-2").unwrap());
+    hub.operator().send(Call::new(http::Method::DELETE, path.as_str())).await.unwrap();
+    let hub = hub
+        .restart_with(|data, _| {
+            std::fs::copy(data.join("registry.redb"), data.join("backup")).unwrap();
+        })
+        .await;
+    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap();
+    let (folder, me) = (tempfile::tempdir().unwrap(), ServerId::new("a-1").unwrap());
+    let file = folder.path().join("seen.json");
+    let agent = Caller { client: agent.client, target: hub.target() };
+    let registry = agent.registry_with(SeenRecord::open(file.clone()));
+    read_server(&registry, &me).await.unwrap();
+    // Into the same file: nothing but what clients know shows it.
+    let hub = hub
+        .restart_with(|data, _| {
+            let backup = std::fs::read(data.join("backup")).unwrap();
+            std::fs::write(data.join("registry.redb"), backup).unwrap();
+        })
+        .await;
+    let restored = async || hub.operator().get::<Fleet>("/v1/fleet").await.unwrap().restored;
+    let unused = hub.token(Role::Agent, None).await;
+    // It is for the servers of the fleet to say: a person's request changes nothing, nor does that
+    // of a server which an operator removed.
+    let viewer = hub.client(Role::Viewer, "vera");
+    let removed = Caller { client: removed.client, target: hub.target() };
+    for caller in [viewer, removed] {
+        let registry = caller.registry_with(SeenRecord::open(file.clone()));
+        read_server(&registry, &me).await.unwrap();
+        assert!(!restored().await);
+    }
+    // The agent's next process, by a read.
+    let agent = Caller { client: agent.client, target: hub.target() };
+    let registry = agent.registry_with(SeenRecord::open(file));
+    read_server(&registry, &me).await.unwrap();
+    assert!(restored().await);
+    let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
     assert_eq!(answer.unwrap_err().status, 403, "it may be from the same backup");
     let fresh = hub.token(Role::Agent, None).await;
-    hub.join(&fresh, Role::Agent, "a-2", Some(server("zone-a"))).await.0.unwrap();
+    hub.join(&fresh, Role::Agent, "a-3", Some(server("zone-a"))).await.0.unwrap();
     let group = GroupId::new("intel.zone-a").unwrap();
-    let error = bootstrap_group(&registry, &group, &ServerId::new("a-1").unwrap()).await;
+    let error = bootstrap_group(&registry, &group, &me).await;
     assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
     hub.stop().await;
 }
 
 #[tokio::test]
-async fn a_record_of_a_life_that_the_hub_never_began_stops_bootstraps() {
+async fn a_record_of_a_life_that_the_hub_never_began_is_taken_by_a_restored_one_only() {
     let hub = Running::start().await;
     let (_, agent) = hub.join_agent("a-1", "zone-a").await;
-    let group = GroupId::new("intel.zone-a").unwrap();
-    let stamp = Stamp { incarnation: Incarnation(5000), term: 1, index: 1 };
-    let members = MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![] };
-    let written = write_members(&agent.registry(), &members).await.unwrap();
+    let (group, me) = (GroupId::new("intel.zone-a").unwrap(), ServerId::new("a-1").unwrap());
+    let members = |incarnation| {
+        let stamp = Stamp { incarnation: Incarnation(incarnation), term: 1, index: 1 };
+        MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![] }
+    };
+    let error = write_members(&agent.registry(), &members(5000)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    assert!(!hub.operator().get::<Fleet>("/v1/fleet").await.unwrap().restored);
+    let hub = copied(hub).await;
+    let agent = Caller { client: agent.client, target: hub.target() };
+    // One that no confirmation would skip.
+    let error = write_members(&agent.registry(), &members(u64::MAX)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    let written = write_members(&agent.registry(), &members(5000)).await.unwrap();
     assert!(matches!(written, FencedPut::Written), "the group exists: its records are taken");
-    let me = ServerId::new("a-1").unwrap();
-    let error = bootstrap_group(&agent.registry(), &group, &me).await;
-    assert!(matches!(error, Err(RegistryError::RestoredUnconfirmed)));
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
     let agent = Caller { client: agent.client, target: hub.target() };
     let next = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
-    assert!(next.incarnation > stamp.incarnation, "and the next one is after it");
+    assert!(next.incarnation > Incarnation(5000), "and the next one is after it");
     hub.stop().await;
+}
+
+/// The hub, after its registry was replaced by a copy of itself.
+async fn copied(hub: Running) -> Running {
+    hub.restart_with(|data, _| {
+        let copy = data.join("copy");
+        std::fs::copy(data.join("registry.redb"), &copy).unwrap();
+        std::fs::rename(&copy, data.join("registry.redb")).unwrap();
+    })
+    .await
 }
 
 /// The hub, after its registry was lost while it was stopped.

@@ -4,14 +4,14 @@ use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, ServerId, Version}
 use cohort_core::kill::KillScope;
 use cohort_identity::Role;
 use cohort_registry::records::{
-    BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, SCHEMA, ServerRecord, Stamp,
-    VerdictRecord, decode, encode,
+    BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, PolicyRecord, SCHEMA, ServerRecord,
+    Stamp, VerdictRecord, decode, encode,
 };
 use cohort_registry::typed::{
     bootstrap_group, get, read_server, write_group_record, write_members, write_verdict,
 };
 use cohort_registry::{
-    FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
+    Asked, FencedPut, Op, RangeRequest, Registry as _, RegistryError, Selector, Txn, keys,
 };
 use cohort_wire::http::Call;
 
@@ -115,6 +115,17 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     // No policies and no kill switches.
     forbidden(registry.txn(put(keys::policy(&app()), "{}".into())).await);
     forbidden(registry.txn(put(keys::kill(&KillScope::Fleet), "{}".into())).await);
+    // Nothing that is not what it is called: others show it, dial it, and place voters by it.
+    for hidden in ["\u{1b}[2J:1", "web\nhint: x:1", "\u{202e}:1", "web"] {
+        let record = ServerRecord { address: hidden.into(), ..moved.clone() };
+        invalid(registry.txn(put(keys::server(&me), encode(&record))).await);
+        let rack = Some(hidden.to_owned()).filter(|rack| rack != "web");
+        let labels = rack.iter().map(|label| ("zone".to_owned(), label.clone())).collect();
+        let record = ServerRecord { labels, address: "web:1".into(), rack, ..moved.clone() };
+        if record.rack.is_some() {
+            invalid(registry.txn(put(keys::server(&me), encode(&record))).await);
+        }
+    }
     // No unknown keys, no malformed records, no records about something else.
     invalid(registry.txn(put("/elsewhere".into(), "{}".into())).await);
     invalid(registry.txn(put("/cohort/v1/groups/intel.zone-a/x".into(), "{}".into())).await);
@@ -159,6 +170,14 @@ async fn others_than_agents_change_the_registry_only_through_their_own_routes() 
     forbidden(write_group_record(&operator, &record("intel.zone-a", 1)).await);
     forbidden(registry_put(&operator, keys::kill(&KillScope::Fleet), "{}").await);
     invalid(registry_put(&operator, keys::policy(&app()), "{}").await);
+    // Whoever writes a policy is the one who is named for it.
+    let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+    let by = |by: &str| {
+        let (app, policy, by) = (app(), policy.clone(), by.to_owned());
+        encode(&PolicyRecord { schema: SCHEMA, app, policy, by, at: 0 })
+    };
+    forbidden(registry_put(&operator, keys::policy(&app()), &by("operator `eve`")).await);
+    registry_put(&operator, keys::policy(&app()), &by("operator `ada`")).await.unwrap();
     hub.stop().await;
 }
 
@@ -183,7 +202,7 @@ async fn the_matrix_of_roles_and_routes() {
     let read = [Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
     let routes: Vec<(Call, &[Role])> = vec![
         (Call::get("/v1/fleet"), &read),
-        (Call::post("/v1/registry/range", &everything), &read),
+        (Call::post("/v1/registry/range", &Asked { request: &everything, seen: None }), &read),
         (Call::get("/v1/kill"), &read),
         (Call::post("/v1/policies/web", &policy), &[Role::Operator]),
         (Call::post("/v1/groups/intel.zone-a/recover", &recover), &[Role::Operator]),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cohort_hub::{Hub, HubConfig, HubError};
 use cohort_identity::{Alpn, Authority, Identity, LIFETIME, Peer, Role, UnixTime};
-use cohort_registry::RemoteRegistry;
+use cohort_registry::{RemoteRegistry, Seen, SeenRecord};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::hub::{
     JOIN, JoinAnswer, JoinRequest, JoiningServer, TOKEN, TokenAnswer, TokenRequest,
@@ -194,7 +194,23 @@ impl Caller {
     }
 
     pub(crate) fn registry(&self) -> RemoteRegistry {
-        RemoteRegistry::new(self.client.clone(), vec![self.target.clone()])
+        self.registry_with(SeenRecord::default())
+    }
+}
+
+impl Caller {
+    /// The registry for a client with this record of what it has seen.
+    pub(crate) fn registry_with(&self, seen: SeenRecord) -> RemoteRegistry {
+        RemoteRegistry::new(self.client.clone(), vec![self.target.clone()], seen)
+    }
+
+    /// The registry for a client that says that it has seen this.
+    pub(crate) async fn registry_that_saw(&self, seen: Option<Seen>) -> RemoteRegistry {
+        let record = SeenRecord::default();
+        if let Some(seen) = seen {
+            record.note(seen).await;
+        }
+        self.registry_with(record)
     }
 }
 

@@ -4,8 +4,10 @@ mod caller;
 mod client;
 mod connect;
 mod error;
+mod gate;
 mod pool;
 mod server;
+mod shares;
 mod tally;
 
 #[cfg(test)]
@@ -20,5 +22,6 @@ pub(crate) mod testing;
 pub use caller::{ApiJson, Caller, Certificate, require_role};
 pub use client::{BodyStream, Call, Client, Target};
 pub use error::{ApiError, CallError};
+pub use gate::Refusals;
 pub use server::{Handler, RawHandler, serve, serve_plain};
 pub use tally::{Present, Tally};

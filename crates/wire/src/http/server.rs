@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -32,8 +32,8 @@ use tower_http::timeout::TimeoutBody;
 
 use super::caller::Certificate;
 use super::error::ApiError;
-use super::tally::{Present, Tally};
-use crate::limits::{ACCEPT_PAUSE, ServerLimits};
+use super::gate::{Gate, Pass};
+use crate::limits::{ACCEPT_PAUSE, ServerLimits, URGENT_REQUESTS_MAX};
 use crate::piecewise::Piecewise;
 use crate::tls::{IdentitySlot, ServerStream, tune};
 
@@ -122,20 +122,13 @@ impl Tls {
     }
 }
 
-/// The unit of connection limits: a certificate, or an address without one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Counted {
-    Peer(Peer),
-    Address(IpAddr),
-}
-
 /// Shared by all connections of a server.
 struct Shared {
     limits: ServerLimits,
-    connections: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
+    gate: Arc<Gate>,
     requests: Arc<Semaphore>,
-    peers: Tally<Counted>,
+    /// For the paths that have a reserve.
+    urgent: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
@@ -146,11 +139,11 @@ async fn run(
     limits: ServerLimits,
     shutdown: CancellationToken,
 ) {
+    let limits = limits.within_process();
     let shared = Arc::new(Shared {
-        connections: Arc::new(Semaphore::new(limits.connections_max)),
-        handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
+        gate: Gate::new(&limits, tls.is_some()),
         requests: Arc::new(Semaphore::new(limits.requests_max)),
-        peers: Tally::default(),
+        urgent: Arc::new(Semaphore::new(URGENT_REQUESTS_MAX)),
         limits,
         shutdown: shutdown.clone(),
     });
@@ -169,24 +162,22 @@ async fn run(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned() else {
-            tracing::debug!(%from, "connection refused: too many connections");
+        let Some(pass) = shared.gate.admit(from.ip()) else {
+            tracing::debug!(%from, "connection refused: its address, or the port, has too many");
             continue;
         };
         let (shared, tls, plain) = (Arc::clone(&shared), tls.clone(), plain.clone());
         tasks.spawn(async move {
-            let _permit = permit;
             if let Err(error) = tune(&stream) {
                 tracing::debug!(%from, %error, "cannot set socket options");
                 return;
             }
             match tls {
-                Some(tls) => Box::pin(serve_tls(stream, from, &tls, &shared)).await,
+                Some(tls) => Box::pin(serve_tls(stream, from, pass, &tls, &shared)).await,
                 None => {
                     shared.limits.dscp_plain.try_mark(&stream);
-                    let present = shared.enter(Counted::Address(from.ip()));
-                    let router = present.is_some().then_some(plain);
-                    Box::pin(serve_http(stream, router, None, from, &shared)).await;
+                    let pass = Arc::new(pass);
+                    Box::pin(serve_http(stream, Some(plain), None, (from, pass), &shared)).await;
                 }
             }
         });
@@ -197,15 +188,8 @@ async fn run(
     tasks.wait().await;
 }
 
-impl Shared {
-    /// Counts a connection; `None` if its peer has too many.
-    fn enter(&self, key: Counted) -> Option<Present<Counted>> {
-        self.peers.enter(key, self.limits.connections_per_peer_max)
-    }
-}
-
-async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shared) {
-    let Some(stream) = handshake(stream, from, tls, shared).await else { return };
+async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, shared: &Shared) {
+    let Some(stream) = handshake(stream, from, &pass, tls, shared).await else { return };
     let (socket, session) = stream.get_ref();
     let alpn = session.alpn_protocol().and_then(Alpn::from_bytes);
     if alpn == Some(Alpn::Bulk) {
@@ -224,22 +208,24 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
         }
     };
     let peer = certified.as_ref().map(|certified| certified.peer.clone());
-    let key = peer.clone().map_or(Counted::Address(from.ip()), Counted::Peer);
-    let present = shared.enter(key);
+    let pass = Arc::new(pass);
+    let may_stay = peer.as_ref().is_none_or(|peer| pass.certify(peer));
     match handler {
         Handler::Http(router) => {
-            let router = present.is_some().then(|| router.clone());
+            let router = may_stay.then(|| router.clone());
+            let client = (from, pass);
             if alpn != Some(Alpn::Bulk) {
-                return Box::pin(serve_http(stream, router, certified, from, shared)).await;
+                return Box::pin(serve_http(stream, router, certified, client, shared)).await;
             }
             match Piecewise::new(stream, |stream| stream.get_ref().0) {
-                Ok(stream) => Box::pin(serve_http(stream, router, certified, from, shared)).await,
+                Ok(stream) => Box::pin(serve_http(stream, router, certified, client, shared)).await,
                 Err(error) => tracing::debug!(%from, %error, "cannot set socket options"),
             }
         }
         Handler::Raw(raw) => {
             // Clients without a certificate get HTTP only.
-            if let (Some(peer), Some(_present)) = (peer, &present) {
+            if let Some(peer) = peer.filter(|_| may_stay) {
+                let _busy = pass.keep_busy();
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}
                     () = raw(peer, stream) => {}
@@ -253,13 +239,10 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, tls: &Tls, shared: &Shar
 async fn handshake(
     stream: TcpStream,
     from: SocketAddr,
+    pass: &Pass,
     tls: &Tls,
     shared: &Shared,
 ) -> Option<ServerStream> {
-    let Ok(_handshake) = shared.handshakes.try_acquire() else {
-        tracing::debug!(%from, "connection refused: too many handshakes");
-        return None;
-    };
     let acceptor = match tls.acceptor() {
         Ok(acceptor) => acceptor,
         Err(error) => {
@@ -269,6 +252,7 @@ async fn handshake(
     };
     let accepted = tokio::select! {
         () = shared.shutdown.cancelled() => return None,
+        () = pass.yielded.cancelled() => return None,
         accepted = timeout(shared.limits.handshake_timeout, acceptor.accept(stream)) => accepted,
     };
     match accepted {
@@ -290,7 +274,7 @@ async fn serve_http<S>(
     stream: S,
     router: Option<Router>,
     certified: Option<Certified>,
-    from: SocketAddr,
+    (from, pass): (SocketAddr, Arc<Pass>),
     shared: &Shared,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -304,7 +288,8 @@ async fn serve_http<S>(
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Certificate { group, not_before });
         }
-        async move { Ok::<_, Infallible>(answer(request, router, shared).await) }
+        let pass = &pass;
+        async move { Ok::<_, Infallible>(answer(request, router, pass, shared).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -315,13 +300,24 @@ async fn serve_http<S>(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shared.shutdown.cancelled() => {
+        ended = connection.as_mut() => Some(ended),
+        () = pass.yielded.cancelled() => {
+            if limits.requests_are_short || !pass.is_busy() {
+                tracing::debug!(%from, "idle connection gives way to a newer one");
+                return;
+            }
+            None
+        }
+        () = shared.shutdown.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
             match timeout(limits.shutdown_grace, connection).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::warn!(%from, "request aborted by the shutdown");
+                    tracing::warn!(%from, "request aborted: its connection had to end");
                     return;
                 }
             }
@@ -335,6 +331,7 @@ async fn serve_http<S>(
 async fn answer(
     request: Request<Incoming>,
     router: Option<TowerToHyperService<Router>>,
+    pass: &Arc<Pass>,
     shared: &Shared,
 ) -> Response<Body> {
     // The body is not read, so the connection cannot be reused.
@@ -346,10 +343,18 @@ async fn answer(
     let Some(router) = router else {
         return refuse(ApiError::overloaded("too many connections from this peer"));
     };
-    let Ok(permit) = Arc::clone(&shared.requests).try_acquire_owned() else {
-        return refuse(ApiError::overloaded("too many requests at once"));
+    let Some(busy) = pass.ask() else {
+        return refuse(ApiError::overloaded("too many requests from this address"));
     };
     let path = request.uri().path();
+    let mut permit = Arc::clone(&shared.requests).try_acquire_owned();
+    if permit.is_err() && shared.limits.urgent_path.is_some_and(|urgent| urgent == path) {
+        permit = Arc::clone(&shared.urgent).try_acquire_owned();
+    }
+    let Ok(permit) = permit else {
+        shared.gate.count_full();
+        return refuse(ApiError::overloaded("too many requests at once"));
+    };
     let large = shared.limits.large_bodies.iter().find(|(start, _)| path.starts_with(start));
     let bytes_max = large.map_or(shared.limits.request_body_bytes_max, |(_, bytes)| *bytes);
     if request.body().size_hint().lower() > bytes_max {
@@ -366,7 +371,7 @@ async fn answer(
     // The request is in progress until its response is sent: the body holds the permit.
     response.map(|body| {
         Body::new(body.map_err(move |error| {
-            let _permit = &permit;
+            let _held = (&permit, &busy);
             error
         }))
     })

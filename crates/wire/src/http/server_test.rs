@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cohort_identity::{Alpn, ClientAuth, Role, client_config};
 use http::header;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -147,25 +147,37 @@ async fn slow_headers_slow_bodies_and_slow_handshakes_are_cut_off() {
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
+/// Routes of which one does not answer, and how many requests it has received.
+fn stuck() -> (Router, Arc<Semaphore>) {
+    let arrived = Arc::new(Semaphore::new(0));
+    let handler = {
+        let arrived = Arc::clone(&arrived);
+        move || async move {
+            arrived.add_permits(1);
+            std::future::pending::<()>().await;
+        }
+    };
+    (echo().route("/never", get(handler)), arrived)
+}
+
 #[tokio::test]
 async fn connections_of_one_peer_are_limited_and_it_is_told() {
     let fleet = Fleet::new();
     let limits = ServerLimits { connections_per_peer_max: 2, ..ServerLimits::default() };
-    let served = fleet.serve(echo(), limits).await;
-    let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let (routes, arrived) = stuck();
+    let served = fleet.serve(routes, limits.clone()).await;
     let mut held = Vec::new();
     for _ in 0..2 {
         let mut stream = raw(&fleet, &served).await;
-        stream.write_all(request).await.unwrap();
-        let mut start = [0; 15];
-        stream.read_exact(&mut start).await.unwrap();
-        assert_eq!(&start, b"HTTP/1.1 200 OK");
+        stream.write_all(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        arrived.acquire().await.unwrap().forget();
         held.push(stream);
     }
     let mut third = raw(&fleet, &served).await;
-    third.write_all(request).await.unwrap();
+    third.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let answer = rest(&mut third).await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    assert_eq!(limits.refusals.share.get(), 1);
     // Others are not affected, nor is this peer once it has let go.
     let other = fleet.client(Role::Agent, "web-3");
     other.call(&served.control(), Call::get("/")).await.unwrap();
@@ -178,29 +190,148 @@ async fn connections_of_one_peer_are_limited_and_it_is_told() {
 }
 
 #[tokio::test]
-async fn all_connections_are_limited() {
+async fn a_peers_idle_connection_gives_way_to_its_newer_one() {
     let fleet = Fleet::new();
-    let limits = ServerLimits { connections_max: 1, ..ServerLimits::default() };
-    let served = fleet.serve(echo(), limits).await;
-    let first = fleet.client(Role::Agent, "web-2");
-    first.call(&served.control(), Call::get("/")).await.unwrap();
-    let mut second = TcpStream::connect(served.address).await.unwrap();
-    assert_eq!(rest(&mut second).await, "");
-    // An established connection stays.
-    first.call(&served.control(), Call::get("/")).await.unwrap();
+    let limits = ServerLimits { connections_per_peer_max: 2, ..ServerLimits::default() };
+    let served = fleet.serve(echo(), limits.clone()).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut stream = raw(&fleet, &served).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut start = [0; 15];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200 OK");
+        held.push(stream);
+    }
+    assert_eq!(limits.refusals.gave_way.get(), 3);
+    rest(&mut held[0]).await;
 }
 
 #[tokio::test]
-async fn handshakes_are_limited() {
+async fn all_connections_are_limited() {
     let fleet = Fleet::new();
-    let limits = ServerLimits { handshakes_max: 1, ..ServerLimits::default() };
-    let served = fleet.serve(echo(), limits).await;
+    let limits = ServerLimits { connections_max: 2, strangers_max: 1, ..ServerLimits::default() };
+    let (routes, arrived) = stuck();
+    let served = fleet.serve(routes, limits.clone()).await;
+    let first = fleet.client(Role::Agent, "web-2");
+    let busy = tokio::spawn({
+        let (client, target) = (first.clone(), served.control());
+        async move { client.call(&target, Call::get("/never")).await }
+    });
+    arrived.acquire().await.unwrap().forget();
+    let second = fleet.client(Role::Agent, "web-3");
+    let error = second.call(&served.control(), Call::get("/")).await.unwrap_err();
+    assert_eq!((error.kind(), limits.refusals.full.get()), ("overloaded", 1));
+    // An operator, who may have to stop what goes on, has a reserve.
+    let operator = fleet.client(Role::Operator, "ada");
+    operator.call(&served.control(), Call::get("/")).await.unwrap();
+    busy.abort();
+}
+
+/// A connection to a server from another loopback address.
+async fn connect_from(from: &str, served: &Served) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    socket.connect(served.address).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_flood_from_one_address_keeps_out_nobody_else() {
+    let fleet = Fleet::new();
+    let limits = ServerLimits {
+        strangers_max: 8,
+        strangers_per_address_max: 8,
+        connects_per_s_max: 1,
+        connects_burst_max: 20,
+        ..ServerLimits::default()
+    };
+    let served = fleet.serve(echo(), limits.clone()).await;
     let inside = fleet.client(Role::Agent, "web-2");
     inside.call(&served.control(), Call::get("/")).await.unwrap();
-    let _dawdling = TcpStream::connect(served.address).await.unwrap();
-    let mut second = TcpStream::connect(served.address).await.unwrap();
-    assert_eq!(rest(&mut second).await, "");
+    // None of them starts a handshake, and none is closed by its client.
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        flood.push(connect_from("127.0.0.2", &served).await);
+    }
+    until("the flood is refused", || limits.refusals.rate.get() >= 170).await;
+    assert!(limits.refusals.gave_way.get() >= 8, "the newer ones won, up to the rate");
+    for name in ["web-3", "web-4", "web-5"] {
+        let other = fleet.client(Role::Agent, name);
+        other.call(&served.control(), Call::get("/")).await.unwrap();
+    }
     inside.call(&served.control(), Call::get("/")).await.unwrap();
+    assert_eq!(limits.refusals.full.get() + limits.refusals.share.get(), 0);
+}
+
+#[tokio::test]
+async fn dawdling_handshakes_give_way_to_newer_ones() {
+    let fleet = Fleet::new();
+    let limits = ServerLimits { strangers_max: 1, ..ServerLimits::default() };
+    let served = fleet.serve(echo(), limits).await;
+    let mut dawdling = TcpStream::connect(served.address).await.unwrap();
+    let client = fleet.client(Role::Agent, "web-2");
+    client.call(&served.control(), Call::get("/")).await.unwrap();
+    assert_eq!(rest(&mut dawdling).await, "");
+}
+
+/// A balancer on the server shares its address with every local user.
+#[tokio::test]
+async fn connections_that_are_merely_held_do_not_close_a_port_of_probes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let limits = ServerLimits { strangers_per_address_max: 16, ..ServerLimits::probes() };
+    let (routes, arrived) = stuck();
+    tokio::spawn(serve_plain(listener, routes, limits, shutdown.clone()));
+    let mut held = Vec::new();
+    for nth in 0..80 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Some idle, and some with a request whose answer they do not take.
+        if nth % 4 == 0 {
+            stream.write_all(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            arrived.acquire().await.unwrap().forget();
+        }
+        held.push(stream);
+    }
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn the_urgent_path_has_a_reserve_and_an_address_a_rate_of_requests() {
+    let fleet = Fleet::new();
+    let limits =
+        ServerLimits { requests_max: 1, urgent_path: Some("/"), ..ServerLimits::default() };
+    let (routes, arrived) = stuck();
+    let served = fleet.serve(routes, limits.clone()).await;
+    let client = fleet.client(Role::Agent, "web-2");
+    let busy = tokio::spawn({
+        let (client, target) = (client.clone(), served.control());
+        async move { client.call(&target, Call::get("/never")).await }
+    });
+    arrived.acquire().await.unwrap().forget();
+    let call = Call::post("/json", &1);
+    let error = client.call(&served.control(), call).await.unwrap_err();
+    assert_eq!((error.kind(), limits.refusals.full.get()), ("overloaded", 1));
+    client.call(&served.control(), Call::get("/")).await.unwrap();
+    busy.abort();
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits =
+        ServerLimits { requests_per_s_max: 1, requests_burst_max: 2, ..ServerLimits::default() };
+    tokio::spawn(serve_plain(listener, echo(), limits, served.shutdown.clone()));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all("GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(9).as_bytes()).await.unwrap();
+    let answers = rest(&mut stream).await;
+    assert!(answers.contains("HTTP/1.1 503"), "{answers}");
+    assert!(answers.matches("HTTP/1.1 200").count() < 9, "{answers}");
 }
 
 #[tokio::test]
