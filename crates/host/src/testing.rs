@@ -119,6 +119,7 @@ impl TestServer {
             server: "s1".parse().unwrap(),
             group: "intel.zone-a".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
+            service_address: None,
             service_port: Some(1),
             // The current user, which needs no privileges; so the code for another user runs too.
             run_as: Some(RunAs {
