@@ -27,6 +27,7 @@ use cohort_server::member::{Proposed, READ_MS_MAX};
 use cohort_server::membership::OwnLog;
 use cohort_store::RedbStore;
 use cohort_wire::agent::{CONTROL_VERSION, CommandAnswer, FORWARD, ToGroup};
+use cohort_wire::tls::IdentitySlot;
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::kill::SignedKill;
 use parking_lot::Mutex;
@@ -96,6 +97,7 @@ pub(crate) struct Shared {
     pub clock_off: AtomicBool,
     pub tasks: Tasks,
     pub client: Client,
+    pub identity: Arc<IdentitySlot>,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,
     pub contacts: Arc<SharedContacts>,

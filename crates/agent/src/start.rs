@@ -226,6 +226,7 @@ pub(crate) async fn open(
         tasks,
         registry: Arc::new(registry),
         client,
+        identity: Arc::clone(slot),
         kill: Arc::new(kill),
         contacts: Arc::default(),
         health_pace: Mutex::default(),
