@@ -10,10 +10,10 @@ use cohort_core::phase::PhaseName;
 use cohort_identity::{Peer, Role};
 use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
 use cohort_registry::records::{ServerRecord, decode, encode};
+use cohort_registry::state::State as Content;
 use cohort_registry::typed::{
     IntentPut, read_members, recover_group, remove_group as remove_group_records, write_intent,
 };
-use cohort_registry::state::State as Content;
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{
@@ -67,11 +67,7 @@ fn changed(app: &AppId) -> ApiError {
 }
 
 /// Verifies what an operator wants of `name`, as every group will.
-fn proven(
-    app: &App,
-    name: &AppId,
-    signed: &SignedIntent,
-) -> Result<(Peer, AppIntent), ApiError> {
+fn proven(app: &App, name: &AppId, signed: &SignedIntent) -> Result<(Peer, AppIntent), ApiError> {
     let (signer, intent) = signed.verify(app.identity.current().roots(), now())?;
     if intent.app != *name {
         let wrong = format!("it is about app {}, not {name}", intent.app);

@@ -65,8 +65,8 @@ mod room_test {
     use cohort_core::ids::{AppId, GroupId, Incarnation};
     use cohort_core::phase::PhaseName;
     use cohort_core::state::{APPS_MAX, SERVER_APPS_MAX, SERVERS_MAX};
-    use cohort_registry::fleet::{Fleet, FleetGroup};
     use cohort_identity::SignedStatement;
+    use cohort_registry::fleet::{Fleet, FleetGroup};
     use cohort_registry::records::{GroupRecord, SCHEMA, ServerRecord, Stamp};
     use cohort_wire::intent::SignedIntent;
 

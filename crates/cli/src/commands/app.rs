@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use cohort_core::ids::{AppId, GroupId};
-use cohort_core::policy::Policy;
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
@@ -158,15 +157,15 @@ async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
     let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
     let wanted = fleet.policies.keys().filter(|known| app.is_none_or(|app| app == *known));
     let known = wanted.map(|app| KnownPolicy::in_fleet(&fleet, app, &identity));
-    let policies: Vec<KnownPolicy> = known.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    let policies: Vec<KnownPolicy> =
+        known.filter_map(Result::transpose).collect::<Result<_, _>>()?;
     if let Some(app) = app.filter(|_| policies.is_empty()) {
         return Err(no_policy(app));
     }
     if policies.is_empty() && global.output == Output::Text {
         note(&format!("no app has a policy yet: {}", Command::AppApply));
     }
-    let texts: Vec<String> =
-        policies.iter().map(KnownPolicy::as_file).collect::<Result<_, _>>()?;
+    let texts: Vec<String> = policies.iter().map(KnownPolicy::as_file).collect::<Result<_, _>>()?;
     global.output.answer(&Answer::AppShow(&policies), || texts.concat());
     Ok(Exit::Done)
 }

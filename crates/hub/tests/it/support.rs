@@ -10,7 +10,9 @@ use cohort_hub::{Hub, HubConfig, HubError};
 use cohort_identity::{Alpn, Authority, Identity, LIFETIME, Peer, Role, UnixTime};
 use cohort_registry::RemoteRegistry;
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
-use cohort_wire::hub::{JOIN, JoinAnswer, JoinRequest, JoiningServer, PolicyRequest, TOKEN, TokenAnswer, TokenRequest};
+use cohort_wire::hub::{
+    JOIN, JoinAnswer, JoinRequest, JoiningServer, PolicyRequest, TOKEN, TokenAnswer, TokenRequest,
+};
 use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::tls::IdentitySlot;
 use tempfile::TempDir;
@@ -138,7 +140,7 @@ impl Running {
             request: request.to_text(),
             server,
         };
-        let caller = Caller { client: Client::joining(&token.fingerprint), target: self.target() };
+        let caller = Caller { client: Client::joining(&token.anchors.authority), target: self.target() };
         let answer: Result<JoinAnswer, ApiError> = caller.post(JOIN, &request).await;
         let identity = answer.as_ref().ok().map(|answer| {
             Identity::accept(dir.path(), &answer.certificate, &answer.authority).unwrap()
