@@ -203,9 +203,7 @@ pub enum Probe {
         expect_header: BTreeMap<String, String>,
     },
     /// A program exits with status 0.
-    Exec {
-        name: CheckName,
-    },
+    Exec { name: CheckName },
 }
 
 /// A duration, written as `250ms`, `10s`, `5m`, `1h` or `2d`; at most 30 days.

@@ -81,10 +81,8 @@ impl CheckContext {
         let Some(release) = &self.release else {
             return Err(CheckFailure::CannotCheck("no release is installed".to_owned()));
         };
-        let undeclared = || CheckFailure::Undeclared {
-            name: name.clone(),
-            version: release.version.clone(),
-        };
+        let undeclared =
+            || CheckFailure::Undeclared { name: name.clone(), version: release.version.clone() };
         let words = release.declared.get(name.as_str()).ok_or_else(undeclared)?;
         Ok(Found::Declared(release, words))
     }

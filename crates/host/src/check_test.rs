@@ -33,8 +33,7 @@ fn check(text: &str) -> Check {
 }
 
 fn http(port: u16, more: &str) -> (Check, CheckContext) {
-    let text =
-        format!("{{\"type\":\"http\",\"path\":\"/healthz\",\"timeout\":\"2s\"{more}}}");
+    let text = format!("{{\"type\":\"http\",\"path\":\"/healthz\",\"timeout\":\"2s\"{more}}}");
     (check(&text), CheckContext { service_port: Some(port), ..CheckContext::default() })
 }
 
@@ -136,7 +135,8 @@ fn declaring(folder: &Path, checks: &[(&str, &[&str])]) -> CheckContext {
     let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let declared = checks.iter().map(|(name, words)| (name.parse().unwrap(), text(words)));
     let listed = serde_json::json!([folder.join("probe"), "7"]);
-    let listed = BTreeMap::from([("probe".parse().unwrap(), serde_json::from_value(listed).unwrap())]);
+    let listed =
+        BTreeMap::from([("probe".parse().unwrap(), serde_json::from_value(listed).unwrap())]);
     CheckContext {
         service_port: Some(7),
         release: Some(ReleaseChecks {
@@ -164,8 +164,11 @@ fn program(folder: &Path, name: &str, script: &str) {
 async fn exec_runs_what_the_release_declares_or_the_server_lists() {
     let folder = tempfile::tempdir().unwrap();
     program(folder.path(), "probe", WANTS_7);
-    let checks: [(&str, &[&str]); 3] =
-        [("port", &["./probe", "{port}"]), ("wrong", &["./probe", "8", "; true"]), ("sh", &["true"])];
+    let checks: [(&str, &[&str]); 3] = [
+        ("port", &["./probe", "{port}"]),
+        ("wrong", &["./probe", "8", "; true"]),
+        ("sh", &["true"]),
+    ];
     let context = declaring(folder.path(), &checks);
     assert_eq!(look(&exec("port"), &context).await, Ok(()));
     assert_eq!(look(&exec("host:probe"), &context).await, Ok(()));
@@ -181,10 +184,8 @@ async fn exec_runs_nothing_that_only_a_policy_names() {
     let folder = tempfile::tempdir().unwrap();
     program(folder.path(), "sh", "#!/bin/sh\ntouch \"$0.ran\"\n");
     let context = declaring(folder.path(), &[]);
-    let undeclared = CheckFailure::Undeclared {
-        name: "sh".parse().unwrap(),
-        version: "1.2.0".parse().unwrap(),
-    };
+    let undeclared =
+        CheckFailure::Undeclared { name: "sh".parse().unwrap(), version: "1.2.0".parse().unwrap() };
     assert_eq!(look(&exec("sh"), &context).await, Err(undeclared.clone()));
     assert_eq!(undeclared.blame(), Blame::Release);
     let unlisted = CheckFailure::NotListed("sh".to_owned());

@@ -151,8 +151,7 @@ impl ServiceFile {
             return Err(format!("checks has more than {CHECKS_MAX} entries"));
         }
         for (name, check) in &self.checks {
-            check_command(&check.command)
-                .map_err(|why| format!("checks.{name}.command: {why}"))?;
+            check_command(&check.command).map_err(|why| format!("checks.{name}.command: {why}"))?;
         }
         self.service.as_ref().map_or(Ok(()), Service::check)
     }

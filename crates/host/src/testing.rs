@@ -52,6 +52,8 @@ pub(crate) fn release_of(version: &str) -> Release {
         artifact: blake3::hash(version.as_bytes()).to_hex().to_string().parse().unwrap(),
         manifest: "0".repeat(64).parse().unwrap(),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

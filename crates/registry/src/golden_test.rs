@@ -17,8 +17,8 @@ use crate::api::{
 };
 use crate::disk::{decode_event, decode_pair, encode_event, encode_pair};
 use crate::records::{
-    BootstrapRecord, GroupInfo, GroupRecord, IntentRecord, MemberRecord, MembersRecord,
-    SCHEMA, ServerRecord, Stamp, VerdictRecord,
+    BootstrapRecord, GroupInfo, GroupRecord, IntentRecord, MemberRecord, MembersRecord, SCHEMA,
+    ServerRecord, Stamp, VerdictRecord,
 };
 
 fn file(name: &str) -> PathBuf {

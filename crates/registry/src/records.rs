@@ -6,9 +6,7 @@
 use std::collections::BTreeMap;
 
 use cohort_base::Cause;
-use cohort_core::ids::{
-    AppId, GroupId, Incarnation, MemberId, Platform, ServerId, Version,
-};
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, Platform, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
 use cohort_wire::intent::SignedIntent;

@@ -483,8 +483,9 @@ pub async fn write_intent(
 fn revision_of(pair: Option<&KeyValue>) -> Answer<Revision> {
     let Some(pair) = pair else { return Ok(Revision::default()) };
     let record: IntentRecord = decode(pair)?;
-    let corrupt = |source: IntentError| {
-        RegistryError::Corrupt { key: pair.key.clone(), source: source.into() }
+    let corrupt = |source: IntentError| RegistryError::Corrupt {
+        key: pair.key.clone(),
+        source: source.into(),
     };
     Ok(record.signed.unverified().map_err(corrupt)?.revision)
 }

@@ -173,7 +173,10 @@ async fn a_policy_is_changed_only_by_who_has_seen_the_last_one() {
     };
     assert_eq!(write(3, "stable", 0).await, IntentPut::Written);
     assert_eq!(write(4, "beta", 0).await, IntentPut::Changed);
-    assert_eq!(intents(&registry, keys::POLICIES).await.expect("read"), [(app(), intent(3, Some("stable")).0)]);
+    assert_eq!(
+        intents(&registry, keys::POLICIES).await.expect("read"),
+        [(app(), intent(3, Some("stable")).0)]
+    );
     assert_eq!(write(4, "beta", 3).await, IntentPut::Written);
     assert_eq!(wanted(&registry, keys::POLICIES).await, [4]);
 }

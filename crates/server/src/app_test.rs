@@ -22,6 +22,8 @@ fn release(version: &str) -> Release {
         artifact: digest(kind),
         manifest: digest(kind + 8),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

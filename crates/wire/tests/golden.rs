@@ -28,8 +28,8 @@ use cohort_wire::agent::{
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, PolicyAnswer, PolicyRequest,
-    RecoverAnswer, RecoverRequest, RemoveAppRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
-    TokenRequest,
+    RecoverAnswer, RecoverRequest, RemoveAppRequest, RenewAnswer, RenewRequest, RevokeTokenRequest,
+    TokenAnswer, TokenRequest,
 };
 use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{DamagedKill, KillAnswer, KillRegister, KillScope, SignedKill};

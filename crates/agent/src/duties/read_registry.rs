@@ -308,8 +308,8 @@ mod read_registry_test {
     use cohort_identity::{Identity, Peer, Role};
     use cohort_registry::records::{IntentRecord, SCHEMA, encode};
     use cohort_registry::{
-        EmbeddedRegistry, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
-        WatchRequest, keys,
+        EmbeddedRegistry, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
+        WatchAnswer, WatchRequest, keys,
     };
     use cohort_server::member::View;
     use cohort_wire::kill::KillRegister;
@@ -317,8 +317,8 @@ mod read_registry_test {
 
     use super::{
         AppIntent, Duration, Errand, HubFault, KillScope, RegistryView, Revision, SignedIntent,
-        SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view, show_loss,
-        take_kill_registers, typed,
+        SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view,
+        show_loss, take_kill_registers, typed,
     };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
 
@@ -388,10 +388,15 @@ mod read_registry_test {
     }
 
     /// What a leader makes of a registry in which the hub has put only this.
-    async fn seen(registry: &EmbeddedRegistry, trust: &Trust<'_>, op: Op) -> (RegistryView, Unusable) {
+    async fn seen(
+        registry: &EmbeddedRegistry,
+        trust: &Trust<'_>,
+        op: Op,
+    ) -> (RegistryView, Unusable) {
         for prefix in [keys::POLICIES, keys::REMOVED] {
             let (items, _) = typed::list(registry, prefix).await.unwrap();
-            let then: Vec<Op> = items.into_iter().map(|pair| Op::Delete { key: pair.key }).collect();
+            let then: Vec<Op> =
+                items.into_iter().map(|pair| Op::Delete { key: pair.key }).collect();
             registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
         }
         registry.txn(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
