@@ -208,7 +208,7 @@ unreachable_after = "20s"
 
 [[check]]
 type = "http"
-url = "http://127.0.0.1:{port}/healthz"
+path = "/healthz"
 expect_status = 200
 expect_body = "ok"
 interval = "200ms"

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use cohort_consensus::Timing;
-use cohort_core::ids::{Platform, ServerId};
+use cohort_core::ids::{Platform, ProgramName, ServerId};
 use cohort_core::placement::Carriers;
 use cohort_core::policy::Duration;
+use cohort_host::HostProgram;
 use cohort_server::leading::REPLACE_AFTER_MS;
 use cohort_wire::dscp::Dscp;
 use serde::de::Error as _;
@@ -59,7 +61,10 @@ pub struct AgentConfig {
     /// Mirrors of the repository, closest first; the hub's list if empty.
     #[serde(default)]
     pub mirrors: Vec<String>,
-    /// The port of the service: `{port}` in commands and checks.
+    /// The address of this server where the service listens, for checks; the loopback addresses if
+    /// not set.
+    pub service_address: Option<IpAddr>,
+    /// The port of the service: `{port}` in commands, and the port of checks that name none.
     pub service_port: Option<u16>,
     /// The user that services, hooks and `exec` checks run as: a name in `/etc/passwd`, `UID` or
     /// `UID:GID`; the agent's own user if not set.
@@ -113,9 +118,10 @@ pub struct AgentConfig {
     /// Units of this server that a release may name in `service.systemd_unit`.
     #[serde(default)]
     pub systemd_units: BTreeSet<String>,
-    /// Programs of this server that `exec` checks may name as `host:NAME`, with absolute paths.
+    /// Programs of this server that `exec` checks may name as `host:NAME`: absolute paths, or lists
+    /// of one and its arguments.
     #[serde(default)]
-    pub exec_programs: BTreeMap<String, PathBuf>,
+    pub exec_programs: BTreeMap<ProgramName, HostProgram>,
 }
 
 impl AgentConfig {

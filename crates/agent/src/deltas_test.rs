@@ -77,6 +77,8 @@ impl Lab {
             artifact: whole.root().clone(),
             manifest: "0".repeat(64).parse().unwrap(),
             length: whole.length(),
+            unpacked_bytes: 64 << 30,
+            entries: 250_000,
             rollback: Rollback::Revert,
         };
         let store = ArtifactStore::open(at("artifacts")).unwrap();

@@ -190,6 +190,8 @@ pub(crate) async fn join(config: &AgentConfig) -> Result<(Identity, Joined), Age
     let hub_addresses = hub_addresses(&config.hub, &token.addresses);
     let missing = lost.unwrap_or_else(|| no_identity(config));
     let (answer, address) = ask(&hub_addresses, &token, &body, &missing).await?;
+    let handed = token.anchors.check(&answer.authority, answer.trusted_root.as_deref());
+    handed.map_err(AgentError::not_joined)?;
     let Some(JoinedGroup { group, labels, members }) = answer.group else {
         return Err(AgentError::not_joined("the hub named no group for this server"));
     };
@@ -290,7 +292,7 @@ async fn ask(
     body: &JoinRequest,
     missing: &str,
 ) -> Result<(JoinAnswer, String), AgentError> {
-    let client = Client::joining(&token.fingerprint);
+    let client = Client::joining(&token.anchors.authority);
     if addresses.is_empty() {
         return Err(AgentError::not_joined("neither agent.toml nor the join token names a hub"));
     }
@@ -327,6 +329,7 @@ mod join_test {
 
     use cohort_core::ids::MemberId;
     use cohort_core::orders::MemberAddress;
+    use cohort_identity::{Anchors, JoinTokenError};
     use cohort_wire::http::ApiError;
 
     use super::*;
@@ -438,6 +441,44 @@ mod join_test {
         std::fs::rename(data.join("next"), &path).unwrap();
         let error = refused().await;
         assert!(error.contains(&format!("{}", path.display())) && path.exists(), "{error}");
+    }
+
+    /// The owner of the hub has the authority's key, and a repository of its own.
+    #[tokio::test]
+    async fn a_hub_that_hands_out_another_root_is_refused() {
+        let (lab, folder) = (Lab::new().await, tempfile::tempdir().unwrap());
+        let answer = |root: Option<&str>| JoinAnswer {
+            certificate: "PEM".to_owned(),
+            authority: lab.authority.certificate_pem().to_owned(),
+            hub: PeerName::new(HUB_NAME).unwrap(),
+            trusted_root: root.map(str::to_owned),
+            mirrors: Vec::new(),
+            repository_port: 1,
+            group: None,
+        };
+        let joins = async |anchors: &Anchors, answer: JoinAnswer| {
+            let address = lab.serve_joining(answer).await;
+            let token = JoinToken::generate(anchors, &[address], None).unwrap();
+            let path = folder.path().join("token");
+            std::fs::write(&path, token.to_text()).unwrap();
+            let data_dir = folder.path().to_owned();
+            let config = AgentConfig { data_dir, join_token_file: Some(path), ..config() };
+            let Err(AgentError::NotJoined(why)) = join(&config).await else { panic!() };
+            assert!(!folder.path().join("joined.json").exists());
+            why.downcast_ref().cloned()
+        };
+        let anchors = Anchors::of(&lab.authority.fingerprint(), Some("ours"));
+        for forged in [Some("theirs"), None] {
+            let refused = joins(&anchors, answer(forged)).await;
+            assert_eq!(refused, Some(JoinTokenError::OtherRoot), "{forged:?}");
+        }
+        let none = Anchors { trusted_root: None, ..anchors.clone() };
+        assert_eq!(joins(&none, answer(Some("theirs"))).await, Some(JoinTokenError::OtherRoot));
+        let other = Lab::new().await.authority.certificate_pem().to_owned();
+        let forged = JoinAnswer { authority: other, ..answer(Some("ours")) };
+        assert_eq!(joins(&anchors, forged).await, Some(JoinTokenError::OtherAuthority));
+        // This one lacks only a group.
+        assert_eq!(joins(&anchors, answer(Some("ours"))).await, None);
     }
 
     #[test]

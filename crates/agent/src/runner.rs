@@ -264,6 +264,7 @@ impl Runner {
             server: config.server.clone(),
             group: self.shared.group.clone(),
             platform: config.platform.clone(),
+            service_address: config.service_address,
             service_port: config.service_port,
             run_as: self.user.as_ref().map(|user| user.run_as),
             home: self.user.as_ref().map(|user| user.home.clone()),

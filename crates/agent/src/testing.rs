@@ -9,6 +9,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use axum::Json;
 use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository};
 use cohort_consensus::{Config, Node, RaftId};
 use cohort_core::command::{COMMAND_VERSION, Command};
@@ -30,6 +31,7 @@ use cohort_server::member::{Input, Member, Proposed, View};
 use cohort_server::membership::{Founder, founding_state};
 use cohort_store::{Identity, RedbStore};
 use cohort_wire::http::{Handler, serve};
+use cohort_wire::hub::{JOIN, JoinAnswer};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
@@ -135,6 +137,18 @@ impl Lab {
         let (slot, routes) = (self.slot_of(&peer), BTreeMap::from([(alpn, handler)]));
         let (limits, stop) = (ServerLimits::default(), Default::default());
         tokio::spawn(serve(listener, slot, ClientAuth::Required, routes, limits, stop));
+        address
+    }
+
+    /// A hub that answers whoever joins; returns its address.
+    pub(crate) async fn serve_joining(&self, answer: JoinAnswer) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let router = axum::Router::new().route(JOIN, axum::routing::post(async || Json(answer)));
+        let slot = self.slot_of(&Peer::new(Role::Hub, "hub").unwrap());
+        let routes = BTreeMap::from([(Alpn::Hub, Handler::Http(router))]);
+        let (limits, stop) = (ServerLimits::default(), Default::default());
+        tokio::spawn(serve(listener, slot, ClientAuth::Optional, routes, limits, stop));
         address
     }
 
@@ -269,6 +283,8 @@ pub(crate) fn release(version: &str) -> Release {
         artifact: "ab".repeat(32).parse().unwrap(),
         manifest: "cd".repeat(32).parse().unwrap(),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

@@ -42,6 +42,8 @@ impl VerifiedManifest {
             artifact: self.root.clone(),
             manifest: self.digest.clone(),
             length: self.length,
+            unpacked_bytes: self.unpacked_bytes,
+            entries: self.entries,
             rollback: self.rollback,
         }
     }

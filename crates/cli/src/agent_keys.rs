@@ -9,8 +9,8 @@ pub(crate) const LAYOUT: Layout = Layout {
     keys: &[
         (
             Kind::Text,
-            "server listen advertise probe_listen platform rack service_user poll_interval \
-             ready_without_orders_after replace_after election_timeout heartbeat \
+            "server listen advertise probe_listen platform rack service_user service_address \
+             poll_interval ready_without_orders_after replace_after election_timeout heartbeat \
              download_limit upload_limit zone_download_limit packet_marking yield_floor",
         ),
         (Kind::Number, "service_port voters standbys"),

@@ -7,7 +7,6 @@ use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, R
 use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
 use cohort_identity::{Peer, PeerName};
-use cohort_registry::records::VersionedPolicy;
 use cohort_view::difference::Change;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::RolloutPlan;
@@ -19,6 +18,7 @@ use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::policy_known::KnownPolicy;
 
 /// The result of the command with this name.
 #[derive(Debug, Serialize)]
@@ -35,7 +35,7 @@ pub(crate) enum Answer<'a> {
     // With the groups that still have it.
     AppRemove { app: &'a AppId, revision: Revision, changed: bool, groups: &'a [GroupId] },
     AppDiff { app: &'a AppId, changes: &'a [Change] },
-    AppShow(&'a [&'a VersionedPolicy]),
+    AppShow(&'a [KnownPolicy]),
     Status(&'a FleetReport),
     Why(&'a [Wait]),
     RolloutPlan(&'a RolloutPlan),

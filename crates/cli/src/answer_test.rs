@@ -5,7 +5,6 @@ use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_identity::{Peer, PeerName, Role};
-use cohort_registry::records::{PolicyRecord, SCHEMA, VersionedPolicy};
 use cohort_view::difference::difference;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::{Offered, plan};
@@ -18,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Spread, Switch};
 use crate::failure::Failure;
+use crate::policy_known::KnownPolicy;
 
 /// The command with this result. Without a wildcard: a new result needs a name here, and an example
 /// below.
@@ -95,16 +95,14 @@ fn every_answer_is_as_its_golden_file_says() {
     let digest: Digest = "ab".repeat(32).parse().unwrap();
     let policy = json!({ "app": "web", "channel": "stable" });
     let parsed: Policy = serde_json::from_value(policy.clone()).unwrap();
-    let known = VersionedPolicy {
+    let known = [KnownPolicy {
+        app: "web".parse().unwrap(),
         revision: Revision(7),
-        record: PolicyRecord {
-            schema: SCHEMA,
-            app: "web".parse().unwrap(),
-            policy,
-            by: "ann".to_owned(),
-            at: 1_800_000_000,
-        },
-    };
+        policy,
+        by: "ann".to_owned(),
+        at: 1_800_000_000,
+        unproven: None,
+    }];
     let pointer = serde_json::from_value(json!({
         "schema": 1, "app": "web", "channel": "stable", "version": "1.2.0", "serial": 4,
         "set_at": "2027-01-15T08:00:00Z",
@@ -181,7 +179,7 @@ fn every_answer_is_as_its_golden_file_says() {
             groups: std::slice::from_ref(&group),
         },
         Answer::AppDiff { app: &app, changes: &changes },
-        Answer::AppShow(&[&known]),
+        Answer::AppShow(&known),
         Answer::Status(&reported),
         Answer::Why(&waits(&reported)),
         Answer::RolloutPlan(&planned),

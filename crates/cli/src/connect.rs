@@ -33,7 +33,7 @@ impl Hub {
     /// accepted, whatever its name.
     pub(crate) fn joining(token: &JoinToken) -> Result<Self, Failure> {
         let peer = Peer::new(Role::Hub, "hub").or_fail("name")?;
-        let client = Client::joining(&token.fingerprint);
+        let client = Client::joining(&token.anchors.authority);
         Ok(Hub { client, targets: Target::hub(&peer, &token.addresses) })
     }
 

@@ -113,7 +113,7 @@ impl Known {
                 known.candidates.push((server.server.clone(), server.address.clone()));
             }
         }
-        let apps = fleet.policies.iter().map(|policy| policy.record.app.clone()).collect();
+        let apps = fleet.policies.keys().cloned().collect();
         Known { groups, apps }
     }
 

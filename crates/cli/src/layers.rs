@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Map,
     /// A path, relative to the file that contains it.
     Path,
-    /// Names and paths. Layers are merged.
+    /// Names, and paths or lists that start with one. Layers are merged.
     PathMap,
 }
 
@@ -224,6 +224,12 @@ fn with_paths(kind: Kind, value: Value, folder: &Path) -> Value {
                 .into_iter()
                 .map(|(name, value)| match value {
                     Value::String(text) => (name, anchor(&text)),
+                    Value::Array(mut words) => {
+                        if let Some(Value::String(program)) = words.first() {
+                            words[0] = anchor(program);
+                        }
+                        (name, Value::Array(words))
+                    }
                     other => (name, other),
                 })
                 .collect(),

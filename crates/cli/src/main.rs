@@ -25,6 +25,7 @@ mod layers;
 mod logging;
 mod output;
 mod policy_file;
+mod policy_known;
 mod toml_keys;
 mod workplace;
 

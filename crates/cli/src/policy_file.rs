@@ -24,8 +24,7 @@ const UPDATE: KnownKeys<'_> = KnownKeys {
 };
 
 const CHECK: KnownKeys<'_> = KnownKeys {
-    plain: "type address url expect_status expect_body expect_header command args interval \
-            timeout phase",
+    plain: "type port path name expect_status expect_body expect_header interval timeout phase",
     tables: &[],
     later: "metric",
 };

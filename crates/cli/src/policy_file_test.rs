@@ -17,7 +17,7 @@ fn the_example_of_the_documentation_is_read() {
     let policy = parse(
         &format!(
             "{HEAD}[update]\nmax_parallel = [\"1\", \"10%\", \"100%\"]\nmax_unavailable = 2\n\
-             [[check]]\ntype = \"http\"\nurl = \"http://127.0.0.1:8080/healthz\"\n\
+             [[check]]\ntype = \"http\"\npath = \"/healthz\"\n\
              expect_header = {{ server = \"web\" }}\nphase = [\"pre-flight\"]\n\
              [[stage]]\nzone = \"zone-a\"\n[[stage]]\nzone = \"zone-b\"\n"
         ),
@@ -35,9 +35,9 @@ fn unknown_keys_are_refused_with_line_and_the_key_that_was_meant() {
     assert_eq!(failure.error, "web.toml line 4: unknown key `update.max_paralel`");
     assert_eq!(failure.hints, [Hint::Meant("max_parallel".into())]);
 
-    let failure = refusal("[[check]]\ntype = \"tcp\"\naddres = \"x:1\"\n");
-    assert_eq!(failure.error, "web.toml line 5: unknown key `check.addres`");
-    assert_eq!(failure.hints, [Hint::Meant("address".into())]);
+    let failure = refusal("[[check]]\ntype = \"tcp\"\nprot = 80\n");
+    assert_eq!(failure.error, "web.toml line 5: unknown key `check.prot`");
+    assert_eq!(failure.hints, [Hint::Meant("port".into())]);
 
     let failure = refusal("colour = \"red\"\n");
     assert_eq!(failure.error, "web.toml line 3: unknown key `colour`");

@@ -161,6 +161,18 @@ name_type!(
     "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
 );
 name_type!(
+    /// A program that `exec` checks run: the release's or the server's name for it.
+    ProgramName, "name of a check's program",
+    "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
+);
+name_type!(
+    /// What an `exec` check runs: a program that the release declares, or `host:NAME` for one of
+    /// the server's own.
+    CheckName, "name of a check",
+    "use 1 to 63 of a-z, 0-9 and `-`, with `host:` before it for a program of the server",
+    |text| is_label(text.strip_prefix(OF_HOST).unwrap_or(text))
+);
+name_type!(
     /// The platform an artifact is built for, such as `linux/amd64`.
     Platform, "platform",
     "use 1 to 64 of a-z, 0-9 and `/_.-`, without empty parts or `..`", is_platform
@@ -169,6 +181,17 @@ name_type!(
     /// A BLAKE3 hash: 64 lower-case hexadecimal digits.
     Digest, "digest", "use 64 lower-case hexadecimal digits", is_digest
 );
+
+/// The prefix of a [`CheckName`] that the server's own list has.
+const OF_HOST: &str = "host:";
+
+impl CheckName {
+    /// The name on the server's own list; `None`: the release declares this one.
+    #[must_use]
+    pub fn of_host(&self) -> Option<&str> {
+        self.as_str().strip_prefix(OF_HOST)
+    }
+}
 
 /// Longest [`RequestId`], in bytes: a UUID, with room for a prefix.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;

@@ -174,7 +174,7 @@ impl Asked<'_> {
             warm_up_ms: update.warm_up_time.ms,
             // A broken hook must not keep a bad or removed release running.
             stop_despite_hooks: activation.purpose != Purpose::Wave || update.stop_despite_hooks,
-            checks: self.app.preflight_set(activation.purpose).in_phase(CheckPhase::PreFlight),
+            checks: self.app.preflight_set(activation.purpose).checks.clone(),
             hold: self.hold(activation.purpose),
         })
     }

@@ -311,13 +311,14 @@ impl<'a> Planner<'a> {
     /// it do not arrive.
     fn policy_lost(&mut self) {
         let Some(view) = &self.seen.registry else { return };
-        let removed =
-            matches!(self.app.phase, Phase::Removing { .. }) || view.removed.contains_key(self.id);
+        let group = self.app.revision;
+        // A removal that is older than the policy was passed off as the present state.
+        let removed = matches!(self.app.phase, Phase::Removing { .. })
+            || view.removed.get(self.id).is_some_and(|removal| *removal > group);
         if removed || view.unusable.contains(self.id) {
             return;
         }
         let hub = view.policies.get(self.id).map(|(revision, _)| *revision);
-        let group = self.app.revision;
         if hub.is_none_or(|hub| hub < group) {
             self.wait(self.state.clock, WaitingOn::PolicyLost { hub, group });
         }

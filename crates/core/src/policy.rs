@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, Channel};
+use crate::ids::{AppId, Channel, CheckName};
 
 /// Most checks of an app: every server runs each of them every few seconds.
 pub const CHECKS_MAX: usize = 16;
@@ -15,6 +15,8 @@ pub const CHECKS_MAX: usize = 16;
 pub const STAGES_MAX: usize = 32;
 /// Most entries in a list of wave sizes; the last one repeats.
 pub const WAVE_SIZES_MAX: usize = 64;
+/// Longest path of an HTTP check, in bytes. 1 KiB: a path with a query, not a payload.
+pub const PATH_BYTES_MAX: usize = 1024;
 /// Longest duration in a policy: 30 days, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
@@ -173,16 +175,24 @@ pub enum CheckPhase {
     Running,
 }
 
-/// What is checked. `{port}` in a text is replaced by the agent's `service_port`.
+/// What is checked: always on the server itself. A policy names no host and no program's path, so
+/// that whoever can forge one makes no server run or reach anything else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Probe {
+    /// Something accepts connections.
     Tcp {
-        address: String,
+        /// `None`: the server's `service_port`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
     },
-    /// An HTTP request gets the expected response.
+    /// A GET request gets the expected response.
     Http {
-        url: String,
+        /// `None`: the server's `service_port`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// Path and query, such as `/healthz`.
+        path: String,
         /// The expected status; 200 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expect_status: Option<u16>,
@@ -193,12 +203,7 @@ pub enum Probe {
         expect_header: BTreeMap<String, String>,
     },
     /// A program exits with status 0.
-    Exec {
-        /// A path within the artifact, or `host:NAME` from the server's own list.
-        command: String,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        args: Vec<String>,
-    },
+    Exec { name: CheckName },
 }
 
 /// A duration, written as `250ms`, `10s`, `5m`, `1h` or `2d`; at most 30 days.
@@ -395,6 +400,12 @@ impl WaveSizes {
     }
 }
 
+/// Whether a text can stand in a request line, after the host.
+fn is_path(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_graphic() && b != b'#';
+    text.starts_with('/') && text.len() <= PATH_BYTES_MAX && text.bytes().all(allowed)
+}
+
 impl Policy {
     /// Checks what the types cannot: counts, and values against one another.
     ///
@@ -432,6 +443,14 @@ impl Policy {
             }
             if check.phase.is_empty() {
                 return Err("a check's phase must be `pre-flight`, `running` or both".into());
+            }
+            if let Probe::Http { path, .. } = &check.probe
+                && !is_path(path)
+            {
+                return Err(format!(
+                    "a check's path must start with `/`, and have at most {PATH_BYTES_MAX} \
+                     printable characters without spaces or `#`"
+                ));
             }
         }
         Ok(())

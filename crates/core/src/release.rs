@@ -18,6 +18,10 @@ pub struct Release {
     /// BLAKE3 of the manifest's bytes, the signed part.
     pub manifest: Digest,
     pub length: u64,
+    /// What it may unpack to at most, in bytes.
+    pub unpacked_bytes: u64,
+    /// How many files, directories and links it may have at most.
+    pub entries: u32,
     pub rollback: Rollback,
 }
 

@@ -138,7 +138,7 @@ fn a_group_remembers_no_more_than_its_limits() {
 
     // Each set of checks stays in use by one server.
     let checks = |n: u64| Check {
-        probe: Probe::Tcp { address: format!("127.0.0.1:{n}") },
+        probe: Probe::Tcp { port: u16::try_from(n).ok() },
         interval: Duration::from_secs(1),
         timeout: Duration::from_secs(1),
         phase: vec![CheckPhase::Running],

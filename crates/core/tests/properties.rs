@@ -252,22 +252,50 @@ fn unknown_keys_of_a_policy_are_refused_by_name() {
     let text = r#"{"app": "web", "channel": "stable", "update": {"max_paralel": 3}}"#;
     let error = serde_json::from_str::<Policy>(text).expect_err("unknown key").to_string();
     assert!(error.contains("max_paralel"), "{error}");
-    let text = r#"{"app": "web", "channel": "stable", "check": [{"type": "tcp", "adress": "x"}]}"#;
+    let text = r#"{"app": "web", "channel": "stable", "check": [{"type": "tcp", "prot": 1}]}"#;
     let error = serde_json::from_str::<Policy>(text).expect_err("unknown key").to_string();
-    assert!(error.contains("adress"), "{error}");
+    assert!(error.contains("prot"), "{error}");
 }
 
 #[test]
 fn checks_survive_their_encoding_and_are_written_flat() {
-    let text = r#"{"type": "http", "url": "http://x/", "expect_status": 204, "timeout": "3s"}"#;
+    let text = r#"{"type": "http", "path": "/", "expect_status": 204, "timeout": "3s"}"#;
     let check: Check = serde_json::from_str(text).expect("a check");
     assert_eq!((check.timeout, check.interval), (Duration::from_secs(3), Duration::from_secs(2)));
     let again = serde_json::to_value(&check).expect("plain data");
     assert_eq!(again["expect_status"], 204);
     assert_eq!(serde_json::from_value::<Check>(again).expect("the same"), check);
-    for text in [r#"{"type": "tcp"}"#, r#"{"type": "exec", "command": "x", "url": "y"}"#] {
+    for text in [r#"{"type": "http"}"#, r#"{"type": "exec", "name": "x", "path": "/y"}"#] {
         assert!(serde_json::from_str::<Check>(text).is_err(), "{text}");
     }
+}
+
+/// A policy is all that the hub could forge: what a server runs and reaches is not in it.
+#[test]
+fn a_policy_names_no_program_no_arguments_and_no_host() {
+    for text in [
+        r#"{"type": "exec", "name": "bin/sh"}"#,
+        r#"{"type": "exec", "name": "/bin/sh"}"#,
+        r#"{"type": "exec", "name": "../x"}"#,
+        r#"{"type": "exec", "name": "host:/bin/sh"}"#,
+        r#"{"type": "exec", "name": "smoke", "args": ["-c", "id"]}"#,
+        r#"{"type": "exec", "command": "bin/sh"}"#,
+        r#"{"type": "tcp", "address": "10.0.0.1:22"}"#,
+        r#"{"type": "http", "url": "http://169.254.169.254/"}"#,
+        r#"{"type": "http", "path": "/", "host": "10.0.0.1"}"#,
+    ] {
+        assert!(serde_json::from_str::<Check>(text).is_err(), "{text}");
+    }
+    let policy = |path: &str| {
+        let check = serde_json::json!({ "type": "http", "path": path });
+        let policy = serde_json::json!({ "app": "web", "channel": "stable", "check": [check] });
+        serde_json::from_value::<Policy>(policy).expect("a policy").validate()
+    };
+    assert_eq!(policy("/healthz?full=1"), Ok(()));
+    for path in ["", "healthz", "@10.0.0.1/", "/a b", "/a\r\nX: y", "/#", "http://10.0.0.1/"] {
+        assert!(policy(path).is_err(), "{path}");
+    }
+    assert!(policy(&format!("/{}", "a".repeat(1024))).is_err());
 }
 
 #[test]

@@ -54,6 +54,8 @@ impl Sample {
             artifact: hashes.root().clone(),
             manifest: "0".repeat(64).parse().unwrap(),
             length: hashes.length(),
+            unpacked_bytes: 64 << 30,
+            entries: 250_000,
             rollback: Rollback::Revert,
         };
         Self { bytes: bytes.into(), hashes, release }

@@ -296,7 +296,7 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let mut host = server.host();
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let check = format!("{{\"type\":\"tcp\",\"address\":\"127.0.0.1:{port}\"}}");
+    let check = format!("{{\"type\":\"tcp\",\"port\":{port}}}");
     let check: Check = serde_json::from_str(&check).unwrap();
     let mut order = order(1, Some(&release));
     order.healthy_deadline_ms = 1_500;
@@ -305,6 +305,30 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
     assert!(output.contains("running 1.0.0"), "{output}");
+    server.end().await;
+}
+
+/// Named by a policy, the program is in the release, and the release does not declare it.
+#[tokio::test]
+async fn a_check_that_is_not_declared_fails_before_the_old_release_stops() {
+    let server = TestServer::start().await;
+    let mut host = server.host();
+    let old = server.release("1.0.0", SLEEP, &[]);
+    settle(&mut host, &order(1, Some(&old))).await.unwrap();
+    let release = server.release("1.1.0", SLEEP, &[]);
+    for (generation, name, expected, phase) in [
+        (2, "run", Blame::Release, "pre-flight"),
+        (3, "run", Blame::Release, "running"),
+        (4, "host:sh", Blame::Surroundings, "pre-flight"),
+    ] {
+        let mut order = order(generation, Some(&release));
+        let check = serde_json::json!({ "type": "exec", "name": name, "phase": [phase] });
+        order.checks = vec![serde_json::from_value(check).unwrap()];
+        settle(&mut host, &order).await.unwrap();
+        let (step, blame, _) = failure(&host);
+        assert_eq!((step, blame), (Step::Prepare, expected), "{name}");
+        assert_eq!(host.local().current.as_ref(), Some(&old));
+    }
     server.end().await;
 }
 

@@ -3,12 +3,13 @@
 //! [`next_action`]: cohort_core::steps::next_action
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::{FileError, OnPath as _, durable, events};
-use cohort_core::ids::{AppId, Digest, GroupId, Platform, ServerId};
+use cohort_core::ids::{AppId, Digest, GroupId, Platform, ProgramName, ServerId};
 use cohort_core::release::Release;
 use cohort_core::report::Step;
 use cohort_core::steps::{
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::CheckContext;
+use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::output::{first_text, last_text};
@@ -41,6 +43,8 @@ pub struct AppHostConfig {
     pub group: GroupId,
     /// `COHORT_PLATFORM` for hooks, services and checks.
     pub platform: Platform,
+    /// The address of this server that checks connect to; if absent, the loopback addresses.
+    pub service_address: Option<IpAddr>,
     /// Where the app's service listens: `{port}`, `COHORT_SERVICE_PORT`.
     pub service_port: Option<u16>,
     /// The user that hooks and services run as; if absent, the agent's own.
@@ -52,7 +56,7 @@ pub struct AppHostConfig {
     /// The server's units that a release may name.
     pub systemd_units: Arc<BTreeSet<String>>,
     /// The server's own programs that checks may run as `host:NAME`.
-    pub host_programs: Arc<BTreeMap<String, PathBuf>>,
+    pub host_programs: Arc<BTreeMap<ProgramName, HostProgram>>,
 }
 
 /// The managers that run services on this server.
@@ -174,9 +178,19 @@ impl AppHost {
     }
 
     pub(crate) fn check_context_of(&self, release: Option<&Release>) -> CheckContext {
+        let of_release = |release: &Release| {
+            let checks = self.service_file(release).map(|file| file.checks).unwrap_or_default();
+            let declared = checks.into_iter().map(|(name, check)| (name, check.command));
+            ReleaseChecks {
+                version: release.version.clone(),
+                folder: self.releases.path_of(release),
+                declared: declared.collect(),
+            }
+        };
         CheckContext {
+            service_address: self.config.service_address,
             service_port: self.config.service_port,
-            release_folder: release.map(|release| self.releases.path_of(release)),
+            release: release.map(of_release),
             variables: release.map(|release| self.service_variables(release)).unwrap_or_default(),
             host_programs: Arc::clone(&self.config.host_programs),
             programs: Arc::clone(&self.config.programs),

@@ -3,33 +3,37 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
+use cohort_core::ids::{CheckName, ProgramName, Version};
 use cohort_core::policy::{Check, Probe};
+use cohort_core::report::Blame;
 use tokio::net::TcpStream;
 
-use crate::confine::Confined;
-use crate::output::Tail;
+use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::process::Exit;
-use crate::program::{End, Program, ProgramError, Programs, RunAs, base_environment, run};
+use crate::program::{Programs, RunAs};
 
-/// How much output of an `exec` check is kept, in bytes: a line or two.
-const EXEC_OUTPUT_BYTES_MAX: usize = 512;
+const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in agent.toml, or \
+     `port` in the policy";
 
 /// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]
 pub struct CheckContext {
-    /// The value of `{port}` in checks.
+    /// Where the service listens, if not on the loopback addresses.
+    pub(crate) service_address: Option<IpAddr>,
+    /// The port of checks that name none, and the value of `{port}` in commands.
     pub(crate) service_port: Option<u16>,
-    /// Where `exec` looks up its programs.
-    pub(crate) release_folder: Option<PathBuf>,
+    /// What the release in use declares.
+    pub(crate) release: Option<ReleaseChecks>,
     /// `COHORT_*` variables for `exec`.
     pub(crate) variables: BTreeMap<String, String>,
     /// The server's own programs, which `exec` may name as `host:NAME`.
-    pub(crate) host_programs: Arc<BTreeMap<String, PathBuf>>,
+    pub(crate) host_programs: Arc<BTreeMap<ProgramName, HostProgram>>,
     pub(crate) programs: Arc<Programs>,
     /// The user that `exec` runs the release's programs as.
     pub(crate) run_as: Option<RunAs>,
@@ -43,7 +47,6 @@ pub(crate) enum CheckFailure {
     TimedOut,
     /// The service accepted and then closed the connection.
     Reset,
-    NameNotFound,
     Unreachable(String),
     NotHttp,
     WrongStatus {
@@ -67,11 +70,34 @@ pub(crate) enum CheckFailure {
         exit: Exit,
         output: String,
     },
+    /// The policy names a check that the release does not have.
+    Undeclared {
+        name: CheckName,
+        version: Version,
+    },
+    /// The policy names a program that this server does not list.
+    NotListed(String),
     /// The check cannot run on this server: not the release's fault.
     CannotCheck(String),
 }
 
 impl CheckFailure {
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            CheckFailure::NotListed(_) | CheckFailure::CannotCheck(_) => Blame::Surroundings,
+            CheckFailure::Refused
+            | CheckFailure::TimedOut
+            | CheckFailure::Reset
+            | CheckFailure::Unreachable(_)
+            | CheckFailure::NotHttp
+            | CheckFailure::WrongStatus { .. }
+            | CheckFailure::WrongHeader { .. }
+            | CheckFailure::WrongBody { .. }
+            | CheckFailure::Exited { .. }
+            | CheckFailure::Undeclared { .. } => Blame::Release,
+        }
+    }
+
     pub(crate) fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => CheckFailure::Refused,
@@ -91,7 +117,6 @@ impl fmt::Display for CheckFailure {
             CheckFailure::Refused => write!(f, "connection refused"),
             CheckFailure::TimedOut => write!(f, "no response in time"),
             CheckFailure::Reset => write!(f, "connection closed before a response"),
-            CheckFailure::NameNotFound => write!(f, "host name not found"),
             CheckFailure::Unreachable(why) => write!(f, "unreachable: {why}"),
             CheckFailure::NotHttp => write!(f, "not an HTTP response"),
             CheckFailure::WrongStatus { found, expected, body } => {
@@ -105,6 +130,17 @@ impl fmt::Display for CheckFailure {
                 write!(f, "no `{expected}` in the body, which starts with `{found}`")
             }
             CheckFailure::Exited { exit, output } => write!(f, "{exit}: {output}"),
+            CheckFailure::Undeclared { name, version } => write!(
+                f,
+                "the policy names the check `{name}`, which release {version} does not declare: \
+                 add [checks.{name}] to its cohort.toml and publish it as another version, or \
+                 remove the check from the policy"
+            ),
+            CheckFailure::NotListed(name) => write!(
+                f,
+                "the policy names the check `host:{name}`, which this server does not list: add \
+                 `{name}` to `exec_programs` in agent.toml, or remove the check from the policy"
+            ),
             CheckFailure::CannotCheck(why) => write!(f, "cannot check: {why}"),
         }
     }
@@ -112,32 +148,38 @@ impl fmt::Display for CheckFailure {
 
 /// A check's name for people: its kind and its target on this server.
 pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
-    let name = match &check.probe {
-        Probe::Tcp { address } => format!("tcp {address}"),
-        Probe::Http { url, .. } => format!("http {url}"),
-        Probe::Exec { command, .. } => format!("exec {command}"),
+    let at = |port: &Option<u16>| {
+        port.or(context.service_port).map(|port| format!(":{port}")).unwrap_or_default()
     };
-    fill_in(&name, context.service_port).unwrap_or(name)
+    match &check.probe {
+        Probe::Tcp { port } => format!("tcp {}", at(port)),
+        Probe::Http { port, path, .. } => format!("http {}{path}", at(port)),
+        Probe::Exec { name } => format!("exec {name}"),
+    }
 }
 
 /// Runs the check once.
 pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), CheckFailure> {
     let limit = Duration::from_millis(check.timeout.ms);
     match &check.probe {
-        Probe::Tcp { address } => {
-            let address = context.fill_in(address)?;
-            within(limit, async { connect(&address).await.map(drop) }).await
+        Probe::Tcp { port } => {
+            let port = context.port(*port)?;
+            within(limit, async { context.connect(port).await.map(drop) }).await
         }
-        Probe::Http { url, expect_status, expect_body, expect_header } => {
+        Probe::Http { port, path, expect_status, expect_body, expect_header } => {
+            let port = context.port(*port)?;
             let expected = crate::check_http::Expected {
                 status: expect_status.unwrap_or(200),
                 body: expect_body.as_deref(),
                 headers: expect_header,
             };
-            let url = context.fill_in(url)?;
-            within(limit, crate::check_http::look(&url, &expected)).await
+            let look = async {
+                let (stream, address) = context.connect(port).await?;
+                crate::check_http::look(stream, address, path, &expected).await
+            };
+            within(limit, look).await
         }
-        Probe::Exec { command, args } => exec(command, args, limit, context).await,
+        Probe::Exec { name } => crate::check_exec::look(name, limit, context).await,
     }
 }
 
@@ -148,50 +190,33 @@ async fn within(
     tokio::time::timeout(limit, look).await.unwrap_or(Err(CheckFailure::TimedOut))
 }
 
-/// Connects to `host:port`, trying each of its addresses in turn.
-pub(crate) async fn connect(address: &str) -> Result<TcpStream, CheckFailure> {
-    let found = tokio::net::lookup_host(address).await;
-    let mut failure = CheckFailure::NameNotFound;
-    for address in found.map_err(|_| CheckFailure::NameNotFound)? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = CheckFailure::from_io(&error),
-        }
-    }
-    Err(failure)
-}
-
 impl CheckContext {
-    fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
+    pub(crate) fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
         fill_in(text, self.service_port).map_err(|error| CheckFailure::CannotCheck(chain(&error)))
     }
 
-    /// The path of an `exec` check's program: in the release, or on the server's own list.
-    fn program(&self, command: &str) -> Result<(PathBuf, Owner), CheckFailure> {
-        let cannot = |why: String| CheckFailure::CannotCheck(why);
-        if let Some(name) = command.strip_prefix("host:") {
-            let path = self.host_programs.get(name).ok_or_else(|| {
-                cannot(format!("`{name}` is not one of this server's `exec_programs`"))
-            })?;
-            return Ok((path.clone(), Owner::Server));
-        }
-        let folder = self
-            .release_folder
-            .as_ref()
-            .ok_or_else(|| cannot("no release is installed".to_owned()))?;
-        let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-        if command.is_empty() || !Path::new(command).components().all(inside) {
-            return Err(cannot(format!("`{command}` is not a path inside the release")));
-        }
-        Ok((folder.join(command), Owner::Release))
+    /// The port that a check names, or the server's.
+    fn port(&self, of_check: Option<u16>) -> Result<u16, CheckFailure> {
+        let port = of_check.or(self.service_port);
+        port.ok_or_else(|| CheckFailure::CannotCheck(NO_PORT.to_owned()))
     }
-}
 
-/// Owner of an `exec` check's program: the server's own programs run as the agent's user.
-#[derive(PartialEq, Eq)]
-enum Owner {
-    Release,
-    Server,
+    /// Connects to this server's own service.
+    async fn connect(&self, port: u16) -> Result<(TcpStream, SocketAddr), CheckFailure> {
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let own: &[IpAddr] = match &self.service_address {
+            Some(address) => std::slice::from_ref(address),
+            None => &loopback,
+        };
+        let mut first = None;
+        for address in own.iter().map(|address| SocketAddr::new(*address, port)) {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => first = first.or(Some(CheckFailure::from_io(&error))),
+            }
+        }
+        Err(first.unwrap_or(CheckFailure::Refused))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -204,43 +229,6 @@ pub(crate) fn fill_in(text: &str, port: Option<u16>) -> Result<String, NoPort> {
         return Ok(text.to_owned());
     }
     Ok(text.replace("{port}", &port.ok_or(NoPort)?.to_string()))
-}
-
-async fn exec(
-    command: &str,
-    args: &[String],
-    limit: Duration,
-    context: &CheckContext,
-) -> Result<(), CheckFailure> {
-    let (path, owner) = context.program(command)?;
-    let args: Vec<String> =
-        args.iter().map(|arg| context.fill_in(arg)).collect::<Result<_, _>>()?;
-    let is_releases = owner == Owner::Release;
-    let mut env = base_environment(context.home.as_deref().filter(|_| is_releases));
-    env.extend(context.variables.clone());
-    let folder = match (is_releases, &context.release_folder) {
-        (true, Some(folder)) => folder.clone(),
-        _ => PathBuf::from("/"),
-    };
-    // The server's own programs run as the agent, with all that it may do.
-    let run_as = context.run_as.filter(|_| is_releases);
-    let confined =
-        Confined { args, env, run_as, gains: !is_releases, ..Confined::new(path, folder) };
-    let program = Program { programs: &context.programs, confined, limit, note: None };
-    let mut tail = Tail::new(EXEC_OUTPUT_BYTES_MAX);
-    match run(&program, &mut tail).await {
-        Ok(End::Exited(Exit::Status(0))) => Ok(()),
-        Ok(End::Exited(exit)) => {
-            let output = tail.text().trim().to_owned();
-            Err(CheckFailure::Exited { exit, output })
-        }
-        Ok(End::TimedOut) => Err(CheckFailure::TimedOut),
-        Err(error @ ProgramError::Spawn { .. }) => {
-            let exit = Exit::NotStarted { reason: chain(&error) };
-            Err(CheckFailure::Exited { exit, output: String::new() })
-        }
-        Err(error @ ProgramError::Watch { .. }) => Err(CheckFailure::CannotCheck(chain(&error))),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! HTTP checks: one request, whose response is read only as far as the check needs.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use cohort_base::chain;
 use cohort_base::chain::causes;
@@ -8,9 +9,9 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
-use url::Url;
+use tokio::net::TcpStream;
 
-use crate::check::{CheckFailure, connect};
+use crate::check::CheckFailure;
 
 /// How much of a body is read, in bytes. 64 KiB: a status page, not a download.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -24,22 +25,20 @@ pub(crate) struct Expected<'a> {
     pub(crate) headers: &'a BTreeMap<String, String>,
 }
 
-/// Sends the request and judges the response. Redirects are not followed.
-pub(crate) async fn look(url: &str, expected: &Expected<'_>) -> Result<(), CheckFailure> {
-    let cannot = |why: String| CheckFailure::CannotCheck(why);
-    let url = Url::parse(url).map_err(|error| cannot(format!("`{url}`: {}", chain(&error))))?;
-    if url.scheme() != "http" {
-        return Err(cannot(format!("`{url}`: only http is supported; use an exec check")));
-    }
-    let host = url.host_str().ok_or_else(|| cannot(format!("`{url}` has no host")))?;
-    let port = url.port_or_known_default().unwrap_or(80);
-    let stream = connect(&format!("{host}:{port}")).await?;
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
+/// Requests `path` over a connection to `address`, and judges the response. Redirects are not
+/// followed.
+pub(crate) async fn look(
+    stream: TcpStream,
+    address: SocketAddr,
+    path: &str,
+    expected: &Expected<'_>,
+) -> Result<(), CheckFailure> {
+    let request = Request::get(path)
+        .header(header::HOST, address.to_string())
         .header(header::USER_AGENT, "cohort-check")
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| cannot(chain(&error)))?;
+        .map_err(|error| CheckFailure::CannotCheck(chain(&error)))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
     let ask = async {

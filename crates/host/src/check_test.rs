@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use cohort_core::policy::Check;
+use cohort_core::report::Blame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{CheckContext, CheckFailure, check_name, look};
+use super::{CheckContext, CheckFailure, HostProgram, ReleaseChecks, check_name, look};
 use crate::cgroup::Cgroups;
 use crate::launch::Launch;
 use crate::process::Exit;
@@ -32,8 +33,7 @@ fn check(text: &str) -> Check {
 }
 
 fn http(port: u16, more: &str) -> (Check, CheckContext) {
-    let url = "http://127.0.0.1:{port}/healthz";
-    let text = format!("{{\"type\":\"http\",\"url\":\"{url}\",\"timeout\":\"2s\"{more}}}");
+    let text = format!("{{\"type\":\"http\",\"path\":\"/healthz\",\"timeout\":\"2s\"{more}}}");
     (check(&text), CheckContext { service_port: Some(port), ..CheckContext::default() })
 }
 
@@ -42,9 +42,9 @@ const OK: &str = "HTTP/1.1 200 OK\r\nx-role: follower\r\ncontent-length: 2\r\n\r
 #[test]
 fn a_checks_name_has_the_port_of_this_server() {
     let (check, context) = http(8080, "");
-    assert_eq!(check_name(&check, &context), "http http://127.0.0.1:8080/healthz");
+    assert_eq!(check_name(&check, &context), "http :8080/healthz");
     let none = CheckContext::default();
-    assert_eq!(check_name(&check, &none), "http http://127.0.0.1:{port}/healthz");
+    assert_eq!(check_name(&check, &none), "http /healthz");
 }
 
 #[tokio::test]
@@ -118,49 +118,104 @@ async fn a_body_without_end_is_read_to_the_limit_only() {
 #[tokio::test]
 async fn tcp_is_there_or_not() {
     let port = server(OK).await;
-    let tcp = check("{\"type\":\"tcp\",\"address\":\"localhost:{port}\"}");
+    let tcp = check("{\"type\":\"tcp\"}");
     let context = CheckContext { service_port: Some(port), ..CheckContext::default() };
     assert_eq!(look(&tcp, &context).await, Ok(()));
-    let nowhere =
-        check("{\"type\":\"tcp\",\"address\":\"no.such.host.invalid:1\",\"timeout\":\"5s\"}");
-    assert_eq!(look(&nowhere, &context).await, Err(CheckFailure::NameNotFound));
+    let own = check(&format!("{{\"type\":\"tcp\",\"port\":{port}}}"));
+    assert_eq!(look(&own, &CheckContext::default()).await, Ok(()));
+    let elsewhere = CheckContext { service_address: Some([127, 0, 0, 2].into()), ..context };
+    assert_eq!(look(&tcp, &elsewhere).await, Err(CheckFailure::Refused));
 }
 
-#[tokio::test]
-async fn exec_runs_files_of_the_release_or_of_the_list_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("probe");
-    std::fs::write(&program, "#!/bin/sh\n[ \"$1\" = 7 ] || { echo not \"$1\"; exit 3; }\n")
-        .unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let listed = BTreeMap::from([("probe".to_owned(), program.clone())]);
-    let context = CheckContext {
+/// A program that wants one argument, and prints what it got instead.
+const WANTS_7: &str = "#!/bin/sh\n[ \"$*\" = 7 ] || { echo not \"$*\"; exit 3; }\n";
+
+/// A release in `folder` that declares some checks, and a server that lists `probe`.
+fn declaring(folder: &Path, checks: &[(&str, &[&str])]) -> CheckContext {
+    let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let declared = checks.iter().map(|(name, words)| (name.parse().unwrap(), text(words)));
+    let listed = serde_json::json!([folder.join("probe"), "7"]);
+    let listed =
+        BTreeMap::from([("probe".parse().unwrap(), serde_json::from_value(listed).unwrap())]);
+    CheckContext {
         service_port: Some(7),
-        release_folder: Some(folder.path().to_owned()),
+        release: Some(ReleaseChecks {
+            version: "1.2.0".parse().unwrap(),
+            folder: folder.to_owned(),
+            declared: declared.collect(),
+        }),
         host_programs: Arc::new(listed),
         programs: Programs::new(Launch::confine_for_tests(), Cgroups::default()),
         ..CheckContext::default()
-    };
-    let exec = |command: &str, arg: &str| {
-        check(&format!(
-            r#"{{"type":"exec","command":"{command}","args":["{arg}"],"timeout":"2s"}}"#
-        ))
-    };
-    assert_eq!(look(&exec("probe", "{port}"), &context).await, Ok(()));
-    assert_eq!(look(&exec("host:probe", "7"), &context).await, Ok(()));
-    let seen = look(&exec("./probe", "; true"), &context).await;
-    assert_eq!(
-        seen,
-        Err(CheckFailure::Exited { exit: Exit::Status(3), output: "not ; true".into() })
-    );
-    for command in ["../probe", "/bin/sh", "host:sh", ""] {
-        let seen = look(&exec(command, "7"), &context).await;
-        assert!(matches!(seen, Err(CheckFailure::CannotCheck(_))), "{command}: {seen:?}");
     }
-    let mut slow = exec("slow", "");
-    let slow_program: PathBuf = folder.path().join("slow");
-    std::fs::write(&slow_program, "#!/bin/sh\nsleep 600\n").unwrap();
-    std::fs::set_permissions(&slow_program, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn exec(name: &str) -> Check {
+    check(&format!(r#"{{"type":"exec","name":"{name}","timeout":"2s"}}"#))
+}
+
+fn program(folder: &Path, name: &str, script: &str) {
+    let path = folder.join(name);
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn exec_runs_what_the_release_declares_or_the_server_lists() {
+    let folder = tempfile::tempdir().unwrap();
+    program(folder.path(), "probe", WANTS_7);
+    let checks: [(&str, &[&str]); 3] = [
+        ("port", &["./probe", "{port}"]),
+        ("wrong", &["./probe", "8", "; true"]),
+        ("sh", &["true"]),
+    ];
+    let context = declaring(folder.path(), &checks);
+    assert_eq!(look(&exec("port"), &context).await, Ok(()));
+    assert_eq!(look(&exec("host:probe"), &context).await, Ok(()));
+    assert_eq!(look(&exec("sh"), &context).await, Ok(()), "looked up in PATH");
+    let output = "not 8 ; true".to_owned();
+    let exit = Exit::Status(3);
+    assert_eq!(look(&exec("wrong"), &context).await, Err(CheckFailure::Exited { exit, output }));
+}
+
+/// The release has an interpreter; a policy of somebody who owns the hub has no way to use it.
+#[tokio::test]
+async fn exec_runs_nothing_that_only_a_policy_names() {
+    let folder = tempfile::tempdir().unwrap();
+    program(folder.path(), "sh", "#!/bin/sh\ntouch \"$0.ran\"\n");
+    let context = declaring(folder.path(), &[]);
+    let undeclared =
+        CheckFailure::Undeclared { name: "sh".parse().unwrap(), version: "1.2.0".parse().unwrap() };
+    assert_eq!(look(&exec("sh"), &context).await, Err(undeclared.clone()));
+    assert_eq!(undeclared.blame(), Blame::Release);
+    let unlisted = CheckFailure::NotListed("sh".to_owned());
+    assert_eq!(look(&exec("host:sh"), &context).await, Err(unlisted.clone()));
+    assert_eq!(unlisted.blame(), Blame::Surroundings);
+    assert!(!folder.path().join("sh.ran").exists());
+}
+
+#[tokio::test]
+async fn exec_ends_at_its_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    program(folder.path(), "slow", "#!/bin/sh\nsleep 600\n");
+    let context = declaring(folder.path(), &[("slow", &["./slow"])]);
+    let mut slow = exec("slow");
     slow.timeout.ms = 50;
     assert_eq!(look(&slow, &context).await, Err(CheckFailure::TimedOut));
+}
+
+#[test]
+fn a_program_of_the_server_has_an_absolute_path() {
+    let parse = |value: serde_json::Value| serde_json::from_value::<HostProgram>(value);
+    assert!(parse(serde_json::json!("/bin/true")).is_ok());
+    assert!(parse(serde_json::json!(["/bin/test", "-e", "/x"])).is_ok());
+    for wrong in [
+        serde_json::json!(""),
+        serde_json::json!("true"),
+        serde_json::json!([]),
+        serde_json::json!(["/bin/true", "\u{0}"]),
+        serde_json::json!({ "path": "/bin/true" }),
+    ] {
+        assert!(parse(wrong.clone()).is_err(), "{wrong}");
+    }
 }

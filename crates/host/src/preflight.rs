@@ -148,11 +148,7 @@ impl<'a> Preflight<'a> {
         };
         let (blame, why) = match unhealthy {
             Unhealthy::Check(check, failure) => {
-                let blame = match failure {
-                    CheckFailure::CannotCheck(_) => Blame::Surroundings,
-                    _ => Blame::Release,
-                };
-                (blame, format!("{}: {failure}", check_name(check, self.context)))
+                (failure.blame(), format!("{}: {failure}", check_name(check, self.context)))
             }
             Unhealthy::NotRunning(status) => (Blame::Release, status.not_running()),
             Unhealthy::NoAnswer(error) => (error.blame(), chain(&error)),

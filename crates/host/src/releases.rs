@@ -25,7 +25,7 @@ use crate::program::RunAs;
 use crate::service_file::{SERVICE_FILE_BYTES_MAX, ServiceFile, ServiceFileError};
 use crate::tree::MARKER;
 use crate::trusted_folder::{UntrustedFolder, check_trusted, own_user};
-use crate::unpack::{UnpackError, UnpackLimits, unpack};
+use crate::unpack::{UnpackError, unpack};
 
 const MARKER_SCHEMA: u32 = 2;
 /// Longest marker, in bytes: a `cohort.toml` whose every byte is escaped, and a release.
@@ -179,12 +179,11 @@ impl Releases {
         // Ours by its name, incomplete by its marker: removed, never repaired.
         remove(&path)?;
         remove(&unfinished)?;
-        let unpacked = unpack(artifact, release, &unfinished, UnpackLimits::default(), reader)
-            .and_then(|service_file| {
-                let release = release.clone();
-                let marker = Marker { schema: MARKER_SCHEMA, release, service_file };
-                Ok(write_marker(&unfinished, &marker)?)
-            });
+        let unpacked = unpack(artifact, release, &unfinished, reader).and_then(|service_file| {
+            let release = release.clone();
+            let marker = Marker { schema: MARKER_SCHEMA, release, service_file };
+            Ok(write_marker(&unfinished, &marker)?)
+        });
         if let Err(error) = unpacked {
             if let Err(error) = remove(&unfinished) {
                 let reason = cohort_base::chain(&error);

@@ -128,6 +128,6 @@ impl AppHost {
 }
 
 /// A relative path with a `/` is inside the release; a bare name is looked up in `PATH`.
-fn program_path(folder: &Path, program: &str) -> PathBuf {
+pub(crate) fn program_path(folder: &Path, program: &str) -> PathBuf {
     if program.contains('/') { folder.join(program) } else { PathBuf::from(program) }
 }

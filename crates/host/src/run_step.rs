@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cohort_core::orders::{ActivationOrder, Fence};
-use cohort_core::policy::{Check, CheckPhase};
+use cohort_core::policy::{Check, CheckPhase, Probe};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
 use cohort_core::steps::{ATTEMPTS_MAX, Failure, LocalActivation, NoTraffic, Progress};
@@ -82,8 +82,18 @@ impl AppHost {
             let reason = format!("cohort.toml says rollback {inside:?}, the manifest {signed:?}");
             return Err(failure(Blame::Release, reason).into());
         }
-        // A service that cannot run here is detected while the old one still runs.
-        self.service_of(release, "prepare").map(drop)
+        // What cannot run here is detected while the old release still runs.
+        self.service_of(release, "prepare")?;
+        let context = self.check_context_of(Some(release));
+        let named = order.checks.iter().filter_map(|check| match &check.probe {
+            Probe::Exec { name } => Some(name),
+            Probe::Tcp { .. } | Probe::Http { .. } => None,
+        });
+        for name in named {
+            let known = context.check_known(name);
+            known.map_err(|missing| failure(missing.blame(), missing.to_string()))?;
+        }
+        Ok(())
     }
 
     async fn drain(&self, work: &Work<'_>) -> Result<Option<Failure>, Interrupt> {

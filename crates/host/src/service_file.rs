@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cohort_core::ids::ProgramName;
 use cohort_core::policy::Duration;
 use cohort_core::release::Rollback;
 use cohort_core::report::Blame;
@@ -21,6 +22,9 @@ pub(crate) const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;
 /// Most words in a command, and most variables: far more than any service needs, far fewer than the
 /// operating system accepts.
 const WORDS_MAX: usize = 256;
+
+/// Most checks that a release declares: four times as many as a policy may name.
+const CHECKS_MAX: usize = 64;
 
 /// As many as there are.
 const CAPABILITIES_MAX: usize = 2;
@@ -45,6 +49,9 @@ pub(crate) struct ServiceFile {
     pub(crate) service: Option<Service>,
     #[serde(default)]
     pub(crate) hooks: Hooks,
+    /// Programs that `exec` checks of a policy may name.
+    #[serde(default)]
+    pub(crate) checks: BTreeMap<ProgramName, DeclaredCheck>,
     /// Whether it can be rolled back. The signed manifest must agree.
     pub(crate) rollback: Option<Rollback>,
     /// Not used here: validated at publishing.
@@ -76,6 +83,14 @@ pub(crate) struct Service {
     pub(crate) stop_signal: StopSignal,
     #[serde(default = "stop_timeout_default")]
     pub(crate) stop_timeout: Duration,
+}
+
+/// A program that tells whether the release works.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeclaredCheck {
+    /// The program and its arguments, as in [`Service::command`].
+    pub(crate) command: Vec<String>,
 }
 
 fn stop_timeout_default() -> Duration {
@@ -132,6 +147,12 @@ impl ServiceFile {
         for limit in self.hooks.timeouts.values().chain([&self.hooks.timeout]) {
             check_hook_limit(*limit)?;
         }
+        if self.checks.len() > CHECKS_MAX {
+            return Err(format!("checks has more than {CHECKS_MAX} entries"));
+        }
+        for (name, check) in &self.checks {
+            check_command(&check.command).map_err(|why| format!("checks.{name}.command: {why}"))?;
+        }
         self.service.as_ref().map_or(Ok(()), Service::check)
     }
 
@@ -147,13 +168,11 @@ impl Service {
         if self.command.is_empty() == self.systemd_unit.is_none() {
             return Err("service needs either `command` or `systemd_unit`".into());
         }
-        if self.command.len() > WORDS_MAX || self.env.len() > WORDS_MAX {
-            return Err(format!(
-                "service.command or service.env has more than {WORDS_MAX} entries"
-            ));
+        if self.systemd_unit.is_none() {
+            check_command(&self.command).map_err(|why| format!("service.command: {why}"))?;
         }
-        if self.command.first().is_some_and(|program| program.split('/').any(|p| p == "..")) {
-            return Err("service.command leaves the artifact by `..`".into());
+        if self.env.len() > WORDS_MAX {
+            return Err(format!("service.env has more than {WORDS_MAX} entries"));
         }
         let bytes = self.command.iter().chain(self.env.keys()).chain(self.env.values());
         if bytes.map(String::len).sum::<usize>() > COMMAND_BYTES_MAX {
@@ -165,8 +184,8 @@ impl Service {
         if self.stop_timeout.ms > STOP_TIMEOUT_MS_MAX {
             return Err("service.stop_timeout is longer than ten minutes".into());
         }
-        if self.command.iter().chain(self.env.values()).any(|text| text.contains('\0')) {
-            return Err("service.command or service.env contains a zero byte".into());
+        if self.env.values().any(|text| text.contains('\0')) {
+            return Err("service.env contains a zero byte".into());
         }
         if let Some(name) = self.env.keys().find(|name| !is_variable(name)) {
             return Err(format!("service.env: invalid or reserved variable name `{name}`"));
@@ -178,6 +197,30 @@ impl Service {
             }
         }
         Ok(())
+    }
+}
+
+/// Checks a program and its arguments.
+pub(crate) fn check_words(words: &[String]) -> Result<(), String> {
+    if words.first().is_none_or(String::is_empty) {
+        Err("it names no program".to_owned())
+    } else if words.len() > WORDS_MAX {
+        Err(format!("it has more than {WORDS_MAX} words"))
+    } else if words.iter().map(String::len).sum::<usize>() > COMMAND_BYTES_MAX {
+        Err("it is longer than 32 KiB".to_owned())
+    } else if words.iter().any(|word| word.contains('\0')) {
+        Err("it contains a zero byte".to_owned())
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the same for a program of the release.
+fn check_command(words: &[String]) -> Result<(), String> {
+    check_words(words)?;
+    match words.first().is_some_and(|program| program.split('/').any(|part| part == "..")) {
+        true => Err("it leaves the artifact by `..`".to_owned()),
+        false => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ fn a_full_file_is_read() {
     assert_eq!(service.stop_signal, StopSignal::Int);
     assert_eq!(service.stop_timeout.ms, 3000);
     assert_eq!(file.limit_of(Hook::HandOver).as_secs(), 120);
+    assert_eq!(file.checks["smoke"].command, ["./bin/web", "--smoke", "{port}"]);
     assert_eq!(file.limit_of(Hook::AfterInstall).as_secs(), 5);
     let unit = ServiceFile::parse("[service]\nsystemd_unit = \"web.service\"").unwrap();
     assert_eq!(unit.service.unwrap().systemd_unit.as_deref(), Some("web.service"));
@@ -36,6 +37,10 @@ fn what_is_wrong_is_refused_by_name() {
         ("[hooks]\ntimeout = \"0s\"", "timeout"),
         ("[hooks]\ntimeouts = { on-start = \"1s\" }", "on-start"),
         ("window = 1", "window"),
+        ("[checks.smoke]\ncommand = []", "checks.smoke"),
+        ("[checks.smoke]\ncommand = [\"bin/../../x\"]", "checks.smoke"),
+        ("[checks.smoke]\ncommand = [\"x\"]\nuser = \"root\"", "user"),
+        ("[checks.\"host:x\"]\ncommand = [\"x\"]", "host:x"),
     ];
     for (text, word) in wrong {
         let error = cohort_base::chain(&ServiceFile::parse(text).unwrap_err());

@@ -52,6 +52,8 @@ pub(crate) fn release_of(version: &str) -> Release {
         artifact: blake3::hash(version.as_bytes()).to_hex().to_string().parse().unwrap(),
         manifest: "0".repeat(64).parse().unwrap(),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }
@@ -119,6 +121,7 @@ impl TestServer {
             server: "s1".parse().unwrap(),
             group: "intel.zone-a".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
+            service_address: None,
             service_port: Some(1),
             // The current user, which needs no privileges; so the code for another user runs too.
             run_as: Some(RunAs {

@@ -23,7 +23,7 @@ use crate::program::RunAs;
 use crate::service_file::{SERVICE_FILE, SERVICE_FILE_BYTES_MAX};
 use crate::tree::{EntryError, MARKER, Node, PATH_BYTES_MAX, Tree, plain};
 
-/// What an artifact may unpack to.
+/// What an artifact may unpack to, by its signed manifest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UnpackLimits {
     /// Total size of its files, in bytes.
@@ -32,12 +32,18 @@ pub(crate) struct UnpackLimits {
     pub(crate) entries_max: u32,
 }
 
-impl Default for UnpackLimits {
-    /// As at publishing: 64 GiB, 250 000 entries.
-    fn default() -> Self {
-        UnpackLimits { bytes_max: 64 << 30, entries_max: 250_000 }
+impl UnpackLimits {
+    fn of(release: &Release) -> Self {
+        UnpackLimits {
+            bytes_max: release.unpacked_bytes.min(BYTES_MAX),
+            entries_max: release.entries.min(ENTRIES_MAX),
+        }
     }
 }
+
+/// What any artifact may unpack to, as at publishing: 64 GiB, 250 000 entries.
+const BYTES_MAX: u64 = 64 << 30;
+const ENTRIES_MAX: u32 = 250_000;
 
 /// Longest extension header, such as a long name, in bytes. Paths end at 1 KiB; a header holds a
 /// few.
@@ -68,9 +74,9 @@ pub(crate) enum UnpackError {
         entry: String,
         source: EntryError,
     },
-    #[error("the artifact is refused: it unpacks to more than {0} bytes")]
+    #[error("the artifact is refused: it unpacks to more than the {0} bytes that are signed")]
     TooManyBytes(u64),
-    #[error("the artifact is refused: it unpacks to more than {0} files")]
+    #[error("the artifact is refused: it unpacks to more than the {0} files that are signed")]
     TooManyEntries(u32),
     #[error("the artifact is refused: its {SERVICE_FILE} is not text")]
     NotText(#[source] std::string::FromUtf8Error),
@@ -97,12 +103,13 @@ fn refused(entry: &[u8], source: EntryError) -> UnpackError {
 /// Verifies the artifact and unpacks it into `part`, which must not exist; returns the text of its
 /// `cohort.toml`. The group of `reader` may read what is not for everybody. Blocking.
 ///
+/// No more is written than the release's manifest says, whatever the archive holds.
+///
 /// On return, everything in `part` is durable; the directory above is not synced.
 pub(crate) fn unpack(
     artifact: &Path,
     release: &Release,
     part: &Path,
-    limits: UnpackLimits,
     reader: Option<RunAs>,
 ) -> Result<Option<String>, UnpackError> {
     let mut file = File::open(artifact).on_path("open", artifact)?;
@@ -111,7 +118,7 @@ pub(crate) fn unpack(
     let mut unpacker = Unpacker {
         inside: Inside::create(part)?,
         tree: Tree::default(),
-        limits,
+        limits: UnpackLimits::of(release),
         readers: reader.map(|reader| reader.gid),
         entries: 0,
         bytes: 0,

@@ -4,11 +4,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use cohort_base::durable::UNFINISHED_PREFIX;
+use cohort_core::release::Release;
 use cohort_core::report::Blame;
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
-use super::{UnpackError, UnpackLimits, unpack};
+use super::{UnpackError, unpack};
 use crate::releases::Releases;
 use crate::testing::{put, tar_of};
 use crate::tree::{EntryError, MARKER};
@@ -47,23 +48,29 @@ impl Evil {
     }
 }
 
-fn try_unpack(
+fn try_unpack(bytes: &[u8]) -> (TempDir, Result<Option<String>, UnpackError>) {
+    try_as_signed(bytes, (64 << 30, 250_000))
+}
+
+/// `signed`: bytes and entries by the manifest.
+fn try_as_signed(
     bytes: &[u8],
-    limits: UnpackLimits,
+    signed: (u64, u32),
 ) -> (TempDir, Result<Option<String>, UnpackError>) {
     let folder = tempfile::tempdir().unwrap();
-    let release = put(folder.path(), "1.0.0", bytes);
+    let (unpacked_bytes, entries) = signed;
+    let release = Release { unpacked_bytes, entries, ..put(folder.path(), "1.0.0", bytes) };
     let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
     fs::write(folder.path().join("outside"), "outside").unwrap();
     let part = folder.path().join("inside");
-    let result = unpack(&artifact, &release, &part, limits, None);
+    let result = unpack(&artifact, &release, &part, None);
     (folder, result)
 }
 
 /// Checks that it is refused for this reason, blamed on the release, and nothing outside is
 /// touched.
 fn refused(evil: Evil, why: &EntryError) {
-    let (folder, result) = try_unpack(&evil.bytes(), UnpackLimits::default());
+    let (folder, result) = try_unpack(&evil.bytes());
     let error = result.unwrap_err();
     assert_eq!(reason(&error), Some(why), "{error}");
     assert_eq!(error.blame(), Blame::Release);
@@ -90,7 +97,7 @@ fn plain_gzip_and_zstd_are_told_apart_by_their_first_bytes() {
     gzip.write_all(&tar).unwrap();
     let zstd = zstd::encode_all(tar.as_slice(), 1).unwrap();
     for bytes in [tar, gzip.finish().unwrap(), zstd] {
-        let (folder, result) = try_unpack(&bytes, UnpackLimits::default());
+        let (folder, result) = try_unpack(&bytes);
         result.unwrap();
         let run = folder.path().join("inside/bin/run");
         assert_eq!(fs::read_to_string(&run).unwrap(), "#!/bin/sh");
@@ -104,7 +111,7 @@ fn plain_gzip_and_zstd_are_told_apart_by_their_first_bytes() {
 #[test]
 fn long_names_of_both_kinds_are_understood() {
     let long = format!("{}/{}", "d".repeat(120), "f".repeat(120));
-    let (folder, result) = try_unpack(&tar_of(&[(&long, 0o644, "gnu")]), UnpackLimits::default());
+    let (folder, result) = try_unpack(&tar_of(&[(&long, 0o644, "gnu")]));
     result.unwrap();
     assert_eq!(fs::read_to_string(folder.path().join("inside").join(&long)).unwrap(), "gnu");
 
@@ -115,14 +122,14 @@ fn long_names_of_both_kinds_are_understood() {
     header.set_mode(0o644);
     header.set_cksum();
     tar.append(&header, &b"pax"[..]).unwrap();
-    let (folder, result) = try_unpack(&tar.into_inner().unwrap(), UnpackLimits::default());
+    let (folder, result) = try_unpack(&tar.into_inner().unwrap());
     result.unwrap();
     assert_eq!(fs::read_to_string(folder.path().join("inside").join(&long)).unwrap(), "pax");
 }
 
 #[test]
 fn permissions_are_masked() {
-    let (folder, result) = try_unpack(&Evil::new().file("f").bytes(), UnpackLimits::default());
+    let (folder, result) = try_unpack(&Evil::new().file("f").bytes());
     result.unwrap();
     let mode = folder.path().join("inside/f").metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o755, "no setuid, no setgid, not writable by others");
@@ -176,7 +183,7 @@ fn hard_links_out_are_refused() {
     refused(link("a", "outside"), &EntryError::HardLink);
     let to_link = Evil::new().symlink("s", "f").entry(EntryType::Link, "a", "s", b"");
     refused(to_link, &EntryError::HardLink);
-    let (folder, result) = try_unpack(&link("a", "./f").bytes(), UnpackLimits::default());
+    let (folder, result) = try_unpack(&link("a", "./f").bytes());
     result.unwrap();
     assert_eq!(fs::read_to_string(folder.path().join("inside/a")).unwrap(), "x");
 }
@@ -205,7 +212,7 @@ fn long_and_deep_names_are_refused() {
     let deep = tar_of(&[(&"d/".repeat(65), 0o644, "")]);
     let long = tar_of(&[(&format!("{}f", "dddd/".repeat(250)), 0o644, "")]);
     for (bytes, why) in [(deep, EntryError::Deep), (long, EntryError::LongPath)] {
-        let (_folder, result) = try_unpack(&bytes, UnpackLimits::default());
+        let (_folder, result) = try_unpack(&bytes);
         assert_eq!(reason(&result.unwrap_err()), Some(&why));
     }
     // A name that would fill the memory: the header claims 1 GiB of it.
@@ -215,30 +222,33 @@ fn long_and_deep_names_are_refused() {
     header.set_cksum();
     let mut bytes = header.as_bytes().to_vec();
     bytes.extend([b'a'; 4096]);
-    let (_folder, result) = try_unpack(&bytes, UnpackLimits::default());
+    let (_folder, result) = try_unpack(&bytes);
     assert_eq!(reason(&result.unwrap_err()), Some(&EntryError::LongExtension));
 }
 
+/// The artifact's digest is the signed one: its publisher signed less than it holds.
 #[test]
-fn bombs_are_refused() {
-    let limits = UnpackLimits { bytes_max: 1 << 20, entries_max: 10 };
-    let big = "0".repeat(1 << 19);
-    let size = tar_of(&[("a", 0o644, &big), ("b", 0o644, &big), ("c", 0o644, "x")]);
-    let names: Vec<String> = (0..11).map(|n| n.to_string()).collect();
-    let count: Vec<_> = names.iter().map(|name| (name.as_str(), 0o644, "")).collect();
-    let unpack = |tar: &[u8]| {
-        let bytes = zstd::encode_all(tar, 1).unwrap();
-        try_unpack(&bytes, limits).1.unwrap_err()
-    };
-    assert!(matches!(unpack(&size), UnpackError::TooManyBytes(_)));
-    assert!(matches!(unpack(&tar_of(&count)), UnpackError::TooManyEntries(10)));
+fn no_more_is_unpacked_than_the_manifest_says() {
+    let (half, x) = ("0".repeat(1 << 19), "x");
+    let tar = tar_of(&[("a", 0o644, &half), ("b", 0o644, &half), ("c", 0o644, x)]);
+    let bytes = zstd::encode_all(&tar[..], 1).unwrap();
+    let whole = (1 << 20) + 1;
+    assert!(try_as_signed(&bytes, (whole, 3)).1.is_ok());
+    let (folder, result) = try_as_signed(&bytes, (whole - 1, 3));
+    assert!(matches!(result, Err(UnpackError::TooManyBytes(signed)) if signed == whole - 1));
+    assert_eq!(result.unwrap_err().blame(), Blame::Release);
+    assert!(!folder.path().join("inside/c").exists(), "it is not even begun");
+    let result = try_as_signed(&bytes, (whole, 2)).1;
+    assert!(matches!(result, Err(UnpackError::TooManyEntries(2))), "{result:?}");
+    let result = try_as_signed(&bytes, (u64::MAX, u32::MAX)).1;
+    assert!(result.is_ok(), "the limits of every artifact hold, whatever is signed: {result:?}");
 }
 
 #[test]
 fn garbage_and_half_archives_are_refused() {
     let whole = tar_of(&[("a", 0o644, &"a".repeat(5000))]);
     for bytes in [&b"hello"[..], &[0; 1024], &whole[..2000], &[0x28, 0xb5, 0x2f, 0xfd, 1, 2]] {
-        let (_folder, result) = try_unpack(bytes, UnpackLimits::default());
+        let (_folder, result) = try_unpack(bytes);
         assert_eq!(result.unwrap_err().blame(), Blame::Release);
     }
 }
@@ -282,10 +292,9 @@ fn the_marker_cannot_be_forged() {
 
 #[test]
 fn cohort_toml_is_read_from_the_verified_bytes() {
-    let (_folder, result) =
-        try_unpack(&tar_of(&[("./cohort.toml", 0o600, "[hooks]")]), UnpackLimits::default());
+    let (_folder, result) = try_unpack(&tar_of(&[("./cohort.toml", 0o600, "[hooks]")]));
     assert_eq!(result.unwrap().as_deref(), Some("[hooks]"));
-    let (_folder, result) = try_unpack(&tar_of(&[("run", 0o755, "")]), UnpackLimits::default());
+    let (_folder, result) = try_unpack(&tar_of(&[("run", 0o755, "")]));
     assert_eq!(result.unwrap(), None);
     let file = |bytes: &[u8]| Evil::new().entry(EntryType::Regular, "cohort.toml", "", bytes);
     let refused_file = |evil| refused(evil, &EntryError::ServiceFile);
@@ -293,7 +302,7 @@ fn cohort_toml_is_read_from_the_verified_bytes() {
     refused_file(Evil::new().file("f").entry(EntryType::Link, "cohort.toml", "f", b""));
     refused_file(Evil::new().entry(EntryType::Directory, "cohort.toml", "", b""));
     refused_file(file(&[b' '; 256 * 1024 + 1]));
-    let (_folder, result) = try_unpack(&file(&[0xff]).bytes(), UnpackLimits::default());
+    let (_folder, result) = try_unpack(&file(&[0xff]).bytes());
     assert!(matches!(result, Err(UnpackError::NotText(_))));
 }
 
@@ -308,7 +317,7 @@ fn a_release_belongs_to_the_agent_and_its_service_may_read_it() {
     let artifact = folder.path().join("artifacts").join(release.artifact.as_str());
     let part = folder.path().join("inside");
     let reader = Some(crate::program::RunAs { uid: 12_345, gid });
-    unpack(&artifact, &release, &part, UnpackLimits::default(), reader).unwrap();
+    unpack(&artifact, &release, &part, reader).unwrap();
     for (name, mode) in [("key", 0o640), ("d/tool", 0o750), ("open", 0o644)] {
         let metadata = part.join(name).metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.gid()), (me, gid), "{name}");
@@ -366,7 +375,7 @@ proptest::proptest! {
             let bytes: &[u8] = if kind == EntryType::Regular { b"evil" } else { b"" };
             evil = evil.entry(kind, path, link, bytes);
         }
-        let (folder, result) = try_unpack(&evil.bytes(), UnpackLimits::default());
+        let (folder, result) = try_unpack(&evil.bytes());
         let outside = folder.path().join("outside");
         assert_eq!(fs::read_to_string(&outside).unwrap(), "outside");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);

@@ -15,8 +15,8 @@ use cohort_core::policy::Policy;
 use cohort_identity::{Peer, Role};
 use cohort_registry::keys::{self, Place};
 use cohort_registry::records::{
-    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, MembersRecord, PolicyRecord,
-    ServerRecord, VerdictRecord, decode,
+    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, MembersRecord, ServerRecord,
+    VerdictRecord, decode,
 };
 use cohort_registry::state::State;
 use cohort_registry::{Compare, KeyValue, Op, RegistryError, Txn};
@@ -51,49 +51,36 @@ pub(crate) struct Author {
 /// 403, 400 for a value that is not valid for its key, 409 for a stale one.
 pub(crate) fn check_txn(author: &Author, txn: &Txn, now: &State) -> Result<(), ApiError> {
     let peer = &author.peer;
-    let writer = match peer.role {
-        Role::Agent => Writer::Agent { server: server_of(peer), group: group_of(author, now)? },
-        Role::Operator => Writer::Operator,
-        Role::Viewer | Role::Publisher | Role::Hub => {
+    let group = match peer.role {
+        Role::Agent => group_of(author, now)?,
+        Role::Viewer | Role::Operator | Role::Publisher | Role::Hub => {
             let refusal = ApiError::forbidden(format!("{peer} may not change the registry"));
             return Err(
                 refusal.hint("agents change it, and operators with `cohort app apply -f FILE`")
             );
         }
     };
-    txn.then.iter().try_for_each(|op| writer.check(peer, op, &txn.compare, now))
+    txn.then.iter().try_for_each(|op| check_op(peer, &group, op, &txn.compare, now))
 }
 
-enum Writer {
-    Agent { server: ServerId, group: GroupId },
-    Operator,
-}
-
-impl Writer {
-    fn check(
-        &self,
-        peer: &Peer,
-        op: &Op,
-        compare: &[Compare],
-        now: &State,
-    ) -> Result<(), ApiError> {
-        let key = op.key();
-        let Some(place) = keys::parse(key) else {
-            return Err(ApiError::bad_request(format!("`{key}` is not a key of the registry")));
-        };
-        let allowed = match self {
-            Writer::Agent { server, group } => {
-                let once = compare.contains(&Compare::absent(key));
-                check_agent(server, group, place, op, once, now)?
-            }
-            Writer::Operator => check_operator(peer, place, op)?,
-        };
-        if allowed {
-            return Ok(());
-        }
-        Err(ApiError::forbidden(format!("{peer} may not write `{key}`"))
-            .hint("agents write records of their own group, operators write policies"))
+/// Whether an agent may make this change.
+fn check_op(
+    agent: &Peer,
+    group: &GroupId,
+    op: &Op,
+    compare: &[Compare],
+    now: &State,
+) -> Result<(), ApiError> {
+    let key = op.key();
+    let Some(place) = keys::parse(key) else {
+        return Err(ApiError::bad_request(format!("`{key}` is not a key of the registry")));
+    };
+    let once = compare.contains(&Compare::absent(key));
+    if check_agent(&server_of(agent), group, place, op, once, now)? {
+        return Ok(());
     }
+    Err(ApiError::forbidden(format!("{agent} may not write `{key}`"))
+        .hint("agents write records of their own group"))
 }
 
 /// Whether an agent may write to this key; rejects a record that is not valid for it. `once`: only
@@ -167,32 +154,6 @@ fn check_agent(
         | Place::Kill { .. } => return Ok(false),
     }
     Ok(true)
-}
-
-/// Whether an operator may write to this key; rejects a policy that is not valid for it.
-fn check_operator(peer: &Peer, place: Place, op: &Op) -> Result<bool, ApiError> {
-    match place {
-        Place::Policy { app } => {
-            if let Some(record) = optional::<PolicyRecord>(op)? {
-                let policy = check_policy(&record.policy)?;
-                same(record.app == app && policy.app == app, op)?;
-                if record.by != peer.to_string() {
-                    let wrong = format!("{peer} may not write a policy in another name");
-                    return Err(ApiError::forbidden(wrong));
-                }
-            }
-            Ok(true)
-        }
-        Place::Kill { .. } => Err(ApiError::forbidden("a kill switch is not a plain key")
-            .hint("sign it with `cohort kill on` or `cohort kill off`")),
-        Place::Server { .. }
-        | Place::GroupInfo { .. }
-        | Place::Bootstrap { .. }
-        | Place::Members { .. }
-        | Place::GroupRecord { .. }
-        | Place::Verdict { .. }
-        | Place::Removed { .. } => Ok(false),
-    }
 }
 
 /// The highest incarnation in a transaction; 0 if none is named.

@@ -1,15 +1,21 @@
 //! The hub's configuration: `hub.toml`.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cohort_base::{FileError, OnPath as _};
 use cohort_wire::hub::{HUB_PORT, REPOSITORY_PORT};
 use serde::{Deserialize, Serialize};
 
 /// Most concurrent watches: one for every member of several hundred groups, and some for people.
 /// More get a 503: an agent that asks again in a second costs less than one that waits.
 pub(crate) const WATCHES_MAX: usize = 1500;
+
+/// Largest root, in bytes; ours are a few kilobytes.
+const ROOT_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () =
     assert!(WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX, "watches leave room for writes");
@@ -151,6 +157,26 @@ impl HubConfig {
         match &self.trusted_root {
             Some(path) => path.clone(),
             None => self.repository_dir().join("metadata/1.root.json"),
+        }
+    }
+
+    /// Reads that root; `None` without a repository. Blocking.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is longer than 1 MiB.
+    pub fn read_trusted_root(&self) -> Result<Option<String>, FileError> {
+        let path = self.trusted_root();
+        let read = || {
+            let mut text = String::new();
+            File::open(&path)?.take(ROOT_BYTES_MAX + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > ROOT_BYTES_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than 1 MiB"));
+            }
+            Ok(text)
+        };
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some).on_path("read", &path),
         }
     }
 

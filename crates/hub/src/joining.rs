@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
-use cohort_identity::{IdentityRequest, JoinGrant, KnownName, Role};
+use cohort_identity::{Anchors, IdentityRequest, JoinGrant, KnownName, Role};
 use cohort_registry::keys;
 use cohort_wire::entry;
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
@@ -23,8 +23,6 @@ use crate::refusal::{Answer, Refusal};
 
 /// Longest validity of a join token, in seconds: thirty days. After that, a new token is better.
 const TOKEN_VALID_S_MAX: u64 = 30 * 24 * 3600;
-/// Largest root, in bytes; ours are a few kilobytes.
-const ROOT_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
@@ -46,6 +44,7 @@ pub(crate) async fn token(
         );
     }
     let addresses = token_addresses(&app, request.addresses, &headers)?;
+    let anchors = Anchors::of(&authority.fingerprint(), trusted_root(&app).await?.as_deref());
     let tokens = Arc::clone(&app.tokens);
     let grant = JoinGrant { role: request.role, name: request.name };
     let (role, now) = (request.role, now());
@@ -53,7 +52,7 @@ pub(crate) async fn token(
         // Tokens that expired long ago no longer need a file.
         let _ = tokens.prune(TOKEN_VALID_S_MAX, now);
         let expires_at = Some(now.as_secs() + valid_s);
-        tokens.create(grant, &authority.fingerprint(), &addresses, expires_at, now)
+        tokens.create(grant, &anchors, &addresses, expires_at, now)
     })
     .await??;
     tracing::info!(%by, token = token.id, %role, valid_s, "join token created");
@@ -183,21 +182,10 @@ pub(crate) async fn renew(
 
 /// The repository's root that joining servers trust first; `None` without a repository.
 async fn trusted_root(app: &App) -> Result<Option<String>, Refusal> {
-    let path = app.config.trusted_root();
-    let read = async {
-        let length = tokio::fs::metadata(&path).await?.len();
-        if length > ROOT_BYTES_MAX {
-            let reason = format!("{length} bytes; at most {ROOT_BYTES_MAX}");
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
-        }
-        tokio::fs::read_to_string(&path).await
-    };
-    match read.await {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            tracing::error!(file = %path.display(), %error, "cannot read the trusted root");
-            Err(ApiError::internal("cannot read the repository's root").into())
-        }
-    }
+    let config = app.config.clone();
+    let read = blocking(move || config.read_trusted_root()).await?;
+    Ok(read.map_err(|error| {
+        tracing::error!(reason = chain(&error), "cannot read the trusted root");
+        ApiError::internal("cannot read the repository's root")
+    })?)
 }

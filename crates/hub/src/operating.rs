@@ -7,12 +7,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_identity::Role;
+use cohort_identity::{Peer, Role};
 use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
-use cohort_registry::records::{PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, decode, encode};
+use cohort_registry::records::{ServerRecord, decode, encode};
+use cohort_registry::state::State as Content;
 use cohort_registry::typed::{
-    read_members, recover_group, remove_app as remove_app_record,
-    remove_group as remove_group_records, write_policy,
+    IntentPut, read_members, recover_group, remove_group as remove_group_records, write_intent,
 };
 use cohort_registry::{Compare, Op, Registry as _, RegistryError, Txn, keys};
 use cohort_wire::entry;
@@ -21,6 +21,7 @@ use cohort_wire::hub::{
     PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveAppAnswer, RemoveAppRequest,
     RemoveGroupRequest,
 };
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
@@ -37,7 +38,11 @@ pub(crate) async fn policy(
 ) -> Answer<PolicyAnswer> {
     let by = caller.require(OPERATORS)?.clone();
     let name = AppId::new(name)?;
-    let policy = check_policy(&request.policy)?;
+    let (signer, intent) = proven(&app, &name, &request.signed)?;
+    let Wanted::Policy(policy) = &intent.wanted else {
+        return Err(ApiError::bad_request("this removes the app: it is not a policy").into());
+    };
+    let policy = check_policy(policy)?;
     if policy.app != name {
         let wrong = format!("the policy is for app {}, not {name}", policy.app);
         return Err(ApiError::bad_request(wrong).into());
@@ -45,27 +50,42 @@ pub(crate) async fn policy(
     let fleet = read_fleet(&app.registry).await?;
     still_being_removed(&fleet, &name)?;
     room::for_app(&fleet, &name)?;
-    let record = PolicyRecord {
-        schema: SCHEMA,
-        app: name.clone(),
-        policy: request.policy,
-        by: by.to_string(),
-        at: now().as_secs(),
-    };
-    match write_policy(&app.registry, &record, request.expected).await? {
-        Some(revision) => {
-            tracing::info!(%by, app = %name, %revision, "policy written");
+    match write_intent(&app.registry, &request.signed, &intent, request.expected).await? {
+        IntentPut::Written => {
+            let revision = intent.revision;
+            tracing::info!(%by, %signer, app = %name, %revision, "policy written");
             Ok(Json(PolicyAnswer { revision }))
         }
-        None => Err(ApiError::conflict(format!("the policy of app {name} has changed meanwhile"))
-            .hint("see the change with `cohort app diff -f FILE`, then apply again")
-            .into()),
+        IntentPut::Changed | IntentPut::NoApp | IntentPut::RemovedBefore(_) => {
+            Err(changed(&name).into())
+        }
     }
+}
+
+fn changed(app: &AppId) -> ApiError {
+    ApiError::conflict(format!("the policy of app {app} has changed meanwhile"))
+        .hint("see the change with `cohort app diff -f FILE`, then apply again")
+}
+
+/// Verifies what an operator wants of `name`, as every group will.
+fn proven(app: &App, name: &AppId, signed: &SignedIntent) -> Result<(Peer, AppIntent), ApiError> {
+    let (signer, intent) = signed.verify(app.identity.current().roots(), now())?;
+    if intent.app != *name {
+        let wrong = format!("it is about app {}, not {name}", intent.app);
+        return Err(ApiError::bad_request(wrong));
+    }
+    // Groups compare the two, to tell a registry that was restored.
+    let next = app.registry.read(Content::revision) + 1;
+    if intent.revision.0 > next {
+        let late = format!("revision {} is beyond {next}, the registry's next", intent.revision);
+        return Err(ApiError::conflict(late).hint("run the command again"));
+    }
+    Ok((signer, intent))
 }
 
 /// An app may be added again once every group has stopped it.
 fn still_being_removed(fleet: &Fleet, app: &AppId) -> Result<(), ApiError> {
-    let removed = fleet.removed.iter().any(|removed| removed.app == *app);
+    let removed = fleet.removed.contains_key(app);
     let mut groups = groups_with(fleet, app, |_| removed);
     let Some(group) = groups.next() else { return Ok(()) };
     let still = format!("app {app} is still being removed from {group}{}", more(groups.count()));
@@ -99,6 +119,10 @@ pub(crate) async fn remove_app(
 ) -> Answer<RemoveAppAnswer> {
     let by = caller.require(OPERATORS)?.clone();
     let name = AppId::new(name)?;
+    let (signer, intent) = proven(&app, &name, &request.signed)?;
+    if intent.wanted != Wanted::Removal {
+        return Err(ApiError::bad_request("this is a policy: it does not remove the app").into());
+    }
     let fleet = read_fleet(&app.registry).await?;
     let moves = |state| matches!(state, PhaseName::Forward(_) | PhaseName::RollingBack);
     let mut moving = groups_with(&fleet, &name, moves);
@@ -110,15 +134,19 @@ pub(crate) async fn remove_app(
             .hint(format!("or remove it mid-rollout: cohort app remove {name} --mid-rollout"))
             .into());
     }
-    let (app_id, at) = (name.clone(), now().as_secs());
-    let record = RemovedRecord { schema: SCHEMA, app: app_id, by: by.to_string(), at };
-    let Some((revision, changed)) = remove_app_record(&app.registry, &record).await? else {
-        return Err(ApiError::not_found(format!("no app {name}"))
-            .hint("list all apps: cohort app show")
-            .into());
+    let put = write_intent(&app.registry, &request.signed, &intent, None).await?;
+    let (revision, changed) = match put {
+        IntentPut::Written => (intent.revision, fleet.policies.contains_key(&name)),
+        IntentPut::RemovedBefore(revision) => (revision, false),
+        IntentPut::Changed => return Err(changed(&name).into()),
+        IntentPut::NoApp => {
+            return Err(ApiError::not_found(format!("no app {name}"))
+                .hint("list all apps: cohort app show")
+                .into());
+        }
     };
     if changed {
-        tracing::warn!(%by, app = %name, %revision, "app removed");
+        tracing::warn!(%by, %signer, app = %name, %revision, "app removed");
     }
     let groups = groups_with(&fleet, &name, |_| true).cloned().collect();
     Ok(Json(RemoveAppAnswer { revision, changed, groups }))

@@ -6,7 +6,7 @@ use cohort_base::chain;
 use cohort_core::ids::{GroupId, Platform, ServerId};
 use cohort_core::orders::MemberAddress;
 use cohort_registry::records::{GroupInfo, MemberRecord, SCHEMA, ServerRecord, decode, encode};
-use cohort_registry::typed::{list, policies, read_members};
+use cohort_registry::typed::{intents, list, read_members};
 use cohort_registry::{Compare, EmbeddedRegistry, KeyValue, Op, Registry as _, Txn, keys};
 use cohort_wire::entry;
 use cohort_wire::http::ApiError;
@@ -114,7 +114,7 @@ async fn check_room(registry: &EmbeddedRegistry, joins: &ServerRecord) -> Result
             .is_ok_and(|known| known.group == joins.group && known.server != joins.server)
     };
     let others = items.iter().filter(|pair| of_group(pair)).count();
-    Ok(room::for_server(&joins.group, others, policies(registry).await?.len())?)
+    Ok(room::for_server(&joins.group, others, intents(registry, keys::POLICIES).await?.len())?)
 }
 
 fn same_platform(info: Option<&GroupInfo>, platform: &Platform) -> Result<(), ApiError> {

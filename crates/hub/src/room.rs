@@ -10,11 +10,10 @@ use cohort_wire::http::ApiError;
 
 /// Refuses a new app for which some group has no room; every group has every app.
 pub(crate) fn for_app(fleet: &Fleet, app: &AppId) -> Result<(), ApiError> {
-    if fleet.policies.iter().any(|known| known.record.app == *app) {
+    if fleet.policies.contains_key(app) {
         return Ok(());
     }
-    let policies = fleet.policies.iter().map(|known| &known.record.app);
-    let apps: BTreeSet<&AppId> = policies.chain([app]).collect();
+    let apps: BTreeSet<&AppId> = fleet.policies.keys().chain([app]).collect();
     let remove = "remove one: cohort app remove APP";
     if apps.len() > APPS_MAX {
         let full = format!("app {app} would be one more than the {APPS_MAX} that a fleet may have");
@@ -63,13 +62,13 @@ pub(crate) fn for_server(group: &GroupId, others: usize, apps: usize) -> Result<
 mod room_test {
     use std::collections::BTreeMap;
 
-    use cohort_core::ids::{AppId, GroupId, Incarnation, Revision};
+    use cohort_core::ids::{AppId, GroupId, Incarnation};
     use cohort_core::phase::PhaseName;
     use cohort_core::state::{APPS_MAX, SERVER_APPS_MAX, SERVERS_MAX};
+    use cohort_identity::SignedStatement;
     use cohort_registry::fleet::{Fleet, FleetGroup};
-    use cohort_registry::records::{
-        GroupRecord, PolicyRecord, SCHEMA, ServerRecord, Stamp, VersionedPolicy,
-    };
+    use cohort_registry::records::{GroupRecord, SCHEMA, ServerRecord, Stamp};
+    use cohort_wire::intent::SignedIntent;
 
     use super::{for_app, for_server};
 
@@ -83,15 +82,10 @@ mod room_test {
             rack: None,
             group: group.clone(),
         };
-        let policy = |n| VersionedPolicy {
-            revision: Revision(1),
-            record: PolicyRecord {
-                schema: SCHEMA,
-                app: format!("app-{n}").parse().unwrap(),
-                policy: serde_json::Value::Null,
-                by: "ana".into(),
-                at: 0,
-            },
+        let policy = |n| {
+            let (body, context, signature) = (Vec::new(), String::new(), Vec::new());
+            let signed = SignedStatement { body, context, chain: String::new(), signature };
+            (format!("app-{n}").parse().unwrap(), SignedIntent(signed))
         };
         Fleet {
             servers: (0..servers).map(server).collect(),
@@ -134,7 +128,7 @@ mod room_test {
         assert!(for_app(&fleet, &new).is_ok(), "counted once");
         fleet.groups.get_mut(&group).unwrap().apps.push(leaves("old"));
         assert!(for_app(&fleet, &new).is_err());
-        fleet.policies.pop();
+        fleet.policies.pop_last();
         assert!(for_app(&fleet, &new).is_ok());
     }
 

@@ -68,12 +68,14 @@ fn a_join_token() {
     let token = JoinToken {
         id: "01".repeat(8),
         secret: "23".repeat(32),
-        fingerprint: "45".repeat(32),
+        anchors: Anchors { authority: "45".repeat(32), trusted_root: Some("67".repeat(32)) },
         expires_at: Some(NOW),
         addresses: vec!["hub.example:7417".to_owned(), "[::1]:7417".to_owned()],
     };
     let forever = JoinToken { expires_at: None, ..token.clone() };
-    let tokens = [token, forever];
+    let anchors = Anchors { trusted_root: None, ..token.anchors.clone() };
+    let bare = JoinToken { anchors, ..token.clone() };
+    let tokens = [token, forever, bare];
     let lines = text("join-tokens.txt", || tokens.each_ref().map(JoinToken::to_text).join("\n"));
     for (line, token) in lines.lines().zip(&tokens) {
         assert_eq!(line.parse::<JoinToken>().as_ref(), Ok(token));

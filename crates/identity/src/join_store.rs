@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::read_small;
-use crate::join::{ID_BYTES, JoinToken, JoinTokenError};
+use crate::join::{Anchors, ID_BYTES, JoinToken, JoinTokenError};
 use crate::peer::{Peer, PeerName, Role, sha256_hex};
 use crate::request::IdentityRequest;
 
@@ -121,13 +121,13 @@ impl JoinTokens {
     pub fn create(
         &self,
         grant: JoinGrant,
-        fingerprint: &str,
+        anchors: &Anchors,
         addresses: &[String],
         expires_at: Option<u64>,
         now: UnixTime,
     ) -> Result<JoinToken, RedeemError> {
         let token =
-            JoinToken::generate(fingerprint, addresses, expires_at).map_err(RedeemError::Token)?;
+            JoinToken::generate(anchors, addresses, expires_at).map_err(RedeemError::Token)?;
         let record = TokenRecord {
             version: 1,
             id: token.id.clone(),

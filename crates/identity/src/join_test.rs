@@ -10,6 +10,10 @@ fn addresses() -> Vec<String> {
     vec!["hub.example:7417".to_owned(), "[::1]:7417".to_owned()]
 }
 
+fn anchors() -> Anchors {
+    Anchors::of(&"ab".repeat(32), Some("root"))
+}
+
 fn any_agent() -> JoinGrant {
     JoinGrant { role: Role::Agent, name: None }
 }
@@ -19,7 +23,7 @@ fn store(dir: &tempfile::TempDir) -> JoinTokens {
 }
 
 fn create(tokens: &JoinTokens, grant: JoinGrant, expires_at: Option<u64>) -> JoinToken {
-    tokens.create(grant, &"ab".repeat(32), &addresses(), expires_at, at(NOW)).unwrap()
+    tokens.create(grant, &anchors(), &addresses(), expires_at, at(NOW)).unwrap()
 }
 
 fn request(name: &str) -> IdentityRequest {
@@ -55,10 +59,33 @@ fn a_token_is_one_line_of_text() {
     assert!(matches!(long.parse::<JoinToken>(), Err(JoinTokenError::TooLong { .. })));
 }
 
+/// The owner of the hub cannot put a root of its own under a joiner's trust, nor withhold it.
+#[test]
+fn a_joiner_accepts_only_the_authority_and_the_root_of_its_token() {
+    let ((_dir, ours), (_other_dir, other)) = (authority(), authority());
+    let (pem, root) = (ours.certificate_pem(), Some("{\"root\":1}"));
+    let anchors = Anchors::of(&ours.fingerprint(), root);
+    assert_eq!(anchors.check(pem, root), Ok(()));
+    for forged in [Some("{\"root\":2}"), Some(""), None] {
+        assert_eq!(anchors.check(pem, forged), Err(JoinTokenError::OtherRoot));
+    }
+    let both = format!("{pem}\n{}", other.certificate_pem());
+    for forged in [other.certificate_pem(), &both, "", "PEM"] {
+        assert_eq!(anchors.check(forged, root), Err(JoinTokenError::OtherAuthority));
+    }
+    let none = Anchors::of(&ours.fingerprint(), None);
+    assert_eq!(
+        (none.check(pem, None), none.check(pem, root)),
+        (Ok(()), Err(JoinTokenError::OtherRoot))
+    );
+    let token = JoinToken::generate(&none, &addresses(), None).unwrap();
+    assert_eq!(token.to_text().parse::<JoinToken>().unwrap().anchors, none);
+}
+
 #[test]
 fn addresses_have_a_host_and_a_port() {
     for bad in ["hub", "hub:", ":7417", "hub:99999", ""] {
-        let made = JoinToken::generate(&"ab".repeat(32), &[bad.to_owned()], None);
+        let made = JoinToken::generate(&anchors(), &[bad.to_owned()], None);
         assert!(matches!(made, Err(JoinTokenError::Address { .. })), "{bad}: {made:?}");
     }
 }
@@ -113,7 +140,7 @@ fn wrong_secret_unknown_expired_and_revoked_tokens_are_refused() {
     let revoked = redeem(&tokens, &other, &web, NOW);
     assert!(matches!(revoked, Err(RedeemError::Revoked)), "{revoked:?}");
     assert!(matches!(tokens.revoke("0000"), Err(RedeemError::Unknown)));
-    let foreign = JoinToken::generate(&"ab".repeat(32), &addresses(), None).unwrap();
+    let foreign = JoinToken::generate(&anchors(), &addresses(), None).unwrap();
     let unknown = redeem(&tokens, &foreign, &web, NOW);
     assert!(matches!(unknown, Err(RedeemError::Unknown)), "{unknown:?}");
 }
@@ -217,8 +244,8 @@ fn the_whole_way_of_a_server_that_joins() {
     let (hub, server) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let tokens = JoinTokens::open(hub.path()).unwrap();
     let now = UnixTime::now();
-    let token =
-        tokens.create(any_agent(), &authority.fingerprint(), &addresses(), None, now).unwrap();
+    let of_authority = Anchors::of(&authority.fingerprint(), None);
+    let token = tokens.create(any_agent(), &of_authority, &addresses(), None, now).unwrap();
     let request = Identity::prepare_request(server.path(), peer(Role::Agent, "web-1")).unwrap();
     let chain = tokens
         .redeem(&token.id, token.secret(), &request, KnownName::default(), now, |peer| {
@@ -226,7 +253,7 @@ fn the_whole_way_of_a_server_that_joins() {
         })
         .unwrap();
     let roots = authority.certificate_pem();
-    assert_eq!(sha256_hex(authority.certificate()), token.fingerprint);
+    assert_eq!(sha256_hex(authority.certificate()), token.anchors.authority);
     let identity = Identity::accept(server.path(), &chain, roots).unwrap();
     assert_eq!(identity.peer(), &peer(Role::Agent, "web-1"));
 }

@@ -38,7 +38,7 @@ mod tls_test;
 
 pub use authority::{Authority, AuthorityError, BACKDATED, LIFETIME};
 pub use identity::{Identity, IdentityError, NotARenewal, Validity};
-pub use join::{JoinToken, JoinTokenError};
+pub use join::{Anchors, JoinToken, JoinTokenError};
 pub use join_store::{
     JoinGrant, JoinTokens, KnownName, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord,
     TokenState,

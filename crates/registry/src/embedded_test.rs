@@ -2,7 +2,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::ids::{AppId, GroupId, Revision, ServerId};
+use cohort_identity::SignedStatement;
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 
 use crate::api::{
     Compare, Event, Op, RangeRequest, Registry, RegistryError, Selector, Txn, WatchRequest,
@@ -10,9 +12,9 @@ use crate::api::{
 use crate::disk::OpenError;
 use crate::embedded::{EmbeddedRegistry, RESTORE_LEAP};
 use crate::keys;
-use crate::records::{RemovedRecord, SCHEMA};
+use crate::records::{IntentRecord, SCHEMA, encode};
 use crate::state::HISTORY_EVENTS_MAX;
-use crate::typed::{bootstrap_group, get, list, read_bootstrap, remove_app};
+use crate::typed::{bootstrap_group, get, list, read_bootstrap, write_intent};
 
 const NOW_S: u64 = 1_800_000_000;
 
@@ -152,10 +154,21 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     let group = GroupId::new("web").expect("valid");
     let server = ServerId::new("a").expect("valid");
     let app = AppId::new("web").expect("valid");
-    let removal = RemovedRecord { schema: SCHEMA, app, by: "ana".into(), at: 1 };
+    let removal = |revision| AppIntent {
+        app: app.clone(),
+        revision: Revision(revision),
+        wanted: Wanted::Removal,
+        at: 1,
+    };
+    let signed = |revision| {
+        let body = serde_json::to_vec(&removal(revision)).expect("plain data");
+        let (context, chain, signature) = ("test".to_owned(), String::new(), Vec::new());
+        SignedIntent(SignedStatement { body, context, chain, signature })
+    };
     let first = {
         let registry = open(folder.path());
-        put(&registry, &keys::policy(&removal.app), "{}").await;
+        let policy = IntentRecord { schema: SCHEMA, signed: signed(1) };
+        put(&registry, &keys::policy(&app), &encode(&policy)).await;
         put(&registry, "/x", "1").await
     };
     let copy = folder.path().join("copy.redb");
@@ -168,7 +181,8 @@ async fn a_copy_bootstraps_nothing_until_it_is_confirmed() {
     let error = bootstrap_group(&registry, &group, &server).await.expect_err("refused");
     assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
     // A group would ignore the number of this removal, and keep the app for ever.
-    let error = remove_app(&registry, &removal).await.expect_err("refused");
+    let removed = write_intent(&registry, &signed(2), &removal(2), None).await;
+    let error = removed.expect_err("refused");
     assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
     drop(registry);
 

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use cohort_base::chain;
-use cohort_core::ids::{GroupId, Revision};
+use cohort_core::ids::{AppId, GroupId};
+use cohort_wire::intent::SignedIntent;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{KeyValue, Registry, RegistryError};
 use crate::keys::{self, Place};
 use crate::records::{
-    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MembersRecord, RemovedRecord,
-    ServerRecord, VersionedPolicy, decode,
+    Bootstrap, BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, IntentRecord, MembersRecord,
+    ServerRecord, decode,
 };
 use crate::typed::{decode_verdict, list};
 
@@ -23,9 +24,10 @@ pub struct Fleet {
     pub groups: BTreeMap<GroupId, FleetGroup>,
     pub servers: Vec<ServerRecord>,
     pub verdicts: Vec<GroupVerdict>,
-    pub policies: Vec<VersionedPolicy>,
-    /// Apps that were removed, also from groups that have not done so yet.
-    pub removed: Vec<RemovedRecord>,
+    /// The apps' policies, each with its operator's signature; unproven.
+    pub policies: BTreeMap<AppId, SignedIntent>,
+    /// Apps that were removed, also from groups that have not done so yet; unproven.
+    pub removed: BTreeMap<AppId, SignedIntent>,
     /// Kill switches: scope and signed register, as text.
     pub kill: BTreeMap<String, String>,
     /// The registry was lost, or restored from a backup, and nobody has confirmed that yet. Set by
@@ -85,11 +87,12 @@ fn add(fleet: &mut Fleet, pair: &KeyValue) -> Result<(), RegistryError> {
             fleet.groups.entry(group).or_default().apps.push(record);
         }
         Some(Place::Verdict { .. }) => fleet.verdicts.extend(decode_verdict(pair)?),
-        Some(Place::Policy { .. }) => {
-            let revision = Revision(pair.mod_revision);
-            fleet.policies.push(VersionedPolicy { revision, record: decode(pair)? });
+        Some(Place::Policy { app }) => {
+            fleet.policies.insert(app, decode::<IntentRecord>(pair)?.signed);
         }
-        Some(Place::Removed { .. }) => fleet.removed.push(decode(pair)?),
+        Some(Place::Removed { app }) => {
+            fleet.removed.insert(app, decode::<IntentRecord>(pair)?.signed);
+        }
         Some(Place::Kill { scope }) => {
             fleet.kill.insert(scope, pair.value.clone());
         }

@@ -7,6 +7,8 @@ use cohort_base::golden::hold;
 use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
+use cohort_identity::SignedStatement;
+use cohort_wire::intent::SignedIntent;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
@@ -15,8 +17,8 @@ use crate::api::{
 };
 use crate::disk::{decode_event, decode_pair, encode_event, encode_pair};
 use crate::records::{
-    BootstrapRecord, GroupInfo, GroupRecord, MemberRecord, MembersRecord, PolicyRecord,
-    RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord,
+    BootstrapRecord, GroupInfo, GroupRecord, IntentRecord, MemberRecord, MembersRecord, SCHEMA,
+    ServerRecord, Stamp, VerdictRecord,
 };
 use crate::seen::{Answered, Asked, Seen};
 
@@ -85,8 +87,7 @@ enum Record {
     Members(MembersRecord),
     Group(GroupRecord),
     Verdict(VerdictRecord),
-    Policy(PolicyRecord),
-    Removed(RemovedRecord),
+    Intent(IntentRecord),
 }
 
 #[test]
@@ -155,18 +156,14 @@ fn records() {
         Record::Group(held),
         verdict(None),
         verdict(Some(reason)),
-        Record::Policy(PolicyRecord {
+        Record::Intent(IntentRecord {
             schema: SCHEMA,
-            app: app(),
-            policy: serde_json::json!({"app": "web"}),
-            by: "operator `ada`".into(),
-            at: 1_795_244_055,
-        }),
-        Record::Removed(RemovedRecord {
-            schema: SCHEMA,
-            app: app(),
-            by: "operator `ada`".into(),
-            at: 1_795_244_056,
+            signed: SignedIntent(SignedStatement {
+                body: b"{}".to_vec(),
+                context: "cohort-app/1".into(),
+                chain: "PEM".into(),
+                signature: vec![1, 2],
+            }),
         }),
     ];
     hold(&file("records.jsonl"), &records);

@@ -7,14 +7,14 @@
 //! groups/<group>/members                       MembersRecord    leader, fenced
 //! groups/<group>/apps/<app>/record             GroupRecord      leader, fenced
 //! verdicts/<app>/<version>/<platform>/<group>  VerdictRecord    leader, fenced
-//! policies/<app>                               PolicyRecord     operator
-//! removed/<app>                                RemovedRecord    operator
+//! policies/<app>                               IntentRecord     hub, signed by an operator
+//! removed/<app>                                IntentRecord     hub, signed by an operator
 //! switches/kill/<scope>                        signed record    operator
 //! ```
 //!
-//! The mod revision of `bootstrap` is the group's incarnation, that of a policy its revision, and
-//! that of `removed` the revision of the removal: an app has a policy or was removed, never both. A
-//! `/` in a platform is written `~`.
+//! The mod revision of `bootstrap` is the group's incarnation. The revision of a policy, and of a
+//! removal, is the one that its operator signed, at most that of the registry when it was written:
+//! an app has a policy or was removed, never both. A `/` in a platform is written `~`.
 
 use cohort_core::ids::{AppId, GroupId, Platform, ServerId, Version};
 use cohort_core::kill::KillScope;

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 
 use cohort_base::Cause;
-use cohort_core::ids::{
-    AppId, GroupId, Incarnation, MemberId, Platform, Revision, ServerId, Version,
-};
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, Platform, ServerId, Version};
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
+use cohort_wire::intent::SignedIntent;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -171,37 +170,13 @@ pub struct GroupVerdict {
     pub record: VerdictRecord,
 }
 
-/// An app's policy as an operator wrote it.
+/// What an operator wants of an app, with the proof: its policy, or that it was removed. A removal
+/// stays until the app gets a policy again: a group that was away stops the app when it is back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyRecord {
+#[serde(deny_unknown_fields)]
+pub struct IntentRecord {
     pub schema: u32,
-    pub app: AppId,
-    /// JSON; each reader parses it with the rules of its own version.
-    pub policy: serde_json::Value,
-    /// The operator who applied it.
-    pub by: String,
-    /// Unix seconds by the hub's clock; for people only.
-    pub at: u64,
-}
-
-/// That an app was removed. It stays until the app gets a policy again: a group that was away stops
-/// the app when it is back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemovedRecord {
-    pub schema: u32,
-    pub app: AppId,
-    /// The operator who removed it.
-    pub by: String,
-    /// Unix seconds by the hub's clock; for people only.
-    pub at: u64,
-}
-
-/// A policy and the revision that rollouts pin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VersionedPolicy {
-    /// The revision of its last write.
-    pub revision: Revision,
-    pub record: PolicyRecord,
+    pub signed: SignedIntent,
 }
 
 macro_rules! fenced {

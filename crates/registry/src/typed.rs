@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Revision, ServerId, Version};
+use cohort_wire::intent::{AppIntent, IntentError, SignedIntent, Wanted};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,9 +12,8 @@ use crate::api::{
 };
 use crate::keys::{self, Place};
 use crate::records::{
-    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, MembersRecord,
-    PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord, VersionedPolicy,
-    bounded, decode, encode,
+    Bootstrap, BootstrapRecord, Fenced, GroupInfo, GroupRecord, GroupVerdict, IntentRecord,
+    MembersRecord, SCHEMA, ServerRecord, Stamp, VerdictRecord, bounded, decode, encode,
 };
 
 /// All reads and writes fail with the registry's error.
@@ -404,47 +404,90 @@ pub async fn forget_ghosts(
     Ok(())
 }
 
-/// Reads which apps were removed, and the revision of each removal.
-pub async fn removed_apps(registry: &dyn Registry) -> Answer<Vec<(Revision, RemovedRecord)>> {
-    let (items, _) = list(registry, keys::REMOVED).await?;
-    items.iter().map(|pair| Ok((Revision(pair.mod_revision), decode(pair)?))).collect()
+/// Reads what operators want of all apps: with [`keys::POLICIES`] their policies, with
+/// [`keys::REMOVED`] their removals. Nothing is proven yet.
+pub async fn intents(registry: &dyn Registry, prefix: &str) -> Answer<Vec<(AppId, SignedIntent)>> {
+    let (items, _) = list(registry, prefix).await?;
+    let read = |pair: &KeyValue| match keys::parse(&pair.key) {
+        Some(Place::Policy { app } | Place::Removed { app }) => {
+            Some(decode(pair).map(|record: IntentRecord| (app, record.signed)))
+        }
+        _ => None,
+    };
+    items.iter().filter_map(read).collect()
 }
 
-/// Removes an app: deletes its policy and records the removal. Returns the revision of the removal,
-/// also of an earlier one, and whether this call made it; `None` if there is no such app. While a
-/// group still has the app, a repeat gives the removal a new revision: a group ignores one that is
+/// What a write of an operator's intent came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum IntentPut {
+    Written,
+    /// The app has been removed before, everywhere.
+    RemovedBefore(Revision),
+    /// A removal, and there is no such app.
+    NoApp,
+    /// There is another policy than the writer knows, or this one has no later revision.
+    Changed,
+}
+
+/// Writes what an operator wants of an app, if its revision is higher than that of everything that
+/// was wanted before. With `expected`, only if the policy's revision is still that one (0: there is
+/// none). A removal is written again while a group still has the app: a group ignores one that is
 /// older than its policy.
 ///
+/// The caller has verified the signature.
+///
 /// # Errors
-/// Also with `Contended`.
-pub async fn remove_app(
+/// Also with `Contended`, and `Corrupt` for what is there.
+pub async fn write_intent(
     registry: &dyn Registry,
-    record: &RemovedRecord,
-) -> Answer<Option<(Revision, bool)>> {
-    let (policy, removed) = (keys::policy(&record.app), keys::removed(&record.app));
+    signed: &SignedIntent,
+    intent: &AppIntent,
+    expected: Option<Revision>,
+) -> Answer<IntentPut> {
+    let (policy, removed) = (keys::policy(&intent.app), keys::removed(&intent.app));
     for _ in 0..ATTEMPTS_MAX {
-        let known = get(registry, &policy).await?;
-        let (compare, then) = match &known {
-            Some(known) => {
-                let delete = Op::Delete { key: policy.clone() };
-                let compare = Compare::unchanged_since(&policy, known.mod_revision);
-                (compare, vec![delete, Op::put(&removed, encode(record))])
+        let (known, gone) = (get(registry, &policy).await?, get(registry, &removed).await?);
+        let there = revision_of(known.as_ref())?;
+        let before = revision_of(gone.as_ref())?;
+        let removes = intent.wanted == Wanted::Removal;
+        if removes && known.is_none() {
+            if gone.is_none() {
+                return Ok(IntentPut::NoApp);
             }
-            None => {
-                let Some(earlier) = get(registry, &removed).await? else { return Ok(None) };
-                if !is_anywhere(registry, &record.app).await? {
-                    return Ok(Some((Revision(earlier.mod_revision), false)));
-                }
-                let compare = Compare::unchanged_since(&removed, earlier.mod_revision);
-                (compare, vec![Op::put(&removed, earlier.value)])
+            if !is_anywhere(registry, &intent.app).await? {
+                return Ok(IntentPut::RemovedBefore(before));
             }
-        };
-        let answer = registry.txn(Txn { compare: vec![compare], then }).await?;
-        if answer.succeeded {
-            return Ok(Some((Revision(answer.revision), known.is_some())));
+        }
+        if expected.is_some_and(|expected| expected != there)
+            || intent.revision <= there.max(before)
+        {
+            return Ok(IntentPut::Changed);
+        }
+        let since = |pair: Option<&KeyValue>| pair.map_or(0, |pair| pair.mod_revision);
+        let compare = vec![
+            Compare::unchanged_since(&policy, since(known.as_ref())),
+            Compare::unchanged_since(&removed, since(gone.as_ref())),
+        ];
+        let record = encode(&IntentRecord { schema: SCHEMA, signed: signed.clone() });
+        let (there, away) = if removes { (&removed, &policy) } else { (&policy, &removed) };
+        let then = vec![Op::put(there, record), Op::Delete { key: away.clone() }];
+        if registry.txn(Txn { compare, then }).await?.succeeded {
+            return Ok(IntentPut::Written);
         }
     }
     Err(RegistryError::Contended { key: policy, attempts: ATTEMPTS_MAX })
+}
+
+/// The revision that an operator signed; 0 of nothing.
+fn revision_of(pair: Option<&KeyValue>) -> Answer<Revision> {
+    let Some(pair) = pair else { return Ok(Revision::default()) };
+    let record: IntentRecord = decode(pair)?;
+    let corrupt = |source: IntentError| RegistryError::Corrupt {
+        key: pair.key.clone(),
+        source: source.into(),
+    };
+    Ok(record.signed.unverified().map_err(corrupt)?.revision)
 }
 
 /// Whether any group has a record of the app.
@@ -479,30 +522,4 @@ pub async fn forget_old_verdicts(registry: &dyn Registry) -> Answer<usize> {
     }
     delete_all(registry, &doomed).await?;
     Ok(doomed.len())
-}
-
-/// Reads the policies of all apps.
-pub async fn policies(registry: &dyn Registry) -> Answer<Vec<VersionedPolicy>> {
-    let (items, _) = list(registry, keys::POLICIES).await?;
-    let versioned = |pair: &KeyValue| {
-        let revision = Revision(pair.mod_revision);
-        Ok(VersionedPolicy { revision, record: decode(pair)? })
-    };
-    items.iter().map(versioned).collect()
-}
-
-/// Writes an app's policy. With `expected`, only if its revision is still that one (0: there is
-/// none); returns `None` if it has changed.
-pub async fn write_policy(
-    registry: &dyn Registry,
-    record: &PolicyRecord,
-    expected: Option<Revision>,
-) -> Answer<Option<Revision>> {
-    let key = keys::policy(&record.app);
-    let compare = expected.map(|revision| Compare::unchanged_since(&key, revision.0));
-    let again = Op::Delete { key: keys::removed(&record.app) };
-    let then = vec![Op::put(&key, encode(record)), again];
-    let txn = Txn { compare: compare.into_iter().collect(), then };
-    let answer = registry.txn(txn).await?;
-    Ok(answer.succeeded.then_some(Revision(answer.revision)))
 }

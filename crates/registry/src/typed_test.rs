@@ -4,20 +4,21 @@ use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId
 use cohort_core::kill::KillScope;
 use cohort_core::phase::PhaseName;
 use cohort_core::reason::Reason;
+use cohort_identity::SignedStatement;
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 
 use crate::api::{Op, Registry, RegistryError, Txn};
 use crate::embedded::EmbeddedRegistry;
 use crate::fleet::read_fleet;
 use crate::keys::{self, Place};
 use crate::records::{
-    GroupInfo, GroupRecord, GroupVerdict, PolicyRecord, RemovedRecord, SCHEMA, ServerRecord, Stamp,
-    VerdictRecord, VersionedPolicy, encode,
+    GroupInfo, GroupRecord, GroupVerdict, SCHEMA, ServerRecord, Stamp, VerdictRecord, encode,
 };
 use crate::typed::{
-    FencedPut, Told, VERDICT_VERSIONS_MAX, bootstrap_group, forget_ghosts, forget_old_verdicts,
-    group_infos, policies, read_bootstrap, read_group_record, read_server, recover_group,
-    remove_app, remove_group, removed_apps, restore_bootstrap, tell_server, write_group_info,
-    write_group_record, write_policy, write_verdict,
+    FencedPut, IntentPut, Told, VERDICT_VERSIONS_MAX, bootstrap_group, forget_ghosts,
+    forget_old_verdicts, group_infos, intents, read_bootstrap, read_group_record, read_server,
+    recover_group, remove_group, restore_bootstrap, tell_server, write_group_info,
+    write_group_record, write_intent, write_verdict,
 };
 
 fn group(name: &str) -> GroupId {
@@ -142,24 +143,55 @@ async fn a_group_tells_its_incarnation_to_a_registry_that_has_none_or_an_earlier
     assert_eq!(read_bootstrap(&registry, &name).await.expect("read"), Some(next));
 }
 
+/// What somebody wants of the app; the registry does not verify who.
+fn intent(revision: u64, channel: Option<&str>) -> (SignedIntent, AppIntent) {
+    let wanted = channel.map_or(Wanted::Removal, |channel| {
+        Wanted::Policy(serde_json::json!({ "app": "web", "channel": channel }))
+    });
+    let intent = AppIntent { app: app(), revision: Revision(revision), wanted, at: 1 };
+    let body = serde_json::to_vec(&intent).expect("plain data");
+    let (context, chain, signature) = ("test".to_owned(), String::new(), Vec::new());
+    (SignedIntent(SignedStatement { body, context, chain, signature }), intent)
+}
+
+async fn want(registry: &EmbeddedRegistry, revision: u64, channel: Option<&str>) -> IntentPut {
+    let (signed, intent) = intent(revision, channel);
+    write_intent(registry, &signed, &intent, None).await.expect("write")
+}
+
+async fn wanted(registry: &EmbeddedRegistry, prefix: &str) -> Vec<u64> {
+    let all = intents(registry, prefix).await.expect("read");
+    all.into_iter().map(|(_, signed)| signed.unverified().expect("whole").revision.0).collect()
+}
+
 #[tokio::test]
 async fn a_policy_is_changed_only_by_who_has_seen_the_last_one() {
     let registry = in_memory();
-    let record = |channel: &str| PolicyRecord {
-        schema: SCHEMA,
-        app: app(),
-        policy: serde_json::json!({ "app": "web", "channel": channel }),
-        by: "ada".into(),
-        at: 1,
+    let write = async |revision, channel, expected| {
+        let (signed, intent) = intent(revision, Some(channel));
+        write_intent(&registry, &signed, &intent, Some(Revision(expected))).await.expect("write")
     };
-    let none = Some(Revision(0));
-    let first = write_policy(&registry, &record("stable"), none).await.expect("write");
-    let first = first.expect("there was none");
-    assert_eq!(write_policy(&registry, &record("beta"), none).await.expect("write"), None);
-    let stable = VersionedPolicy { revision: first, record: record("stable") };
-    assert_eq!(policies(&registry).await.expect("read"), vec![stable]);
-    let next = write_policy(&registry, &record("beta"), Some(first)).await.expect("write");
-    assert!(next.expect("unchanged since") > first);
+    assert_eq!(write(3, "stable", 0).await, IntentPut::Written);
+    assert_eq!(write(4, "beta", 0).await, IntentPut::Changed);
+    assert_eq!(
+        intents(&registry, keys::POLICIES).await.expect("read"),
+        [(app(), intent(3, Some("stable")).0)]
+    );
+    assert_eq!(write(4, "beta", 3).await, IntentPut::Written);
+    assert_eq!(wanted(&registry, keys::POLICIES).await, [4]);
+}
+
+#[tokio::test]
+async fn an_earlier_policy_replaces_no_later_one() {
+    let registry = in_memory();
+    assert_eq!(want(&registry, 7, Some("stable")).await, IntentPut::Written);
+    for earlier in [6, 7] {
+        assert_eq!(want(&registry, earlier, Some("old")).await, IntentPut::Changed);
+        assert_eq!(want(&registry, earlier, None).await, IntentPut::Changed);
+    }
+    assert_eq!(want(&registry, 8, None).await, IntentPut::Written);
+    assert_eq!(want(&registry, 8, Some("old")).await, IntentPut::Changed);
+    assert_eq!(wanted(&registry, keys::REMOVED).await, [8]);
 }
 
 #[tokio::test]
@@ -212,32 +244,18 @@ async fn only_the_verdicts_about_the_last_versions_are_kept() {
 #[tokio::test]
 async fn a_removed_app_has_no_policy_until_it_is_added_again() {
     let registry = in_memory();
-    let removal = RemovedRecord { schema: SCHEMA, app: app(), by: "ana".into(), at: 1 };
-    assert_eq!(remove_app(&registry, &removal).await.expect("write"), None, "no such app");
-    let policy = PolicyRecord {
-        schema: SCHEMA,
-        app: app(),
-        policy: serde_json::json!({"app": "web"}),
-        by: "ana".into(),
-        at: 1,
-    };
-    let first = write_policy(&registry, &policy, None).await.expect("write").expect("written");
-    let (removed, new) = remove_app(&registry, &removal).await.expect("write").expect("an app");
-    assert!(new && removed > first);
-    assert_eq!(remove_app(&registry, &removal).await.expect("write"), Some((removed, false)));
-    assert_eq!(policies(&registry).await.expect("read"), vec![]);
-    assert_eq!(removed_apps(&registry).await.expect("read"), vec![(removed, removal.clone())]);
+    assert_eq!(want(&registry, 1, None).await, IntentPut::NoApp);
+    assert_eq!(want(&registry, 1, Some("stable")).await, IntentPut::Written);
+    assert_eq!(want(&registry, 2, None).await, IntentPut::Written);
+    assert_eq!(want(&registry, 3, None).await, IntentPut::RemovedBefore(Revision(2)));
+    assert_eq!(wanted(&registry, keys::POLICIES).await, [0; 0]);
     // A group that has not heeded it may know a later policy: said again, it is newer.
     let known = record(stamp(1, 1, 1), PhaseName::Running);
     let _ = write_group_record(&registry, &known).await.expect("write");
-    let repeat = RemovedRecord { by: "ben".into(), ..removal.clone() };
-    let (repeated, new) = remove_app(&registry, &repeat).await.expect("write").expect("an app");
-    assert!(!new && repeated > removed);
-    let listed = removed_apps(&registry).await.expect("read");
-    assert_eq!(listed, vec![(repeated, removal)], "whoever removed it first did");
-    let again = write_policy(&registry, &policy, Some(Revision(0))).await.expect("write");
-    assert!(again.expect("there is none") > repeated);
-    assert_eq!(removed_apps(&registry).await.expect("read"), vec![]);
+    assert_eq!(want(&registry, 4, None).await, IntentPut::Written);
+    assert_eq!(wanted(&registry, keys::REMOVED).await, [4]);
+    assert_eq!(want(&registry, 5, Some("stable")).await, IntentPut::Written);
+    assert_eq!(wanted(&registry, keys::REMOVED).await, [0; 0]);
 }
 
 #[tokio::test]
@@ -251,18 +269,10 @@ async fn a_record_of_an_app_that_its_group_does_not_have_goes_unless_it_may_be_n
     assert!(left().await, "the group's state is older than the record");
     forget_ghosts(&registry, &here, stamp(1, 2, 5), |_| true).await.expect("write");
     assert!(left().await, "the group has the app");
-    let policy = PolicyRecord {
-        schema: SCHEMA,
-        app: app(),
-        policy: serde_json::json!({"app": "web"}),
-        by: "ana".into(),
-        at: 1,
-    };
-    write_policy(&registry, &policy, None).await.expect("write").expect("written");
+    assert_eq!(want(&registry, 1, Some("stable")).await, IntentPut::Written);
     forget_ghosts(&registry, &here, stamp(2, 1, 1), |_| false).await.expect("write");
     assert!(left().await, "the group is about to have it");
-    let removal = RemovedRecord { schema: SCHEMA, app: app(), by: "ana".into(), at: 1 };
-    remove_app(&registry, &removal).await.expect("write").expect("an app");
+    assert_eq!(want(&registry, 2, None).await, IntentPut::Written);
     forget_ghosts(&registry, &here, stamp(2, 1, 1), |_| false).await.expect("write");
     assert!(!left().await);
 }

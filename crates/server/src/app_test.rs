@@ -22,6 +22,8 @@ fn release(version: &str) -> Release {
         artifact: digest(kind),
         manifest: digest(kind + 8),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }
@@ -349,7 +351,7 @@ fn a_service_that_was_started_with_its_machine_serves_once_its_checks_have_passe
         let mut world = World::new("1.0.0");
         world.app = App::new(0, PATIENCE_MS, Booted { in_service: true, started: true });
         let orders = orders(None, Some("1.0.0"));
-        let checks = vec![check("listens:1")];
+        let checks = vec![check("/listens")];
         world.orders = Some(AppOrders { checks, in_service: None, ..orders });
         assert!(!world.look().contains(&Effect::TakeTraffic));
         let refused = "connection refused".to_owned();
@@ -387,8 +389,8 @@ fn running_checks_start_with_what_is_known_and_only_news_is_told() {
     assert_eq!(world.reports(), []);
 }
 
-fn check(address: &str) -> Check {
-    let json = serde_json::json!({ "type": "tcp", "address": address });
+fn check(path: &str) -> Check {
+    let json = serde_json::json!({ "type": "http", "path": path });
     serde_json::from_value(json).unwrap()
 }
 
@@ -404,7 +406,7 @@ fn changed_checks_are_tried_next_to_those_that_decide() {
     world.orders = Some(ordered.clone());
     let _ = world.look();
     world.health = health(true);
-    let trial = TrialOrder { revision: Revision(2), checks: vec![check("a:1")], passes: None };
+    let trial = TrialOrder { revision: Revision(2), checks: vec![check("/a")], passes: None };
     ordered.trial = Some(trial.clone());
     world.orders = Some(ordered.clone());
     assert!(world.look().contains(&Effect::Try { checks: trial.checks.clone() }));
@@ -439,11 +441,11 @@ fn mended_checks_bring_a_server_back_and_until_then_it_stays_out() {
     world.health = health(false);
     assert!(world.look().contains(&Effect::Unfit(Some("refused".into()))));
     world.ms += 60_000;
-    (ordered.checks, ordered.in_service) = (vec![check("a:1")], Some(false));
+    (ordered.checks, ordered.in_service) = (vec![check("/a")], Some(false));
     world.orders = Some(ordered);
     let first = health(false).unwrap();
     let effects = world.look();
-    assert!(effects.contains(&Effect::Watch { checks: vec![check("a:1")], first }));
+    assert!(effects.contains(&Effect::Watch { checks: vec![check("/a")], first }));
     assert!(effects.contains(&Effect::Unfit(Some("refused".into()))));
     world.health = health(true);
     let effects = world.look();

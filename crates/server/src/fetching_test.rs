@@ -12,6 +12,8 @@ fn release(version: &str) -> Release {
         artifact: digest(version.as_bytes()[0]),
         manifest: digest(version.as_bytes()[0] ^ 0x80),
         length: 7,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

@@ -47,6 +47,8 @@ fn release(version: &str) -> Release {
         artifact: digest("a"),
         manifest: digest("b"),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

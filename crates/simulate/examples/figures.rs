@@ -224,6 +224,8 @@ fn release(n: usize, version: &str) -> Release {
         artifact: digest(1),
         manifest: digest(2),
         length: 1_000_000,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

@@ -320,7 +320,8 @@ fn errand_sentence(failing: &ErrandStatus) -> String {
     let text = match &failing.why {
         HubFault::Unreachable { text }
         | HubFault::Refused { text }
-        | HubFault::Damaged { text } => words::line(text),
+        | HubFault::Damaged { text }
+        | HubFault::Unproven { text } => words::line(text),
         HubFault::Removed { at } => {
             format!("this group has removed the app since, at revision {at}")
         }
@@ -338,6 +339,10 @@ fn errand_hints(failing: &ErrandStatus, leader: Option<&ServerId>) -> Vec<Hint> 
         (Errand::ReadPolicy { app }, HubFault::Removed { .. }) => vec![
             Hint::run_to("to remove it everywhere", Command::AppRemove { app: app.clone() }),
             Hint::run_to("to add it again", Command::AppApply),
+        ],
+        (Errand::ReadPolicy { .. }, HubFault::Unproven { .. }) => vec![
+            Hint::run_to("to sign it again, if it is right", Command::AppApply),
+            "if nobody's certificate has expired, somebody changed it: inspect the hub".into(),
         ],
         (Errand::ReadPolicy { .. }, _) => {
             vec![Hint::run_to("apply one that this version of the agents knows", Command::AppApply)]

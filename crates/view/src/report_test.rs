@@ -260,6 +260,8 @@ fn what_the_hub_refuses_is_a_problem_and_a_hub_that_is_away_becomes_one() {
     let read = || Errand::ReadPolicy { app: "db".parse().unwrap() };
     let (healthy, problems) = failing(read(), HubFault::Removed { at });
     assert!(!healthy && problems[0].sentence.contains("has removed the app since"), "{problems:?}");
+    let (healthy, problems) = failing(read(), HubFault::Unproven { text: "forged".to_owned() });
+    assert!(!healthy && problems[0].hints.len() == 2, "{problems:?}");
     let kill = Errand::ReadKill { scope: KillScope::Fleet };
     let (healthy, problems) = failing(kill, HubFault::Damaged { text: "expected `,`".to_owned() });
     let off = Command::KillOff { scope: None };

@@ -135,6 +135,8 @@ fn state_in(phase: PhaseName) -> State {
         artifact: "1".repeat(64).parse().unwrap(),
         manifest: "0".repeat(64).parse().unwrap(),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: cohort_core::release::Rollback::Revert,
     };
     let (address, lead) = ("10.0.0.1:7417".to_owned(), server("web-1"));

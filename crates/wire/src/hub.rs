@@ -8,6 +8,8 @@ use cohort_core::orders::MemberAddress;
 use cohort_identity::{PeerName, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::intent::SignedIntent;
+
 /// The port of the hub's API (mutual TLS).
 pub const HUB_PORT: u16 = 7418;
 /// The port of the hub's repository, probes and metrics (plain HTTP).
@@ -205,8 +207,8 @@ pub struct RevokeTokenRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyRequest {
-    /// The policy, with the keys of the policy file.
-    pub policy: serde_json::Value,
+    /// The policy, by the operator who wants it.
+    pub signed: SignedIntent,
     /// Write only if the policy's revision is still this one; 0: only if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Revision>,
@@ -215,7 +217,7 @@ pub struct PolicyRequest {
 /// Response to a written policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyAnswer {
-    /// The new revision, which rollouts pin.
+    /// The revision that the operator signed, which rollouts pin.
     pub revision: Revision,
 }
 
@@ -223,6 +225,8 @@ pub struct PolicyAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveAppRequest {
+    /// The removal, by the operator who wants it.
+    pub signed: SignedIntent,
     /// Also if a group is rolling it out or back. If false, such an app is left alone.
     pub mid_rollout: bool,
 }

@@ -6,7 +6,8 @@
 //! **What it must never know.** What a message means.
 //!
 //! **Where to start reading.** [`http::Client`] and [`http::serve`]; [`frame`] is the transport of
-//! Raft, [`kill`] the kill switch. [`limits`] lists every limit with its reason.
+//! Raft, [`kill`] the kill switch, [`intent`]
+//! what operators want of apps. [`limits`] lists every limit with its reason.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
@@ -16,6 +17,7 @@ pub mod entry;
 pub mod frame;
 pub mod http;
 pub mod hub;
+pub mod intent;
 pub mod kill;
 pub mod limits;
 mod piecewise;

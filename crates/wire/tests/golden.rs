@@ -28,9 +28,10 @@ use cohort_wire::agent::{
 use cohort_wire::http::ApiError;
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, JoinedGroup, JoiningServer, PolicyAnswer, PolicyRequest,
-    RecoverAnswer, RecoverRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
-    TokenRequest,
+    RecoverAnswer, RecoverRequest, RemoveAppRequest, RenewAnswer, RenewRequest, RevokeTokenRequest,
+    TokenAnswer, TokenRequest,
 };
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{DamagedKill, KillAnswer, KillRegister, KillScope, SignedKill};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,23 @@ fn part<T: DeserializeOwned>(json: &str) -> T {
 
 fn member() -> MemberAddress {
     part(r#"{"server": "web-1", "address": "web-1.example:7417", "member": 1}"#)
+}
+
+fn intent() -> SignedIntent {
+    SignedIntent(SignedStatement { context: "cohort-app/1".to_owned(), ..signed().0 })
+}
+
+/// What operators sign about apps.
+#[test]
+fn app_intents() {
+    let intent = |wanted| AppIntent {
+        app: "web".parse().unwrap(),
+        revision: part("17"),
+        wanted,
+        at: 1_800_000_000,
+    };
+    let policy = Wanted::Policy(part(r#"{"app": "web", "channel": "stable"}"#));
+    hold("app-intents.jsonl", &[intent(policy), intent(Wanted::Removal)]);
 }
 
 fn signed() -> SignedKill {
@@ -349,6 +367,7 @@ enum Hub {
     TokenAnswer(TokenAnswer),
     RevokeToken(RevokeTokenRequest),
     Policy(PolicyRequest),
+    RemoveApp(RemoveAppRequest),
     PolicyAnswer(PolicyAnswer),
     Recover(RecoverRequest),
     RecoverAnswer(RecoverAnswer),
@@ -400,10 +419,8 @@ fn hub() {
         Hub::Token(full),
         Hub::TokenAnswer(TokenAnswer { id: id.clone(), token, expires_at: Some(1_800_000_000) }),
         Hub::RevokeToken(RevokeTokenRequest { id }),
-        Hub::Policy(PolicyRequest {
-            policy: part(r#"{"channel": "stable"}"#),
-            expected: Some(part("2")),
-        }),
+        Hub::Policy(PolicyRequest { signed: intent(), expected: Some(part("2")) }),
+        Hub::RemoveApp(RemoveAppRequest { signed: intent(), mid_rollout: true }),
         Hub::PolicyAnswer(PolicyAnswer { revision: part("3") }),
         Hub::Recover(RecoverRequest {
             incarnation: Incarnation(16),

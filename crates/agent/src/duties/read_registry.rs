@@ -13,10 +13,12 @@ use cohort_core::gate::{ForeignVerdict, GroupInfo, RegistryView};
 use cohort_core::ids::{AppId, GroupId, Revision};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
+use cohort_identity::{CertificateDer, UnixTime};
 use cohort_registry::{Registry, RegistryError, Selector, WatchRequest, keys, typed};
 use cohort_server::member::Input;
 use cohort_wire::http::Call;
 use cohort_wire::hub::KILL as HUB_KILL;
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
@@ -66,7 +68,9 @@ async fn follow(
         show_loss(registry, handle, revision).await;
         let taken = take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
-        let (view, unusable) = read_view(registry).await?;
+        let (identity, known) = (shared.identity.current(), handle.view());
+        let trust = Trust { roots: identity.roots(), now: UnixTime::now(), state: &known.state };
+        let (view, unusable) = read_view(registry, &trust).await?;
         let unusable = faults(&handle.view().state, &view, unusable);
         let mut ended = vec![(Errand::CarryKill, carried), (Errand::ReadRegistry, Ok(()))];
         ended.extend(taken);
@@ -102,8 +106,6 @@ fn faults(state: &State, view: &RegistryView, unusable: Unusable) -> BTreeMap<Ap
         let ignored = !state.apps.contains_key(app) && state.outlived(app, *revision);
         ignored.then(|| (app.clone(), HubFault::Removed { at }))
     };
-    let damaged = |(app, text)| (app, HubFault::Damaged { text: bounded(text) });
-    let unusable = unusable.into_iter().map(damaged);
     view.policies.iter().filter_map(outlived).chain(unusable).collect()
 }
 
@@ -192,30 +194,93 @@ async fn carry_kill(shared: &Shared) -> Result<(), HubFault> {
     carried
 }
 
-/// Policies that this version cannot use, and why.
-type Unusable = BTreeMap<AppId, String>;
+/// Apps about which the hub has something that proves nothing, or that this version cannot use.
+type Unusable = BTreeMap<AppId, HubFault>;
 
-async fn read_view(registry: &dyn Registry) -> Result<(RegistryView, Unusable), RegistryError> {
+/// What an operator wants of `app`, by its signature. One that the group has already accepted is not
+/// proven again: its signer's certificate may have expired since.
+fn proven(
+    (app, signed): (AppId, SignedIntent),
+    trust: &Trust<'_>,
+) -> Result<AppIntent, (AppId, HubFault)> {
+    let unproven = |text: String| HubFault::Unproven { text: bounded(text) };
+    let known = |intent: &AppIntent| {
+        let known = trust.state.apps.get(&app).filter(|known| known.revision == intent.revision);
+        known.is_some_and(|known| policy_of(intent).is_ok_and(|policy| policy == *known.policy))
+    };
+    let intent = match signed.verify(trust.roots, trust.now) {
+        Ok((_, intent)) => intent,
+        Err(error) => match signed.unverified().ok().filter(known) {
+            Some(intent) => intent,
+            None => return Err((app, unproven(chain(&error)))),
+        },
+    };
+    if intent.app != app {
+        let text = format!("it is signed for {}", intent.app);
+        return Err((app, unproven(text)));
+    }
+    Ok(intent)
+}
+
+/// What proves an intent.
+#[derive(Clone, Copy)]
+struct Trust<'a> {
+    roots: &'a [CertificateDer<'static>],
+    now: UnixTime,
+    /// With the policies that the group has accepted.
+    state: &'a State,
+}
+
+/// The policy in an intent, by the rules of this version.
+fn policy_of(intent: &AppIntent) -> Result<Policy, HubFault> {
+    let damaged = |text: String| HubFault::Damaged { text: bounded(text) };
+    let Wanted::Policy(policy) = &intent.wanted else {
+        return Err(damaged("it is signed as a removal".to_owned()));
+    };
+    let policy: Policy =
+        serde_json::from_value(policy.clone()).map_err(|error| damaged(chain(&error)))?;
+    if policy.app != intent.app {
+        return Err(damaged(format!("it is a policy of {}", policy.app)));
+    }
+    policy.validate().map_err(damaged)?;
+    Ok(policy)
+}
+
+async fn read_view(
+    registry: &dyn Registry,
+    trust: &Trust<'_>,
+) -> Result<(RegistryView, Unusable), RegistryError> {
     let mut unusable = Unusable::new();
     let mut view = RegistryView::default();
-    for policy in typed::policies(registry).await? {
-        let app = policy.record.app.clone();
-        match serde_json::from_value::<Policy>(policy.record.policy) {
-            Ok(parsed) if parsed.app == app => {
-                view.policies.insert(app, (policy.revision, parsed));
+    for signed in typed::intents(registry, keys::POLICIES).await? {
+        let read = proven(signed, trust).and_then(|intent| {
+            let policy = policy_of(&intent).map_err(|fault| (intent.app.clone(), fault))?;
+            Ok((intent, policy))
+        });
+        match read {
+            Ok((intent, policy)) => {
+                view.policies.insert(intent.app, (intent.revision, policy));
             }
-            Ok(parsed) => {
-                unusable.insert(app, format!("it is a policy of {}", parsed.app));
+            Err((app, fault)) => {
+                unusable.insert(app, fault);
             }
-            Err(error) => {
-                unusable.insert(app, chain(&error));
+        }
+    }
+    for signed in typed::intents(registry, keys::REMOVED).await? {
+        match proven(signed, trust) {
+            Ok(AppIntent { app, revision, wanted: Wanted::Removal, .. }) => {
+                view.removed.insert(app, revision);
+            }
+            Ok(AppIntent { app, .. }) => {
+                let text = "it is signed as a policy, and shown as a removal".to_owned();
+                unusable.insert(app, HubFault::Unproven { text });
+            }
+            Err((app, fault)) => {
+                unusable.insert(app, fault);
             }
         }
     }
     view.unusable = unusable.keys().cloned().collect();
-    for (revision, removed) in typed::removed_apps(registry).await? {
-        view.removed.insert(removed.app, revision);
-    }
     for info in typed::group_infos(registry).await? {
         view.groups.insert(info.group, GroupInfo { labels: info.labels, platform: info.platform });
     }
@@ -240,18 +305,20 @@ mod read_registry_test {
 
     use async_trait::async_trait;
     use cohort_core::ids::{AppId, GroupId};
-    use cohort_identity::{Peer, Role};
+    use cohort_identity::{Identity, Peer, Role};
+    use cohort_registry::records::{IntentRecord, SCHEMA, encode};
     use cohort_registry::{
-        Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
-        WatchRequest, keys,
+        EmbeddedRegistry, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
+        WatchAnswer, WatchRequest, keys,
     };
     use cohort_server::member::View;
     use cohort_wire::kill::KillRegister;
     use parking_lot::Mutex;
 
     use super::{
-        Errand, HubFault, KillScope, RegistryView, Revision, SignedKill, State, Unusable, faults,
-        matters, show_loss, take_kill_registers,
+        AppIntent, Duration, Errand, HubFault, KillScope, RegistryView, Revision, SignedIntent,
+        SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view,
+        show_loss, take_kill_registers, typed,
     };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
 
@@ -306,6 +373,100 @@ mod read_registry_test {
         state.apps.clear();
         assert_eq!(told(&state, 7), Some(HubFault::Removed { at: Revision(7) }));
         assert_eq!(told(&state, 8), None, "it was added again");
+    }
+
+    /// What the hub may have of the app, signed by whom, under which key.
+    fn put(key: String, signer: &Identity, intent: &AppIntent) -> Op {
+        let signed = SignedIntent::sign(signer, intent).unwrap();
+        Op::put(key, encode(&IntentRecord { schema: SCHEMA, signed }))
+    }
+
+    fn stable(revision: u64) -> AppIntent {
+        let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+        let (app, wanted) = (AppId::new("web").unwrap(), Wanted::Policy(policy));
+        AppIntent { app, revision: Revision(revision), wanted, at: 1 }
+    }
+
+    /// What a leader makes of a registry in which the hub has put only this.
+    async fn seen(
+        registry: &EmbeddedRegistry,
+        trust: &Trust<'_>,
+        op: Op,
+    ) -> (RegistryView, Unusable) {
+        for prefix in [keys::POLICIES, keys::REMOVED] {
+            let (items, _) = typed::list(registry, prefix).await.unwrap();
+            let then: Vec<Op> =
+                items.into_iter().map(|pair| Op::Delete { key: pair.key }).collect();
+            registry.txn(Txn { then, ..Txn::default() }).await.unwrap();
+        }
+        registry.txn(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+        read_view(registry, trust).await.unwrap()
+    }
+
+    /// The hub as attacker: it keeps what operators sign, and can forge, change, swap and replay it.
+    #[tokio::test]
+    async fn only_what_an_operator_signed_is_a_policy_or_a_removal() {
+        let lab = Lab::new().await;
+        let (registry, state) = (lab.registry(), founded());
+        let who = |role| lab.slot_of(&Peer::new(role, "ana").unwrap()).current();
+        let (operator, app) = (who(Role::Operator), AppId::new("web").unwrap());
+        let trust = Trust { roots: operator.roots(), now: UnixTime::now(), state: &state };
+        let (policy, removed) = (|| keys::policy(&app), || keys::removed(&app));
+        let good = put(policy(), &operator, &stable(5));
+        let (view, unusable) = seen(&registry, &trust, good).await;
+        assert_eq!(view.policies.get(&app).map(|known| known.0), Some(Revision(5)));
+        assert_eq!(unusable, Unusable::new());
+
+        let removal = AppIntent { wanted: Wanted::Removal, ..stable(9) };
+        let other = AppIntent { app: AppId::new("db").unwrap(), ..stable(9) };
+        let invalid = serde_json::json!({ "app": "web", "channel": "stable",
+            "check": [{ "type": "http", "path": "@elsewhere/" }] });
+        let invalid = AppIntent { wanted: Wanted::Policy(invalid), ..stable(9) };
+        let mut changed = SignedIntent::sign(&operator, &stable(5)).unwrap();
+        changed.0.body = serde_json::to_vec(&stable(9)).unwrap();
+        let changed = encode(&IntentRecord { schema: SCHEMA, signed: changed });
+        let attacks = [
+            put(policy(), &who(Role::Hub), &stable(9)),
+            put(policy(), &who(Role::Agent), &stable(9)),
+            put(policy(), &who(Role::Publisher), &stable(9)),
+            put(policy(), &operator, &other),
+            put(policy(), &operator, &removal),
+            put(policy(), &operator, &invalid),
+            Op::put(policy(), changed),
+            put(removed(), &operator, &stable(9)),
+            put(removed(), &who(Role::Hub), &removal),
+        ];
+        for (n, attack) in attacks.into_iter().enumerate() {
+            let (view, unusable) = seen(&registry, &trust, attack).await;
+            assert!(view.policies.is_empty() && view.removed.is_empty(), "attack {n}");
+            assert!(unusable.contains_key(&app), "attack {n}");
+        }
+    }
+
+    /// A group does not lose its policy when the operator who signed it leaves; a new one takes
+    /// none that nobody vouches for any more.
+    #[tokio::test]
+    async fn an_expired_signature_proves_only_what_the_group_has_already() {
+        let lab = Lab::new().await;
+        let registry = lab.registry();
+        let operator = lab.slot_of(&Peer::new(Role::Operator, "ana").unwrap()).current();
+        let app = AppId::new("web").unwrap();
+        let mut state = founded();
+        apply(&mut state, policy());
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() << 1));
+        let at = |intent: &AppIntent| put(keys::policy(&app), &operator, intent);
+        let trust = Trust { roots: operator.roots(), now: later, state: &state };
+        let (view, unusable) = seen(&registry, &trust, at(&stable(1))).await;
+        assert!(view.policies.contains_key(&app) && unusable.is_empty());
+        let beta = serde_json::json!({ "app": "web", "channel": "beta" });
+        let beta = AppIntent { wanted: Wanted::Policy(beta), ..stable(1) };
+        let none = founded();
+        let new = Trust { state: &none, ..trust };
+        for (trust, intent) in [(&trust, beta), (&trust, stable(2)), (&new, stable(1))] {
+            let (view, unusable) = seen(&registry, trust, at(&intent)).await;
+            assert!(view.policies.is_empty(), "{intent:?}");
+            assert!(matches!(unusable[&app], HubFault::Unproven { .. }), "{unusable:?}");
+        }
     }
 
     #[tokio::test]

@@ -56,7 +56,7 @@ pub(crate) struct AgentArgs {
     /// Mirror of the repository, closest first; repeatable
     #[arg(long = "mirror", value_name = "URL")]
     mirrors: Vec<String>,
-    /// Port of the service: {port} in commands and checks
+    /// Port of the service: {port} in commands, and the default of checks
     #[arg(long, value_name = "PORT")]
     service_port: Option<u16>,
     /// User for services, hooks and checks: NAME, UID or UID:GID [default: the agent's user,

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use cohort_core::ids::{AppId, GroupId};
-use cohort_core::policy::Policy;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::{PolicyRecord, SCHEMA, VersionedPolicy};
 use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
 use cohort_wire::agent::{POLICIES, PolicyInForce};
@@ -15,6 +13,7 @@ use cohort_wire::hub::{
     FLEET, PolicyAnswer, PolicyRequest, RemoveAppAnswer, RemoveAppRequest, policy_path,
     remove_app_path,
 };
+use cohort_wire::intent::Wanted;
 use serde_json::Value;
 
 use crate::answer::Answer;
@@ -25,6 +24,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::group::Steered;
 use crate::output::{Output, note};
 use crate::policy_file;
+use crate::policy_known::{KnownPolicy, sign};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AppCommand {
@@ -77,18 +77,20 @@ pub(crate) async fn run(global: &Global, command: &AppCommand) -> Result<Exit, F
 async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let policy = policy_file::read(&args.file)?;
     let app = &policy.app;
-    let hub = Hub::of(&context_of(global)?)?;
-    let known = known_policy(&hub, app).await?;
+    let context = context_of(global)?;
+    let (hub, identity) = (Hub::of(&context)?, context.identity()?);
+    let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
+    let known = KnownPolicy::in_fleet(&fleet, app, &identity)?;
     let value = serde_json::to_value(&policy).or_fail("policy")?;
     let checks = |policy: &Value| policy.get("check").cloned();
-    let rechecks =
-        known.as_ref().is_some_and(|known| checks(&known.record.policy) != checks(&value));
+    let rechecks = known.as_ref().is_some_and(|known| checks(&known.policy) != checks(&value));
     let (revision, changed) = match known {
-        Some(known) if known.record.policy == value => (known.revision, false),
+        Some(known) if known.policy == value && known.unproven.is_none() => (known.revision, false),
         known => {
+            let signed = sign(&identity, &fleet, app, Wanted::Policy(value))?;
             // When two operators apply at the same time, neither silently overwrites the other.
             let expected = Some(known.map(|known| known.revision).unwrap_or_default());
-            let request = PolicyRequest { policy: value, expected };
+            let request = PolicyRequest { signed, expected };
             let answer: PolicyAnswer = hub.call(Call::post(policy_path(app), &request)).await?;
             (answer.revision, true)
         }
@@ -102,8 +104,11 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
 
 async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     let RemoveArgs { app, mid_rollout } = args;
-    let hub = Hub::of(&context_of(global)?)?;
-    let request = RemoveAppRequest { mid_rollout: *mid_rollout };
+    let context = context_of(global)?;
+    let (hub, identity) = (Hub::of(&context)?, context.identity()?);
+    let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
+    let signed = sign(&identity, &fleet, app, Wanted::Removal)?;
+    let request = RemoveAppRequest { signed, mid_rollout: *mid_rollout };
     let answer: RemoveAppAnswer = hub.call(Call::post(remove_app_path(app), &request)).await?;
     let RemoveAppAnswer { revision, changed, groups } = &answer;
     let (revision, changed) = (*revision, *changed);
@@ -130,10 +135,11 @@ fn tried(rechecks: bool) -> String {
 
 async fn diff(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let policy = policy_file::read(&args.file)?;
-    let hub = Hub::of(&context_of(global)?)?;
-    let known = known_policy(&hub, &policy.app).await?;
+    let context = context_of(global)?;
+    let fleet: Fleet = Hub::of(&context)?.call(Call::get(FLEET)).await?;
+    let known = KnownPolicy::in_fleet(&fleet, &policy.app, &context.identity()?)?;
     let after = serde_json::to_value(&policy).or_fail("policy")?;
-    let before = known.map_or(Value::Null, |known| known.record.policy);
+    let before = known.map_or(Value::Null, |known| known.policy);
     let changes = difference(&before, &after);
     global.output.answer(
         &Answer::AppDiff { app: &policy.app, changes: &changes },
@@ -146,21 +152,20 @@ async fn diff(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
 }
 
 async fn show(global: &Global, app: Option<&AppId>) -> Result<Exit, Failure> {
-    let hub = Hub::of(&context_of(global)?)?;
+    let context = context_of(global)?;
+    let (hub, identity) = (Hub::of(&context)?, context.identity()?);
     let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
-    let policies: Vec<&VersionedPolicy> = fleet
-        .policies
-        .iter()
-        .filter(|policy| app.is_none_or(|app| *app == policy.record.app))
-        .collect();
+    let wanted = fleet.policies.keys().filter(|known| app.is_none_or(|app| app == *known));
+    let known = wanted.map(|app| KnownPolicy::in_fleet(&fleet, app, &identity));
+    let policies: Vec<KnownPolicy> =
+        known.filter_map(Result::transpose).collect::<Result<_, _>>()?;
     if let Some(app) = app.filter(|_| policies.is_empty()) {
         return Err(no_policy(app));
     }
     if policies.is_empty() && global.output == Output::Text {
         note(&format!("no app has a policy yet: {}", Command::AppApply));
     }
-    let texts: Vec<String> =
-        policies.iter().map(|known| as_file(known)).collect::<Result<_, _>>()?;
+    let texts: Vec<String> = policies.iter().map(KnownPolicy::as_file).collect::<Result<_, _>>()?;
     global.output.answer(&Answer::AppShow(&policies), || texts.concat());
     Ok(Exit::Done)
 }
@@ -178,25 +183,12 @@ async fn show_in_force(
     let PolicyInForce { app, revision, policy } = known.ok_or_else(|| no_policy(app))?;
     let by = format!("group {}", group.status.group);
     let policy = serde_json::to_value(&policy).or_fail("policy")?;
-    let record = PolicyRecord { schema: SCHEMA, app, policy, by, at: 0 };
-    let known = VersionedPolicy { revision, record };
-    let text = as_file(&known)?;
-    global.output.answer(&Answer::AppShow(&[&known]), || text);
+    let known = KnownPolicy { app, revision, policy, by, at: 0, unproven: None };
+    let text = known.as_file()?;
+    global.output.answer(&Answer::AppShow(&[known]), || text);
     Ok(Exit::Done)
-}
-
-/// The policy as a file that `apply` accepts, with every default spelled out.
-fn as_file(known: &VersionedPolicy) -> Result<String, Failure> {
-    let policy: Policy = serde_json::from_value(known.record.policy.clone()).or_fail("policy")?;
-    let text = toml::to_string(&policy).or_fail("policy")?;
-    Ok(format!("# revision {}, by {}\n{text}\n", known.revision, known.record.by))
 }
 
 pub(crate) fn no_policy(app: &AppId) -> Failure {
     Failure::new("no_such_app", format!("app {app} has no policy")).hint(Command::AppApply)
-}
-
-async fn known_policy(hub: &Hub, app: &AppId) -> Result<Option<VersionedPolicy>, Failure> {
-    let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
-    Ok(fleet.policies.into_iter().find(|policy| policy.record.app == *app))
 }

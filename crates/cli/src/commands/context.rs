@@ -98,6 +98,8 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     // Idempotent: for the same key, a token yields a certificate again.
     let call = Call::post(JOIN, &body).idempotent();
     let answer: JoinAnswer = Hub::joining(&token)?.call(call).await?;
+    let handed = token.anchors.check(&answer.authority, answer.trusted_root.as_deref());
+    handed.or_fail("token")?;
     Identity::accept(&folder, &answer.certificate, &answer.authority).or_fail("identity")?;
     let mut context = ContextFile {
         version: context::VERSION,

@@ -25,6 +25,7 @@ use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::group::Steered;
+use crate::policy_known::KnownPolicy;
 use crate::workplace::reader;
 
 #[derive(Debug, Args)]
@@ -45,11 +46,11 @@ pub(crate) struct PlanArgs {
 pub(crate) async fn run(global: &Global, args: &PlanArgs) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let fleet: Fleet = Hub::of(&context)?.call(Call::get(FLEET)).await?;
+    let identity = context.identity()?;
     let status = Steered::to(&context, &args.direct, &args.group).await?.status;
     let app = app_of(args.app.as_ref(), &status)?;
-    let known = fleet.policies.iter().find(|policy| policy.record.app == app);
-    let known = known.ok_or_else(|| no_policy(&app))?;
-    let policy: Policy = serde_json::from_value(known.record.policy.clone()).or_fail("policy")?;
+    let known = KnownPolicy::in_fleet(&fleet, &app, &identity)?.ok_or_else(|| no_policy(&app))?;
+    let policy: Policy = serde_json::from_value(known.policy).or_fail("policy")?;
     let offered = offer(&context, &status, &policy, args.version.as_ref()).await?;
     let kept = kept_by(&fleet, &status, &policy, &offered);
     let plan = plan(&status, &app, &policy, known.revision, &offered, kept.as_ref());

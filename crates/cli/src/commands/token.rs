@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use cohort_hub::HubConfig;
-use cohort_identity::{Authority, JoinGrant, JoinTokens, PeerName, Role, UnixTime};
+use cohort_identity::{
+    Anchors, Authority, JoinGrant, JoinToken, JoinTokens, PeerName, Role, UnixTime, sha256_hex,
+};
 use cohort_view::command::{Command, Flag};
 use cohort_view::hint::Hint;
 use cohort_wire::http::Call;
@@ -15,7 +17,9 @@ use crate::args::{Global, peer_name};
 use crate::commands::context_of;
 use crate::commands::hub::read_config;
 use crate::connect::Hub;
+use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::layers::read_file;
 use crate::output::{Output, note};
 
 #[derive(Debug, Subcommand)]
@@ -68,16 +72,20 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
                 valid_s: args.valid_s,
                 addresses: args.addresses.clone(),
             };
-            let hub = Hub::of(&context_of(global)?)?;
-            hub.call::<TokenAnswer>(Call::post(TOKEN, &request)).await.map_err(|error| {
-                let offline = Command::TokenCreateOffline;
-                let away = error.is_away();
-                let failure = Failure::from(error);
-                if !away {
-                    return failure;
-                }
-                failure.hint(Hint::run_to("on the hub's machine, while it is stopped", offline))
-            })?
+            let context = context_of(global)?;
+            let hub = Hub::of(&context)?;
+            let made =
+                hub.call::<TokenAnswer>(Call::post(TOKEN, &request)).await.map_err(|error| {
+                    let offline = Command::TokenCreateOffline;
+                    let away = error.is_away();
+                    let failure = Failure::from(error);
+                    if !away {
+                        return failure;
+                    }
+                    failure.hint(Hint::run_to("on the hub's machine, while it is stopped", offline))
+                })?;
+            check_anchors(&context, &made)?;
+            made
         }
     };
     global.output.answer(&Answer::TokenCreate(&answer), || answer.token.clone() + "\n");
@@ -88,6 +96,35 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
         note(&format!("token {}: valid once, for role {}{until}", answer.id, args.role));
     }
     Ok(Exit::Done)
+}
+
+/// Checks that a token sends its user to what this operator trusts: the hub has made it.
+fn check_anchors(context: &Context, made: &TokenAnswer) -> Result<(), Failure> {
+    let token: JoinToken = made.token.parse().or_fail("token")?;
+    let identity = context.identity()?;
+    let wrong = |what: &str, hint: &str| {
+        let error = format!("the hub made a token for another {what} than your context's");
+        let revoke = format!("revoke it: cohort token revoke {}", made.id);
+        Err(Failure::new("token", error).hint(hint.to_owned()).hint(revoke))
+    };
+    let roots = identity.roots();
+    let Some(authority) =
+        roots.iter().map(|root| sha256_hex(root)).find(|it| *it == token.anchors.authority)
+    else {
+        return wrong("authority", "find out who runs this hub");
+    };
+    let Some(path) = context.trusted_root() else {
+        note("your context has no trusted_root: compare the token's with another operator's");
+        return Ok(());
+    };
+    let root = read_file(&path)?;
+    if Anchors::of(&authority, Some(&root)) != token.anchors {
+        return wrong(
+            "trusted root",
+            "compare `trusted_root` in your context.toml with that in the hub's hub.toml",
+        );
+    }
+    Ok(())
 }
 
 /// Does what the hub would do.
@@ -103,9 +140,9 @@ fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
             .hint(Hint::add("name one", Flag::HubAddress)));
     }
     let grant = JoinGrant { role: args.role, name: args.name.clone() };
-    let token = tokens
-        .create(grant, &authority.fingerprint(), addresses, expires_at, now)
-        .or_fail("token")?;
+    let root = config.read_trusted_root().or_fail("file")?;
+    let anchors = Anchors::of(&authority.fingerprint(), root.as_deref());
+    let token = tokens.create(grant, &anchors, addresses, expires_at, now).or_fail("token")?;
     Ok(TokenAnswer { id: token.id.clone(), token: token.to_text(), expires_at })
 }
 

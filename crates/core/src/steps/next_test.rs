@@ -29,6 +29,8 @@ fn release(version: &str) -> Release {
         artifact: version[..1].repeat(64).parse().unwrap(),
         manifest: "0".repeat(64).parse().unwrap(),
         length: 1,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

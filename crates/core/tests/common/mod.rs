@@ -64,6 +64,8 @@ pub(crate) fn release(n: u8) -> Release {
         artifact: Digest::new(format!("{n:064x}")).expect("a digest"),
         manifest: Digest::new(format!("{:064x}", u32::from(n) + 1000)).expect("a digest"),
         length: 1000,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: match n % 8 {
             6 => Rollback::Freeze,
             7 => Rollback::ForwardOnly,

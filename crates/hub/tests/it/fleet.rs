@@ -3,28 +3,29 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cohort_core::ids::{GroupId, ServerId};
+use cohort_core::ids::{GroupId, Revision, ServerId};
 use cohort_identity::Role;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::typed::{bootstrap_group, policies, read_bootstrap, read_server, tell_server};
+use cohort_registry::typed::{bootstrap_group, intents, read_bootstrap, read_server, tell_server};
 use cohort_registry::{
     EmbeddedRegistry, Op, Registry as _, RegistryError, Selector, Txn, WatchRequest, keys,
 };
 use cohort_wire::http::{Call, Client};
 use cohort_wire::hub::{
-    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveGroupRequest,
+    PolicyAnswer, PolicyRequest, RecoverAnswer, RecoverRequest, RemoveAppAnswer, RemoveAppRequest,
+    RemoveGroupRequest,
 };
+use cohort_wire::intent::{AppIntent, SignedIntent};
 use cohort_wire::tls::IdentitySlot;
 
 use crate::support::Running;
 
-fn policy(channel: &str) -> PolicyRequest {
-    let policy = serde_json::json!({
+fn policy(channel: &str) -> serde_json::Value {
+    serde_json::json!({
         "app": "web", "channel": channel,
         "update": { "max_parallel": ["1", "50%"] },
         "stage": [{ "zone": "zone-a" }, { "zone": "zone-b" }],
-    });
-    PolicyRequest { policy, expected: None }
+    })
 }
 
 #[tokio::test]
@@ -38,34 +39,67 @@ async fn a_policy_is_written_checked_and_watched_for() {
     let waiting = tokio::spawn(async move { registry.watch(request).await });
 
     let operator = hub.operator();
-    let first: PolicyAnswer = operator.post("/v1/policies/web", &policy("stable")).await.unwrap();
+    let request = hub.policy(policy("stable")).await;
+    let first: PolicyAnswer = operator.post("/v1/policies/web", &request).await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(20), waiting).await;
     let told = told.expect("in time").unwrap().unwrap();
     assert_eq!(told.events.len(), 1);
     assert_eq!(told.events[0].revision(), first.revision.0);
 
     let registry = agent.registry();
-    let read = policies(&registry).await.unwrap().pop().unwrap();
-    assert_eq!(read.revision, first.revision);
-    assert_eq!(read.record.by, "operator `ada`");
-    let parsed: cohort_core::policy::Policy = serde_json::from_value(read.record.policy).unwrap();
-    assert_eq!(parsed.stages.len(), 2);
+    let (app, read) = intents(&registry, keys::POLICIES).await.unwrap().pop().unwrap();
+    assert_eq!((app.as_str(), &read), ("web", &request.signed));
+    assert_eq!(read.unverified().unwrap().revision, first.revision);
 
     // Only over the revision that the caller has seen.
-    let stale = PolicyRequest { expected: Some(cohort_core::ids::Revision(1)), ..policy("beta") };
+    let beta = hub.policy(policy("beta")).await;
+    let stale = PolicyRequest { expected: Some(Revision(1)), ..beta.clone() };
     let error = operator.post::<PolicyAnswer>("/v1/policies/web", &stale).await.unwrap_err();
     assert_eq!(error.status, 409);
-    let seen = PolicyRequest { expected: Some(first.revision), ..policy("beta") };
+    let seen = PolicyRequest { expected: Some(first.revision), ..beta };
     operator.post::<PolicyAnswer>("/v1/policies/web", &seen).await.unwrap();
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &request).await.unwrap_err();
+    assert_eq!(error.status, 409, "an earlier one");
 
     // The error names the wrong key.
     let mut wrong = policy("stable");
-    wrong.policy["update"]["max_paralel"] = serde_json::json!(3);
+    wrong["update"]["max_paralel"] = serde_json::json!(3);
+    let wrong = hub.policy(wrong).await;
     let error = operator.post::<PolicyAnswer>("/v1/policies/web", &wrong).await.unwrap_err();
     assert_eq!(error.status, 400);
     assert!(error.error.contains("max_paralel"), "{error}");
-    let error = operator.post::<PolicyAnswer>("/v1/policies/other", &policy("x")).await;
+    let other = hub.policy(policy("x")).await;
+    let error = operator.post::<PolicyAnswer>("/v1/policies/other", &other).await;
     assert_eq!(error.unwrap_err().status, 400, "a policy for another app");
+    let remove = RemoveAppRequest { signed: other.signed, mid_rollout: true };
+    let error = operator.post::<RemoveAppAnswer>("/v1/policies/web/remove", &remove).await;
+    assert_eq!(error.unwrap_err().status, 400, "a policy is not a removal");
+    hub.stop().await;
+}
+
+/// An operator's certificate lets it call; what it passes on has to be signed by an operator, too.
+#[tokio::test]
+async fn a_policy_that_no_operator_signed_is_refused() {
+    let hub = Running::start().await;
+    let operator = hub.operator();
+    let request = hub.policy(policy("stable")).await;
+    let mut forged = request.clone();
+    let body = String::from_utf8(forged.signed.0.body).unwrap().replace("stable", "canary");
+    forged.signed.0.body = body.into_bytes();
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &forged).await.unwrap_err();
+    assert_eq!(error.status, 403);
+    let intent = request.signed.unverified().unwrap();
+    let viewer = SignedIntent::sign(&hub.identity(Role::Viewer, "eve"), &intent).unwrap();
+    let forged = PolicyRequest { signed: viewer, ..request };
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &forged).await.unwrap_err();
+    assert_eq!(error.status, 403);
+    let beyond = AppIntent { revision: Revision(1 << 40), ..intent };
+    let beyond = SignedIntent::sign(&hub.identity(Role::Operator, "ada"), &beyond).unwrap();
+    let request = PolicyRequest { signed: beyond, expected: None };
+    let error = operator.post::<PolicyAnswer>("/v1/policies/web", &request).await.unwrap_err();
+    assert_eq!(error.status, 409, "groups would take the registry for a restored one");
+    let fleet: Fleet = operator.get("/v1/fleet").await.unwrap();
+    assert!(fleet.policies.is_empty());
     hub.stop().await;
 }
 

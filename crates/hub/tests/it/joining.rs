@@ -25,7 +25,9 @@ async fn a_server_joins_and_learns_all_that_it_needs() {
     let root = hub.config.trusted_root();
     std::fs::create_dir_all(root.parent().unwrap()).unwrap();
     std::fs::write(&root, "{\"a\":\"root\"}").unwrap();
+    let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
     let (answer, _) = hub.join_agent("web-1", "zone-a").await;
+    assert_eq!(token.anchors.check(&answer.authority, answer.trusted_root.as_deref()), Ok(()));
     assert_eq!(answer.hub.as_str(), "hub");
     assert_eq!(answer.trusted_root.as_deref(), Some("{\"a\":\"root\"}"));
     assert_eq!(answer.mirrors, ["http://mirror-1/"]);
@@ -85,7 +87,7 @@ async fn a_caller_that_lost_the_answer_may_ask_again_also_from_another_group() {
             request: Identity::prepare_request(dir.path(), peer.clone()).unwrap().to_text(),
             server: Some(server(zone)),
         };
-        let client = Client::joining(&token.fingerprint);
+        let client = Client::joining(&token.anchors.authority);
         let caller = Caller { client, target: hub.target() };
         let answer: JoinAnswer = caller.post(JOIN, &request).await.unwrap();
         let last = tempfile::tempdir().unwrap();
@@ -107,7 +109,7 @@ async fn a_hub_of_another_authority_is_not_joined() {
     let hub = Running::start().await;
     let stranger = Running::start().await;
     let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
-    let client = Client::joining(&token.fingerprint);
+    let client = Client::joining(&token.anchors.authority);
     // A token of one fleet at the hub of another.
     let call = Call::post(JOIN, &serde_json::json!({}));
     let error = client.call(&stranger.target(), call).await.unwrap_err();
@@ -236,7 +238,7 @@ async fn only_operators_make_tokens_and_never_for_hubs() {
     }
     let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
     assert_eq!(token.addresses, [hub.api.to_string()]);
-    assert_eq!(token.fingerprint, hub.authority.fingerprint());
+    assert_eq!(token.anchors.authority, hub.authority.fingerprint());
     hub.stop().await;
 }
 

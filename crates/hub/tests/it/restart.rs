@@ -27,7 +27,8 @@ async fn everything_is_there_after_a_restart() {
     let me = ServerId::new("a-1").unwrap();
     let registry = agent.registry();
     let first = bootstrap_group(&registry, &group, &me).await.unwrap();
-    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+    let policy = hub.policy(policy).await;
     hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap();
     let unused = hub.token(Role::Agent, None).await;
     let (used, _) = {
@@ -246,7 +247,8 @@ async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
     let (b_group, b) = (other.0.group.unwrap().group, ServerId::new("b-1").unwrap());
     let error = bootstrap_group(&other.1.registry(), &b_group, &b).await.unwrap_err();
     assert!(matches!(error, RegistryError::RestoredUnconfirmed), "{error}");
-    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+    let policy = hub.policy(policy).await;
     let error = hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap_err();
     assert_eq!((error.status, error.kind.as_str()), (409, "restored"));
     assert!(error.hints[0].contains("--confirm-restored"), "{error:?}");
@@ -257,6 +259,7 @@ async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
     // A server that returns later than the confirmation is no new loss.
     let late = Caller { client: late.client, target: hub.target() };
     assert_eq!(tell_server(&late.registry(), &a_2).await.unwrap(), Told::Restored);
+    let policy = hub.policy(serde_json::json!({ "app": "web", "channel": "stable" })).await;
     let revision: PolicyAnswer = hub.operator().post("/v1/policies/web", &policy).await.unwrap();
     assert!(revision.revision.0 > 1_000_000_000, "beyond any that was issued: {revision:?}");
     let fleet: Fleet = hub.operator().get("/v1/fleet").await.unwrap();

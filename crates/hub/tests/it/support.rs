@@ -11,8 +11,9 @@ use cohort_identity::{Alpn, Authority, Identity, LIFETIME, Peer, Role, UnixTime}
 use cohort_registry::{RemoteRegistry, Seen, SeenRecord};
 use cohort_wire::http::{ApiError, Call, CallError, Client, Target};
 use cohort_wire::hub::{
-    JOIN, JoinAnswer, JoinRequest, JoiningServer, TOKEN, TokenAnswer, TokenRequest,
+    JOIN, JoinAnswer, JoinRequest, JoiningServer, PolicyRequest, TOKEN, TokenAnswer, TokenRequest,
 };
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::tls::IdentitySlot;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -94,6 +95,20 @@ impl Running {
         self.client(Role::Operator, "ada")
     }
 
+    /// A policy that the operator `ada` signs, for the next revision of the registry.
+    pub(crate) async fn policy(&self, policy: serde_json::Value) -> PolicyRequest {
+        let signed = self.signed("ada", Wanted::Policy(policy)).await;
+        PolicyRequest { signed, expected: None }
+    }
+
+    /// What an operator wants of `web`.
+    pub(crate) async fn signed(&self, operator: &str, wanted: Wanted) -> SignedIntent {
+        let fleet: cohort_registry::fleet::Fleet = self.operator().get("/v1/fleet").await.unwrap();
+        let revision = cohort_core::ids::Revision(fleet.revision + 1);
+        let intent = AppIntent { app: "web".parse().unwrap(), revision, wanted, at: 1 };
+        SignedIntent::sign(&self.identity(Role::Operator, operator), &intent).unwrap()
+    }
+
     pub(crate) async fn token(&self, role: Role, name: Option<&str>) -> TokenAnswer {
         let name = name.map(|name| cohort_identity::PeerName::new(name).unwrap());
         let request = TokenRequest { role, name, valid_s: None, addresses: vec![] };
@@ -125,7 +140,7 @@ impl Running {
             request: request.to_text(),
             server,
         };
-        let caller = Caller { client: Client::joining(&token.fingerprint), target: self.target() };
+        let caller = Caller { client: Client::joining(&token.anchors.authority), target: self.target() };
         let answer: Result<JoinAnswer, ApiError> = caller.post(JOIN, &request).await;
         let identity = answer.as_ref().ok().map(|answer| {
             Identity::accept(dir.path(), &answer.certificate, &answer.authority).unwrap()

@@ -29,6 +29,8 @@ pub(crate) fn release(app: &str, version: &str, platform: &str) -> Release {
         artifact: digest(&format!("artifact of {name}")),
         manifest: digest(&format!("manifest of {name}")),
         length: LENGTH,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

@@ -296,7 +296,8 @@ impl Script {
                 }
                 // What a service passes: `up`, `never`, or a version that it has to run.
                 "check" => {
-                    let check = |address| serde_json::json!({ "type": "tcp", "address": address });
+                    let check =
+                        |it| serde_json::json!({ "type": "http", "path": format!("/{it}") });
                     json["check"] = value.split(',').filter(|a| *a != "none").map(check).collect();
                 }
                 key => json["update"][key] = value_of(value),

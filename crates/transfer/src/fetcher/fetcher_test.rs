@@ -52,6 +52,8 @@ impl Case {
             artifact: digest.clone(),
             manifest: digest,
             length: u64::from(UNITS) * UNIT_BYTES,
+            unpacked_bytes: 64 << 30,
+            entries: 250_000,
             rollback: Rollback::Revert,
         };
         let sources = holders.iter().map(|name| source(name)).collect();

@@ -259,6 +259,8 @@ fn release(setup: &Setup) -> Release {
         artifact: digest.clone(),
         manifest: digest,
         length: u64::from(setup.units) * UNIT_BYTES,
+        unpacked_bytes: 64 << 30,
+        entries: 250_000,
         rollback: Rollback::Revert,
     }
 }

@@ -24,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 const CHECK: &str = r#"
 [[check]]
 type = "http"
-url = "http://127.0.0.1:{port}/healthz"
+path = "/healthz"
 expect_status = 200
 expect_body = "ok"
 interval = "100ms"

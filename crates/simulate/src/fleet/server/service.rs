@@ -20,16 +20,17 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// What checks see: `up` passes while it is up, `never` never, a version while it runs that.
+    /// What checks see, by their paths: `/up` passes while it is up, `/never` never, a version while
+    /// it runs that.
     pub(super) fn health(&self, checks: &[Check]) -> Health {
         let passes = |check: &Check| match &check.probe {
-            Probe::Tcp { .. } if self.cold_until_ms.is_some() => false,
-            Probe::Tcp { address } => match address.as_str() {
+            Probe::Http { .. } if self.cold_until_ms.is_some() => false,
+            Probe::Http { path, .. } => match path.trim_start_matches('/') {
                 "up" => true,
                 "never" => false,
                 version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
             },
-            Probe::Http { .. } | Probe::Exec { .. } => false,
+            Probe::Tcp { .. } | Probe::Exec { .. } => false,
         };
         let reason = if !self.up {
             "the service is not there"

@@ -1,6 +1,7 @@
 //! What steps do to a virtual server, and how long they take.
 
 use cohort_core::ids::{AppId, ServerId};
+use cohort_core::policy::CheckPhase;
 use cohort_core::report::{Blame, Step};
 use cohort_core::steps::{Failure, back_off_ms};
 
@@ -88,7 +89,8 @@ impl Server {
             Step::Prepare if self.full => failure(Blame::Surroundings, "no space left"),
             Step::Check => {
                 let activation = self.agent.apps[app].record.local.activation.as_ref();
-                let checks = activation.map_or(Vec::new(), |known| known.order.checks.clone());
+                let mut checks = activation.map_or(Vec::new(), |known| known.order.checks.clone());
+                checks.retain(|check| check.phase.contains(&CheckPhase::PreFlight));
                 let health = self.services.entry(app.clone()).or_default().health(&checks);
                 (!health.in_service).then(|| failure(Blame::Release, &health.reason)).flatten()
             }
