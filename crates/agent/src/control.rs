@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Request, State as Context};
-use axum::routing::{get, post};
 use axum::{Json, RequestExt as _, Router};
 use cohort_base::chain;
 use cohort_consensus::RaftId;
@@ -23,7 +22,7 @@ use cohort_wire::agent::{
     OrdersRequest, POLICIES, PolicyInForce, REPORT, STATUS, SignedSubmission, Submission,
     TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
-use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Certificate};
+use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::kill::{KillAnswer, SignedKill};
 use serde::de::DeserializeOwned;
 
@@ -39,27 +38,40 @@ const BODY_BYTES_MAX: usize = 512 * 1024;
 
 type Cx = Context<Arc<Shared>>;
 
-/// The routes of the control port.
+/// Agents, for messages between servers of a group.
+const AGENTS: Who = Who::Roles(&[Role::Agent]);
+/// Every certificate of the fleet.
+const ALL: Who = Who::Roles(&Role::ALL);
+
+/// The routes of the control port, and who may use them.
+fn endpoints() -> (Router<Arc<Shared>>, Endpoints) {
+    let operators = Who::Roles(&[Role::Operator]);
+    let forwarders = Who::Roles(&[Role::Operator, Role::Agent, Role::Hub]);
+    Routes::default()
+        .post(ORDERS, AGENTS, orders)
+        .post(WAIT, AGENTS, wait)
+        .post(REPORT, AGENTS, report)
+        .post(JOIN_GROUP, AGENTS, join_group)
+        .post(CLAIM_MEMBER, AGENTS, claim_member)
+        .post(COMMAND, operators, command)
+        .post(FORWARD, AGENTS, forward)
+        .post(CONTACTS, AGENTS, contacts)
+        .get(STATUS, ALL, status)
+        .get(POLICIES, ALL, policies)
+        .get(&format!("{STATUS}/local"), ALL, status_local)
+        .get(KILL, ALL, kill_get)
+        .post(KILL, forwarders, kill_set)
+        .post(TRANSFER_LEADER, Who::Roles(&[Role::Operator, Role::Agent]), transfer_leader)
+        .get(BUNDLE, AGENTS, bundle)
+        .post(MANIFEST, AGENTS, manifest)
+        .post(TRANSFER, AGENTS, transfer)
+        .build()
+}
+
+/// The control port.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route(ORDERS, post(orders))
-        .route(WAIT, post(wait))
-        .route(REPORT, post(report))
-        .route(JOIN_GROUP, post(join_group))
-        .route(CLAIM_MEMBER, post(claim_member))
-        .route(COMMAND, post(command))
-        .route(FORWARD, post(forward))
-        .route(CONTACTS, post(contacts))
-        .route(STATUS, get(status))
-        .route(POLICIES, get(policies))
-        .route(&format!("{STATUS}/local"), get(status_local))
-        .route(KILL, get(kill_get).post(kill_set))
-        .route(TRANSFER_LEADER, post(transfer_leader))
-        .route(BUNDLE, get(bundle))
-        .route(MANIFEST, post(manifest))
-        .route(TRANSFER, post(transfer))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(shared)
+    let (routes, _) = endpoints();
+    routes.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(shared)
 }
 
 /// A message of a server of this group, and the member here that it is for.
@@ -73,8 +85,7 @@ struct Asked<T> {
 impl<T> Asked<T> {
     /// Takes a message in, and latches the kill registers that came with it.
     async fn of(shared: &Shared, caller: &Caller, message: ToGroup<T>) -> Result<Self, ApiError> {
-        let peer = caller.require(&[Role::Agent])?;
-        let server = server_of(peer)?;
+        let server = server_of(&caller.0)?;
         shared.same_group(&message.group, message.version)?;
         shared.latch(message.kill).await;
         Ok(Self { server, handle: shared.need_member()?, body: message.body })
@@ -116,9 +127,7 @@ impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Submitter<T> {
     type Rejection = ApiError;
 
     async fn from_request(mut request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let caller: Caller = request.extract_parts().await?;
-        let role = if request.uri().path() == COMMAND { Role::Operator } else { Role::Agent };
-        let by = caller.require(&[role])?.clone();
+        let Caller(by) = request.extract_parts().await?;
         of_this_group(&request, shared)?;
         let ApiJson(message): ApiJson<ToGroup<T>> = ApiJson::from_request(request, shared).await?;
         shared.same_group(&message.group, message.version)?;
@@ -132,8 +141,6 @@ impl<T: DeserializeOwned + Send> FromRequest<Arc<Shared>> for Asked<T> {
 
     async fn from_request(mut request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let caller: Caller = request.extract_parts().await?;
-        // Before the body is read.
-        caller.require(&[Role::Agent])?;
         of_this_group(&request, shared)?;
         let ApiJson(message) = ApiJson::from_request(request, shared).await?;
         Asked::of(shared, &caller, message).await
@@ -339,7 +346,7 @@ async fn contacts(
     Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability, clocks_ahead_ms }))
 }
 
-async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
+async fn status(Context(shared): Cx) -> Result<Json<GroupStatus>, ApiError> {
     if let Some(handle) = shared.handle() {
         let view = handle.view();
         if view.leads() {
@@ -363,10 +370,7 @@ async fn status(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus
 }
 
 /// What a hub that has lost its policies is told again.
-async fn policies(
-    Context(shared): Cx,
-    _caller: Caller,
-) -> Result<Json<Vec<PolicyInForce>>, ApiError> {
+async fn policies(Context(shared): Cx) -> Result<Json<Vec<PolicyInForce>>, ApiError> {
     let view = shared.need_member()?.view();
     let policies = view.state.apps.iter().map(|(app, state)| PolicyInForce {
         app: app.clone(),
@@ -386,7 +390,7 @@ async fn ask_status(
 }
 
 /// The group as this member knows it; never forwarded.
-async fn status_local(Context(shared): Cx, _caller: Caller) -> Result<Json<GroupStatus>, ApiError> {
+async fn status_local(Context(shared): Cx) -> Result<Json<GroupStatus>, ApiError> {
     let handle = shared.need_member()?;
     let view = handle.view();
     Ok(Json(own_status(&shared, &handle, &view).await))
@@ -400,17 +404,15 @@ async fn own_status(shared: &Shared, handle: &MemberHandle, view: &View) -> Grou
     }
 }
 
-async fn kill_get(Context(shared): Cx, _caller: Caller) -> Json<KillAnswer> {
+async fn kill_get(Context(shared): Cx) -> Json<KillAnswer> {
     Json(shared.kill.answer(false))
 }
 
 /// Anybody in the fleet may pass a register on: only the operator's signature in it counts.
 async fn kill_set(
     Context(shared): Cx,
-    caller: Caller,
     ApiJson(register): ApiJson<SignedKill>,
 ) -> Result<Json<KillAnswer>, ApiError> {
-    caller.require(&[Role::Operator, Role::Agent, Role::Hub])?;
     let changed = shared.kill.offer(vec![register]).await?;
     Ok(Json(shared.kill.answer(changed)))
 }
@@ -420,7 +422,7 @@ async fn transfer_leader(
     caller: Caller,
     ApiJson(message): ApiJson<ToGroup<Option<ServerId>>>,
 ) -> Result<Json<TransferLeaderAnswer>, ApiError> {
-    let by_member = caller.require(&[Role::Operator, Role::Agent])?.role == Role::Agent;
+    let by_member = caller.0.role == Role::Agent;
     let to = message.body.clone();
     let handle = if by_member {
         Asked::of(&shared, &caller, message).await?.by_member()?.handle
@@ -492,14 +494,13 @@ async fn transfer(
 }
 
 /// The newest metadata verified here; the caller verifies it again.
-async fn bundle(Context(shared): Cx, _caller: Caller) -> Result<Vec<u8>, ApiError> {
+async fn bundle(Context(shared): Cx) -> Result<Vec<u8>, ApiError> {
     let bundle = shared.repository.as_ref().and_then(|repository| repository.bundle());
     bundle.ok_or_else(|| ApiError::not_found("no metadata of the repository is known here"))
 }
 
 async fn manifest(
     Context(shared): Cx,
-    _caller: Caller,
     ApiJson(request): ApiJson<ManifestRequest>,
 ) -> Result<Vec<u8>, ApiError> {
     let ManifestRequest { app, version, platform } = request;

@@ -52,7 +52,7 @@ impl Repository {
         Ok(sweep(&path).on_path("clean", &path)?)
     }
 
-    /// Checks an uploaded file and puts it in place. Idempotent.
+    /// Checks an uploaded file and puts it in place; returns whether it is new. Idempotent.
     ///
     /// # Errors
     /// [`RepositoryError::Refused`] if it does not match its name, is not signed, or leads to
@@ -62,7 +62,7 @@ impl Repository {
         &self,
         relative: &str,
         file: NamedTempFile,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<bool, RepositoryError> {
         let refused = |source| RepositoryError::Refused {
             file: relative.chars().take(200).collect(),
             source,
@@ -85,8 +85,11 @@ impl Repository {
         match checked {
             Err(Refusal::Outdated) => Err(RepositoryError::Outdated),
             Err(Refusal::Wrong(cause)) => Err(refused(cause)),
-            Ok(false) => Ok(()),
-            Ok(true) => self.write(&lock, vec![Step::file(PathBuf::from(relative), file)]).await,
+            Ok(false) => Ok(false),
+            Ok(true) => {
+                self.write(&lock, vec![Step::file(PathBuf::from(relative), file)]).await?;
+                Ok(true)
+            }
         }
     }
 

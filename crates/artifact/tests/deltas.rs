@@ -137,7 +137,7 @@ async fn a_publisher_far_away_makes_them_as_well() {
         let mut file = hub.incoming().unwrap();
         file.write_all(&bytes).unwrap();
         let relative = path.to_str().unwrap().to_owned();
-        async move { hub.receive(&relative, file).await }
+        async move { hub.receive(&relative, file).await.map(|_| ()) }
     };
     // A manifest whose delta is not here is rejected.
     for path in files.iter().filter(|path| path.to_str() != Some(&delta)) {

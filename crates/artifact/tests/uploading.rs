@@ -23,7 +23,7 @@ async fn pull(fixture: &Fixture, server: &Server, name: &str) -> WorkingCopy {
 async fn upload(hub: &Repository, relative: &str, bytes: &[u8]) -> Result<(), RepositoryError> {
     let mut file = hub.incoming().unwrap();
     file.write_all(bytes).unwrap();
-    hub.receive(relative, file).await
+    hub.receive(relative, file).await.map(|_| ())
 }
 
 async fn upload_all(hub: &Repository, copy: &WorkingCopy) -> Result<(), RepositoryError> {

@@ -34,3 +34,18 @@ where
         assert_eq!(&read, value, "{name}: the decoding has changed");
     }
 }
+
+/// Holds a text that is made from the code to its file. `UPDATE=1` rewrites the file: it is there to
+/// be read, and to show in a review what has changed.
+///
+/// # Panics
+/// If the text has changed.
+pub fn hold_text(path: &Path, text: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(path, text).expect("a writable directory");
+    }
+    let name = path.display();
+    let golden = fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{name}: {error}; UPDATE=1 writes it"));
+    assert_eq!(golden, text, "{name} has changed; UPDATE=1 rewrites it");
+}

@@ -129,7 +129,8 @@ fn the_kill_switch_is_thrown_and_let_go() {
 fn people_come_in_by_token_and_may_do_what_their_role_says() {
     let dir = tempfile::tempdir().unwrap();
     let hub = hub(dir.path());
-    let (code, token, err) = hub.run("fleet", &["token", "create", "--role", "viewer"]);
+    let (code, token, err) =
+        hub.run("fleet", &["token", "create", "--role", "viewer", "--name", "ann"]);
     assert_eq!(code, 0, "{err}");
     fs::write(dir.path().join("token"), &token).unwrap();
     let join = ["context", "join", "token", "--name", "ann", "--role"];
@@ -174,7 +175,8 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let hub = hub(dir);
-    let (_, token, _) = hub.run("fleet", &["token", "create", "--role", "publisher"]);
+    let (_, token, _) =
+        hub.run("fleet", &["token", "create", "--role", "publisher", "--name", "ci"]);
     fs::write(dir.join("token"), token).unwrap();
     let join = ["context", "join", "token", "--name", "ci", "--role", "publisher"];
     let (code, _, err) = hub.run("ci", &join);

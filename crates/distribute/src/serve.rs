@@ -14,12 +14,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
 use bytes::Bytes;
 use cohort_base::chain;
 use cohort_core::ids::Digest;
 use cohort_identity::{PeerName, Role};
-use cohort_wire::http::{ApiError, ApiJson, Caller, Present, Tally, require_role};
+use cohort_wire::http::{ApiError, ApiJson, Caller, Present, Routes, Tally, Who};
 use futures_util::stream;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
@@ -60,11 +59,12 @@ impl Default for ServeLimits {
 /// The routes of ALPN `cohort-bulk/1`, for agents only.
 pub fn bulk_router(store: Arc<ArtifactStore>, limits: ServeLimits) -> Router {
     let free = Arc::new(Semaphore::new(limits.streams_max));
-    let routes = Router::new()
-        .route("/v1/artifacts/{digest}/unit-hashes", get(unit_hashes))
-        .route("/v1/artifacts/{digest}/subscription", post(subscription))
-        .with_state(Serving { store, limits, free, by_peer: Arc::default() });
-    require_role(routes, &[Role::Agent])
+    let agents = Who::Roles(&[Role::Agent]);
+    let (routes, _) = Routes::default()
+        .get("/v1/artifacts/{digest}/unit-hashes", agents, unit_hashes)
+        .post("/v1/artifacts/{digest}/subscription", agents, subscription)
+        .build();
+    routes.with_state(Serving { store, limits, free, by_peer: Arc::default() })
 }
 
 #[derive(Clone)]

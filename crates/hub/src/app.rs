@@ -17,6 +17,7 @@ use crate::bucket::BucketCopy;
 use crate::config::HubConfig;
 use crate::heard::Heard;
 use crate::metrics::Metrics;
+use crate::quota::Quota;
 use crate::removed::Removed;
 
 /// The hub, as its handlers see it.
@@ -36,6 +37,7 @@ pub(crate) struct App {
     pub(crate) watches: Arc<Semaphore>,
     /// Held while `timestamp.json` changes: during an upload or the renewal.
     pub(crate) publishing: Mutex<()>,
+    pub(crate) unpublished: Arc<Quota>,
     pub(crate) bucket: Option<Arc<BucketCopy>>,
     /// Held while kill registers are written to the registry: the newest is written last.
     pub(crate) publishing_kill: Mutex<()>,
@@ -72,10 +74,9 @@ impl App {
     }
 
     /// Notes that a group lives, if the caller is a server of one.
-    pub(crate) fn note_heard(&self, caller: Caller, certificate: Certificate) {
-        let author = self.author(caller, certificate);
+    pub(crate) fn note_heard(&self, author: &Author) {
         if author.peer.role == Role::Agent
-            && let Ok(group) = self.registry.read(|state| group_of(&author, state))
+            && let Ok(group) = self.registry.read(|state| group_of(author, state))
         {
             self.heard.heard(Instant::now(), group, server_of(&author.peer));
         }

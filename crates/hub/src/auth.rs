@@ -28,6 +28,10 @@ use serde::de::DeserializeOwned;
 
 /// Roles that may read the fleet's state.
 pub(crate) const READERS: &[Role] = &[Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
+/// Roles that may write to the registry; each only the keys that it owns.
+pub(crate) const WRITERS: &[Role] = &[Role::Operator, Role::Agent];
+/// Roles that may bring a kill register: only the operator's signature in it counts.
+pub(crate) const FORWARDERS: &[Role] = &[Role::Operator, Role::Agent, Role::Hub];
 /// Roles that may change what the fleet should do.
 pub(crate) const OPERATORS: &[Role] = &[Role::Operator];
 /// Roles that may put files into the repository.
@@ -41,6 +45,24 @@ pub(crate) struct Author {
     pub(crate) group: Option<String>,
     /// An operator removed it after its certificate was issued.
     pub(crate) removed: bool,
+}
+
+/// How a server that was removed, or is unknown, comes back.
+const JOIN_AGAIN: &str =
+    "to let it join again, empty its data_dir, and: cohort token create --name NAME";
+
+impl Author {
+    /// Refuses a server that an operator removed: also reading is for the fleet.
+    ///
+    /// # Errors
+    /// 403.
+    pub(crate) fn refuse_removed(&self) -> Result<(), ApiError> {
+        if self.removed {
+            let wrong = format!("{} was removed by an operator", self.peer);
+            return Err(ApiError::forbidden(wrong).hint(JOIN_AGAIN));
+        }
+        Ok(())
+    }
 }
 
 /// Whether a caller may make this transaction, and whether each value is valid for its key.
@@ -191,12 +213,8 @@ pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<Policy, ApiErro
 /// # Errors
 /// 403 if an operator removed the server, or the hub never knew it.
 pub(crate) fn group_of(author: &Author, now: &State) -> Result<GroupId, ApiError> {
-    let Author { peer, group, removed } = author;
-    let again = "to let it join again, empty its data_dir, and: cohort token create --name NAME";
-    if *removed {
-        let wrong = format!("{peer} was removed by an operator");
-        return Err(ApiError::forbidden(wrong).hint(again));
-    }
+    author.refuse_removed()?;
+    let Author { peer, group, .. } = author;
     if let Some(group) = group {
         return GroupId::new(group.as_str()).map_err(|error| ApiError::forbidden(chain(&error)));
     }
@@ -205,7 +223,7 @@ pub(crate) fn group_of(author: &Author, now: &State) -> Result<GroupId, ApiError
         Some(Ok(record)) => Ok(record.group),
         Some(Err(_)) | None => {
             let wrong = format!("{peer} is in no group: this hub has no record of it");
-            Err(ApiError::forbidden(wrong).hint(again))
+            Err(ApiError::forbidden(wrong).hint(JOIN_AGAIN))
         }
     }
 }

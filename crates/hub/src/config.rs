@@ -20,6 +20,9 @@ const ROOT_BYTES_MAX: u64 = 1024 * 1024;
 const _: () =
     assert!(WATCHES_MAX < cohort_wire::limits::REQUESTS_MAX, "watches leave room for writes");
 
+/// See [`HubConfig::unpublished_bytes_max`]. 64 GiB: four artifacts of the largest size; without a
+/// signing key, a publisher can waste no more of the disk.
+const UNPUBLISHED_BYTES_MAX: u64 = 64 << 30;
 /// See [`HubConfig::group_silent`]. A living member asks the hub at least once a minute.
 const GROUP_SILENT: Duration = Duration::from_secs(120);
 /// Longest list of mirrors: clients try them in order.
@@ -66,6 +69,8 @@ pub struct HubConfig {
     pub renew_interval_s: u64,
     /// Default validity of a join token, in seconds.
     pub token_valid_s: u64,
+    /// Bytes that a publisher may upload before it ends the publish with a signed timestamp.
+    pub unpublished_bytes_max: u64,
     /// Most concurrent watches; more get a 503. Not a key of the file: tests lower it.
     #[serde(skip)]
     pub watches_max: usize,
@@ -101,6 +106,7 @@ impl Default for HubConfig {
             grouping: vec!["platform".to_owned(), "zone".to_owned()],
             renew_interval_s: 3600,
             token_valid_s: 24 * 3600,
+            unpublished_bytes_max: UNPUBLISHED_BYTES_MAX,
             watches_max: WATCHES_MAX,
             group_silent: GROUP_SILENT,
             confirm_restored: false,

@@ -17,7 +17,7 @@ use cohort_wire::hub::{
 };
 
 use crate::app::{App, blocking, now};
-use crate::auth::{OPERATORS, group_of, server_of};
+use crate::auth::{group_of, server_of};
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
@@ -26,15 +26,20 @@ const TOKEN_VALID_S_MAX: u64 = 30 * 24 * 3600;
 
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     headers: HeaderMap,
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Answer<TokenAnswer> {
-    let by = caller.require(OPERATORS)?.clone();
     let authority = app.authority()?;
     if request.role == Role::Hub {
         let refusal = ApiError::bad_request("a hub does not join: it has the authority");
         return Err(refusal.hint("on the hub's machine: cohort init --dir DIR").into());
+    }
+    if request.role != Role::Agent && request.name.is_none() {
+        let refusal = ApiError::bad_request("a person's token names the person");
+        let role = request.role;
+        let hint = format!("cohort token create --role {role} --name NAME");
+        return Err(refusal.hint(hint).into());
     }
     let valid_s = request.valid_s.unwrap_or(app.config.token_valid_s);
     if valid_s == 0 || valid_s > TOKEN_VALID_S_MAX {
@@ -89,10 +94,9 @@ fn token_addresses(
 
 pub(crate) async fn revoke_token(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     ApiJson(request): ApiJson<RevokeTokenRequest>,
 ) -> Answer<()> {
-    let by = caller.require(OPERATORS)?.clone();
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
     blocking(move || tokens.revoke(&id)).await??;
@@ -106,6 +110,8 @@ pub(crate) async fn join(
 ) -> Answer<JoinAnswer> {
     let authority = app.authority()?;
     let JoinRequest { token_id, token_secret, request: identity, server } = request;
+    // First: whoever has no token learns nothing of the fleet.
+    app.tokens.check_secret(&token_id, &token_secret)?;
     let identity = IdentityRequest::from_text(&identity)?;
     let peer = identity.peer().clone();
     // Everything that can be wrong with the server is checked before the token is used up.

@@ -22,6 +22,7 @@ mod joining;
 mod metrics;
 mod operating;
 mod placing;
+mod quota;
 mod refusal;
 mod registry_api;
 mod removed;
@@ -44,8 +45,8 @@ use cohort_identity::{
 };
 use cohort_mirror::BucketError;
 use cohort_registry::{EmbeddedRegistry, RegistryError, Seen};
-use cohort_wire::http::{Handler, serve, serve_plain};
-use cohort_wire::hub::KILL;
+use cohort_wire::http::{Endpoints, Handler, serve, serve_plain};
+use cohort_wire::hub::{JOIN, JOIN_BYTES_MAX, KILL};
 use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::tls::IdentitySlot;
@@ -61,6 +62,7 @@ use app::{App, now};
 use bucket::BucketCopy;
 use heard::Heard;
 use metrics::Metrics;
+use quota::Quota;
 use removed::Removed;
 
 /// Why a hub cannot start, or stopped.
@@ -111,6 +113,12 @@ pub enum HubError {
     Listen { address: SocketAddr, what: &'static str, source: io::Error },
     #[error("a task of the hub failed")]
     Part(#[source] tokio::task::JoinError),
+}
+
+/// The endpoints of the API, and who may use them.
+#[must_use]
+pub fn endpoints() -> Endpoints {
+    routes::endpoints().1
 }
 
 /// A running hub; stops with [`Hub::run_until`].
@@ -176,6 +184,7 @@ impl Hub {
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),
             watches: Arc::new(Semaphore::new(config.watches_max)),
             publishing: Mutex::new(()),
+            unpublished: Arc::new(Quota::new(config.unpublished_bytes_max)),
             bucket,
             publishing_kill: Mutex::new(()),
             metrics,
@@ -241,7 +250,10 @@ pub async fn run(config: HubConfig, shutdown: CancellationToken) -> Result<(), H
 fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> JoinSet<()> {
     let mut parts = JoinSet::new();
     let api_limits = ServerLimits {
-        large_bodies: vec![("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX)],
+        body_limits: vec![
+            ("/v1/repository/".to_owned(), upload::UPLOAD_BYTES_MAX),
+            (JOIN.to_owned(), JOIN_BYTES_MAX),
+        ],
         urgent_path: Some(KILL),
         refusals: app.metrics.refusals("api"),
         ..ServerLimits::default()

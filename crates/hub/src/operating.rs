@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_identity::{Peer, Role};
+use cohort_identity::Peer;
 use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
 use cohort_registry::records::{ServerRecord, decode, encode};
 use cohort_registry::state::State as Content;
@@ -25,18 +25,17 @@ use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
 
 use crate::app::{App, blocking, now};
-use crate::auth::{OPERATORS, READERS, check_policy};
+use crate::auth::check_policy;
 use crate::heard::LastWord;
 use crate::refusal::Answer;
 use crate::room;
 
 pub(crate) async fn policy(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     Path(name): Path<String>,
     ApiJson(request): ApiJson<PolicyRequest>,
 ) -> Answer<PolicyAnswer> {
-    let by = caller.require(OPERATORS)?.clone();
     let name = AppId::new(name)?;
     let (signer, intent) = proven(&app, &name, &request.signed)?;
     let Wanted::Policy(policy) = &intent.wanted else {
@@ -113,11 +112,10 @@ fn more(count: usize) -> String {
 /// Removes an app from every group. One that is being rolled out only if the caller says so.
 pub(crate) async fn remove_app(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     Path(name): Path<String>,
     ApiJson(request): ApiJson<RemoveAppRequest>,
 ) -> Answer<RemoveAppAnswer> {
-    let by = caller.require(OPERATORS)?.clone();
     let name = AppId::new(name)?;
     let (signer, intent) = proven(&app, &name, &request.signed)?;
     if intent.wanted != Wanted::Removal {
@@ -154,11 +152,10 @@ pub(crate) async fn remove_app(
 
 pub(crate) async fn recover(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     Path(name): Path<String>,
     ApiJson(request): ApiJson<RecoverRequest>,
 ) -> Answer<RecoverAnswer> {
-    let by = caller.require(OPERATORS)?.clone();
     let group = GroupId::new(name)?;
     let RecoverRequest { incarnation, first_server, because } = request;
     entry::sentence("the reason", &because)?;
@@ -186,11 +183,10 @@ pub(crate) async fn recover(
 /// Removes a group. One that still lists servers only if the caller says that they are lost.
 pub(crate) async fn remove_group(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     Path(name): Path<String>,
     ApiJson(request): ApiJson<RemoveGroupRequest>,
 ) -> Answer<()> {
-    let by = caller.require(OPERATORS)?.clone();
     let group = GroupId::new(name)?;
     let fleet = read_fleet(&app.registry).await?;
     let servers = fleet.servers.into_iter().filter(|server| server.group == group);
@@ -249,10 +245,9 @@ fn is_lost(app: &App, group: &GroupId) -> Result<(), ApiError> {
 /// it. If it is a member of its group, the group has to remove it first. Idempotent.
 pub(crate) async fn remove_server(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     Path(name): Path<String>,
 ) -> Answer<()> {
-    let by = caller.require(OPERATORS)?.clone();
     let server = ServerId::new(name)?;
     let key = keys::server(&server);
     let pair = app.registry.get(&key);
@@ -281,18 +276,16 @@ pub(crate) async fn remove_server(
     Ok(Json(()))
 }
 
-pub(crate) async fn kill_status(State(app): State<Arc<App>>, caller: Caller) -> Answer<KillAnswer> {
-    caller.require(READERS)?;
+pub(crate) async fn kill_status(State(app): State<Arc<App>>) -> Answer<KillAnswer> {
     Ok(Json(app.kill.answer(false)))
 }
 
 /// Accepts a signed register from any caller: only the operator's signature counts.
 pub(crate) async fn kill(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     ApiJson(signed): ApiJson<SignedKill>,
 ) -> Answer<KillAnswer> {
-    let by = caller.require(&[Role::Operator, Role::Agent, Role::Hub])?.clone();
     let roots = app.identity.current();
     let registers = Arc::clone(&app.kill);
     let offered = signed.clone();

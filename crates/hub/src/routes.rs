@@ -9,36 +9,47 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
+use axum::routing::get;
 use cohort_base::metrics::Gauge;
 use cohort_identity::{Peer, Role, TokenState};
-use cohort_wire::http::{ApiError, Caller, Certificate};
+use cohort_wire::http::{ApiError, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::hub::{
     FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
 };
 
 use crate::app::{App, now};
+use crate::auth::{FORWARDERS, OPERATORS, PUBLISHERS, READERS, WRITERS};
 use crate::metrics::{OfRole, Route};
 use crate::{joining, operating, registry_api, upload};
 
-/// The API; only joining needs no certificate.
+/// The API, and who may use what of it; only joining needs no certificate.
+pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
+    let (all, readers) = (Who::Roles(&Role::ALL), Who::Roles(READERS));
+    let (operators, publishers) = (Who::Roles(OPERATORS), Who::Roles(PUBLISHERS));
+    Routes::default()
+        .post(JOIN, Who::Anyone, joining::join)
+        .post(RENEW, all, joining::renew)
+        .post(TOKEN, operators, joining::token)
+        .post(REVOKE_TOKEN, operators, joining::revoke_token)
+        .post(REGISTRY_RANGE, readers, registry_api::range)
+        .post(REGISTRY_TXN, Who::Roles(WRITERS), registry_api::txn)
+        .post(REGISTRY_WATCH, readers, registry_api::watch)
+        .get(FLEET, readers, registry_api::fleet)
+        .get(KILL, readers, operating::kill_status)
+        .post(KILL, Who::Roles(FORWARDERS), operating::kill)
+        .post("/v1/policies/{app}", operators, operating::policy)
+        .post("/v1/policies/{app}/remove", operators, operating::remove_app)
+        .post("/v1/groups/{group}/recover", operators, operating::recover)
+        .post("/v1/groups/{group}/remove", operators, operating::remove_group)
+        .add(&Method::DELETE, "/v1/servers/{server}", operators, operating::remove_server)
+        .add(&Method::PUT, "/v1/repository/{*path}", publishers, upload::put)
+        .build()
+}
+
+/// The API.
 pub(crate) fn api(app: &Arc<App>) -> Router {
-    Router::new()
-        .route(JOIN, post(joining::join))
-        .route(RENEW, post(joining::renew))
-        .route(TOKEN, post(joining::token))
-        .route(REVOKE_TOKEN, post(joining::revoke_token))
-        .route(REGISTRY_RANGE, post(registry_api::range))
-        .route(REGISTRY_TXN, post(registry_api::txn))
-        .route(REGISTRY_WATCH, post(registry_api::watch))
-        .route(FLEET, get(registry_api::fleet))
-        .route(KILL, get(operating::kill_status).post(operating::kill))
-        .route("/v1/policies/{app}", post(operating::policy))
-        .route("/v1/groups/{group}/recover", post(operating::recover))
-        .route("/v1/groups/{group}/remove", post(operating::remove_group))
-        .route("/v1/policies/{app}/remove", post(operating::remove_app))
-        .route("/v1/servers/{server}", delete(operating::remove_server))
-        .route("/v1/repository/{*path}", put(upload::put))
+    let (routes, _) = endpoints();
+    routes
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(app), measure))
@@ -104,19 +115,25 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
 }
 
-/// Measures every request; counts and logs those rejected because of the role.
+/// Measures every request; refuses servers that were removed; counts and logs those refused.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
+    let mut removed = None;
     if let Some(peer) = peer.clone()
         && let Some(certificate) = request.extensions().get::<Certificate>().cloned()
     {
-        app.note_heard(Caller(peer), certificate);
+        let author = app.author(Caller(peer), certificate);
+        app.note_heard(&author);
+        removed = author.refuse_removed().err();
     }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let matched = request.extensions().get::<MatchedPath>();
     let route = matched.map_or("other", MatchedPath::as_str).to_owned();
     let begun = Instant::now();
-    let response = next.run(request).await;
+    let response = match removed {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
+    };
     let seconds = begun.elapsed().as_secs_f64();
     app.metrics.request_seconds.get_or_create(&Route { route }).observe(seconds);
     if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

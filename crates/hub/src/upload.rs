@@ -21,9 +21,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
-use crate::auth::PUBLISHERS;
+use crate::quota::Taken;
 use crate::refusal::{self, Refusal};
 
+/// The file that ends a publish: only the repository's keys sign it.
+const TIMESTAMP: &str = "metadata/timestamp.json";
 /// Largest body on the upload route; the actual limit depends on the file's name.
 pub(crate) const UPLOAD_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX;
 /// Deadline for the smallest upload.
@@ -35,11 +37,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 pub(crate) async fn put(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Caller(by): Caller,
     UrlPath(name): UrlPath<String>,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
-    let by = caller.require(PUBLISHERS)?.clone();
     let Some(bytes_max) = Repository::upload_bytes_max(&name) else {
         let name: String = name.chars().take(80).collect();
         return Err(ApiError::bad_request(format!("publishers do not upload `{name}`"))
@@ -52,11 +53,21 @@ pub(crate) async fn put(
     })?;
     let file = repository.incoming()?;
     let reopened = file.reopen().map_err(|error| write_failed(&name, &error))?;
-    receive(tokio::fs::File::from_std(reopened), body, bytes_max, &name).await?;
+    let mut taken = app.unpublished.upload(&by);
+    let file_of = tokio::fs::File::from_std(reopened);
+    receive(file_of, body, bytes_max, &mut taken, &name).await?;
     // A renewal in between would make the publisher's own timestamp look outdated.
     let publishing = app.publishing.lock().await;
-    repository.receive(&name, file).await?;
+    let is_new = repository.receive(&name, file).await?;
     drop(publishing);
+    // A publisher repeats files after a failure: those that were here take no more space, and a
+    // timestamp that was here proves nothing.
+    if is_new {
+        taken.keep();
+    }
+    if is_new && name == TIMESTAMP {
+        app.unpublished.published(&by);
+    }
     if let Some(bucket) = &app.bucket {
         bucket.send(&name).await?;
     }
@@ -69,6 +80,7 @@ async fn receive(
     mut file: tokio::fs::File,
     body: Body,
     bytes_max: u64,
+    taken: &mut Taken,
     name: &str,
 ) -> Result<(), Refusal> {
     let mut stream = body.into_data_stream();
@@ -81,6 +93,7 @@ async fn receive(
         if bytes > bytes_max {
             return Err(ApiError::too_large(bytes_max).into());
         }
+        taken.more(chunk.len() as u64)?;
         file.write_all(&chunk).await.map_err(|error| write_failed(name, &error))?;
     }
     // It is synced when it is put in place.

@@ -31,7 +31,7 @@ pub const REDEEM_AGAIN_WINDOW_S: u64 = 15 * 60;
 #[serde(deny_unknown_fields)]
 pub struct JoinGrant {
     pub role: Role,
-    /// The only name allowed; `None`: any name that is not taken.
+    /// The only name allowed; `None`, for servers: any name that is not taken.
     pub name: Option<PeerName>,
 }
 
@@ -146,6 +146,14 @@ impl JoinTokens {
         Ok(token)
     }
 
+    /// Checks that a token exists, in whatever state, and that this is its secret.
+    ///
+    /// # Errors
+    /// `Unknown`.
+    pub fn check_secret(&self, id: &str, secret: &str) -> Result<(), RedeemError> {
+        with_secret(&self.records.lock(), id, secret).map(|_| ())
+    }
+
     /// Redeems a token for a certificate, which `issue` makes: also when the same key redeems it
     /// again, because the server may have another group by then. The key is on disk when this
     /// returns. Blocks on a sync.
@@ -165,14 +173,7 @@ impl JoinTokens {
         let mut records = self.records.lock();
         let peer = request.peer();
         let key_fingerprint = request.public_key().fingerprint();
-        let record = records.get(id).ok_or(RedeemError::Unknown)?;
-        let offered = sha256_hex(secret.as_bytes());
-        aws_lc_rs::constant_time::verify_slices_are_equal(
-            offered.as_bytes(),
-            record.secret_sha256.as_bytes(),
-        )
-        // Same answer as for an unknown id, so that ids cannot be probed.
-        .map_err(|_| RedeemError::Unknown)?;
+        let record = with_secret(&records, id, secret)?;
         let certify = || issue(peer).map_err(|error| RedeemError::Issue(error.into()));
         match &record.state {
             TokenState::Revoked => return Err(RedeemError::Revoked),
@@ -189,7 +190,10 @@ impl JoinTokens {
             return Err(RedeemError::Expired);
         }
         let named = record.grant.name.as_ref();
-        if record.grant.role != peer.role || named.is_some_and(|name| *name != peer.name) {
+        // A name is that of a person whose deeds are recorded under it: only a token gives one.
+        let unnamed_person = named.is_none() && peer.role != Role::Agent;
+        let other_name = named.is_some_and(|name| *name != peer.name);
+        if record.grant.role != peer.role || other_name || unnamed_person {
             return Err(RedeemError::Grant(Box::new(peer.clone())));
         }
         // A token without a name must not replace a server that has joined already.
@@ -287,6 +291,20 @@ impl JoinTokens {
             serde_json::to_vec_pretty(record).expect("strings and numbers always become JSON");
         Ok(durable::write(&path, &text, durable::SECRET).on_path("write", &path)?)
     }
+}
+
+/// The token with this secret. The same answer for an unknown id, so that ids cannot be probed.
+fn with_secret<'a>(
+    records: &'a BTreeMap<String, TokenRecord>,
+    id: &str,
+    secret: &str,
+) -> Result<&'a TokenRecord, RedeemError> {
+    let record = records.get(id).ok_or(RedeemError::Unknown)?;
+    let offered = sha256_hex(secret.as_bytes());
+    let (offered, known) = (offered.as_bytes(), record.secret_sha256.as_bytes());
+    aws_lc_rs::constant_time::verify_slices_are_equal(offered, known)
+        .map_err(|_| RedeemError::Unknown)?;
+    Ok(record)
 }
 
 fn read_record(path: &Path) -> Result<TokenRecord, Cause> {

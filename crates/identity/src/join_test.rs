@@ -157,6 +157,10 @@ fn a_token_grants_one_role_and_perhaps_one_name() {
     let wrong_role = redeem(&tokens, &token, &operator, NOW);
     assert!(matches!(wrong_role, Err(RedeemError::Grant(_))), "{wrong_role:?}");
     redeem(&tokens, &token, &request("web-1"), NOW).unwrap();
+    // Whatever its role, a person gets a name only by a token that has it.
+    let unnamed = create(&tokens, JoinGrant { role: Role::Operator, name: None }, None);
+    let person = redeem(&tokens, &unnamed, &operator, NOW);
+    assert!(matches!(person, Err(RedeemError::Grant(_))), "{person:?}");
 
     // A token for anybody does not make its user a server that is there already; one for that very
     // name does.

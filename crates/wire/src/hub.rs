@@ -17,6 +17,8 @@ pub const REPOSITORY_PORT: u16 = 7419;
 
 /// `POST`: exchanges a join token for a certificate. Needs no client certificate.
 pub const JOIN: &str = "/v1/join";
+/// Largest body of [`JOIN`], in bytes: all that the hub reads of a stranger.
+pub const JOIN_BYTES_MAX: u64 = 64 * 1024;
 /// `POST`: renews the caller's own certificate.
 pub const RENEW: &str = "/v1/renew";
 /// `POST`, operators: creates a join token.

@@ -194,12 +194,12 @@ pub struct ServerLimits {
     pub header_read_timeout: Duration,
     pub header_bytes_max: usize,
     pub headers_max: usize,
-    /// Limit for paths not in `large_bodies`. Policies are a few kilobytes; the largest message is
+    /// Limit for paths not in `body_limits`. Policies are a few kilobytes; the largest message is
     /// a batch of a thousand reports.
     pub request_body_bytes_max: u64,
-    /// Path prefixes with a larger body limit in bytes; the first match counts. The handler must
-    /// stream the body, and check the caller's role before reading it.
-    pub large_bodies: Vec<(String, u64)>,
+    /// Path prefixes with a body limit of their own, in bytes; the first match counts. Where it is
+    /// large, the handler must stream the body.
+    pub body_limits: Vec<(String, u64)>,
     /// The longest pause in a request's body before the client is disconnected.
     pub body_idle_timeout: Duration,
     /// How long requests in progress may continue after a stop. Less than the ten seconds after
@@ -279,7 +279,7 @@ impl Default for ServerLimits {
             header_bytes_max: HEADER_BYTES_MAX,
             headers_max: HEADERS_MAX,
             request_body_bytes_max: 4 * 1024 * 1024,
-            large_bodies: Vec::new(),
+            body_limits: Vec::new(),
             body_idle_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
             dscp_bulk: Dscp::LOWER_EFFORT,

@@ -38,7 +38,7 @@ pub(crate) struct CreateArgs {
     /// Role of its user: agent, operator, publisher or viewer
     #[arg(long, default_value = "agent")]
     role: Role,
-    /// Bind it to this name; required to replace a server that joined before
+    /// Bind it to this name; required for a person, and to replace a server that joined before
     #[arg(long, value_parser = peer_name)]
     name: Option<PeerName>,
     /// Validity in seconds [default: token_valid_s of the hub]
@@ -62,6 +62,11 @@ pub(crate) async fn run(global: &Global, command: &TokenCommand) -> Result<Exit,
 async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
     if args.role == Role::Hub {
         return Err(Failure::usage("role `hub` cannot join: the hub issues its own certificate"));
+    }
+    if args.role != Role::Agent && args.name.is_none() {
+        let role = args.role;
+        return Err(Failure::usage("a person's token names the person")
+            .hint(format!("cohort token create --role {role} --name NAME")));
     }
     let answer = match &args.offline {
         Some(file) => make(&read_config(Some(file))?, args)?,

@@ -9,8 +9,8 @@ use cohort_registry::typed::bootstrap_group;
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
 use cohort_wire::http::{Call, CallError, Client};
 use cohort_wire::hub::{
-    JOIN, JoinAnswer, JoinRequest, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
-    RevokeTokenRequest, TOKEN, TokenRequest,
+    JOIN, JoinAnswer, JoinRequest, JoiningServer, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
+    RevokeTokenRequest, TOKEN, TokenAnswer, TokenRequest,
 };
 use cohort_wire::tls::IdentitySlot;
 
@@ -56,6 +56,10 @@ async fn a_token_is_good_once_and_for_its_role_and_name() {
     assert!(!error.hints.is_empty());
 
     let token = hub.token(Role::Agent, None).await;
+    let request =
+        TokenRequest { role: Role::Operator, name: None, valid_s: None, addresses: vec![] };
+    let unnamed = hub.operator().post::<TokenAnswer>(TOKEN, &request).await.unwrap_err();
+    assert_eq!(unnamed.status, 400, "it could take any person's name");
     let (other_role, _) = hub.join(&token, Role::Operator, "eve", None).await;
     assert_eq!(other_role.unwrap_err().status, 403);
     let (taken, _) = hub.join(&token, Role::Agent, "web-1", Some(server("zone-a"))).await;
@@ -66,11 +70,41 @@ async fn a_token_is_good_once_and_for_its_role_and_name() {
     let (replaced, _) = hub.join(&named, Role::Agent, "web-1", Some(server("zone-a"))).await;
     replaced.expect("a token for that very name replaces its holder");
 
-    let revoked = hub.token(Role::Viewer, None).await;
+    let revoked = hub.token(Role::Viewer, Some("vera")).await;
     let request = RevokeTokenRequest { id: revoked.id.clone() };
     hub.operator().post::<()>(REVOKE_TOKEN, &request).await.unwrap();
     let (late, _) = hub.join(&revoked, Role::Viewer, "vera", None).await;
     assert_eq!(late.unwrap_err().status, 403);
+    hub.stop().await;
+}
+
+/// Whoever has no token gets the same answer whatever else it says.
+#[tokio::test]
+async fn join_looks_at_the_token_first() {
+    let hub = Running::start().await;
+    hub.join_agent("web-1", "zone-a").await;
+    let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let peer = Peer::new(Role::Agent, "web-1").unwrap();
+    let good = Identity::prepare_request(dir.path(), peer).unwrap().to_text();
+    let other_platform = JoiningServer { platform: "intel".parse().unwrap(), ..server("zone-a") };
+    let caller = Caller { client: Client::joining(&token.anchors.authority), target: hub.target() };
+    for (id, secret) in [("0".repeat(16), token.secret().to_owned()), (token.id, "x".to_owned())] {
+        for request in [good.clone(), "no request".to_owned()] {
+            for server in [None, Some(server("zone-a")), Some(other_platform.clone())] {
+                let request = JoinRequest {
+                    token_id: id.clone(),
+                    token_secret: secret.clone(),
+                    request: request.clone(),
+                    server,
+                };
+                let error = caller.post::<JoinAnswer>(JOIN, &request).await.unwrap_err();
+                assert_eq!((error.status, error.error.as_str()), (403, "unknown join token"));
+            }
+        }
+    }
+    let large = Call::post(JOIN, &"x".repeat(100_000));
+    assert_eq!(caller.send(large).await.unwrap_err().status, 413);
     hub.stop().await;
 }
 

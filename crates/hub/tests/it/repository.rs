@@ -137,6 +137,43 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Without the repository's keys, a publisher can store files that match their names, and no more.
+#[tokio::test]
+async fn a_publisher_without_keys_fills_no_more_than_its_quota() {
+    let hub = Running::start_with(|config| config.unpublished_bytes_max = 130_000).await;
+    let keys = Keys::generate().unwrap();
+    let served = hub.config.repository_dir();
+    Repository::create(&served, &keys, Lifetimes::default()).await.unwrap();
+    let thief = hub.client(Role::Publisher, "thief");
+    let put = |name: String, bytes: Vec<u8>| {
+        thief.send(Call::new(http::Method::PUT, upload_path(&name)).bytes(bytes))
+    };
+    let junk = |byte: u8| {
+        let bytes = vec![byte; 40_000];
+        (format!("targets/web/{}.json", cohort_identity::sha256_hex(&bytes)), bytes)
+    };
+    for byte in [1, 2, 1] {
+        let (name, bytes) = junk(byte);
+        put(name, bytes).await.expect("those that are here count once");
+    }
+    let (name, bytes) = junk(3);
+    put(name, bytes).await.unwrap();
+    let (name, bytes) = junk(5);
+    let full = put(name, bytes).await.unwrap_err();
+    assert_eq!((full.status, full.kind.as_str()), (503, "quota"), "{full}");
+    // The timestamp that is there already, which needs no keys.
+    let timestamp = std::fs::read(served.join("metadata/timestamp.json")).unwrap();
+    put("metadata/timestamp.json".to_owned(), timestamp).await.unwrap();
+    let (name, bytes) = junk(5);
+    assert_eq!(put(name, bytes).await.unwrap_err().kind, "quota");
+    // Others publish as before.
+    let publisher = hub.client(Role::Publisher, "ci");
+    let (name, bytes) = junk(4);
+    let call = Call::new(http::Method::PUT, upload_path(&name)).bytes(bytes);
+    publisher.send(call).await.unwrap();
+    hub.stop().await;
+}
+
 /// The files that a publisher has to send, in order.
 fn new_files(dir: &Path, there: &Path) -> Vec<PathBuf> {
     fn walk(dir: &Path, below: &Path, found: &mut Vec<PathBuf>) {

@@ -1,10 +1,7 @@
 //! The caller's identity and role, for handlers.
 
-use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::middleware::{self, Next};
-use axum::response::IntoResponse;
 use cohort_identity::{Peer, Role, UnixTime};
 use http::StatusCode;
 use http::request::Parts;
@@ -16,17 +13,6 @@ use super::error::ApiError;
 /// no certificate, which only a server with optional client certificates allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller(pub Peer);
-
-impl Caller {
-    /// Requires one of these roles.
-    ///
-    /// # Errors
-    /// 403 if the caller's role is not among `roles`.
-    pub fn require(&self, roles: &[Role]) -> Result<&Peer, ApiError> {
-        allow(&self.0, roles)?;
-        Ok(&self.0)
-    }
-}
 
 /// What the caller's certificate says, besides the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,25 +40,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Requires one of these roles for all routes of `router`; others get 403, or 401 without a
-/// certificate. Call it before adding a fallback.
-pub fn require_role<S: Clone + Send + Sync + 'static>(
-    router: Router<S>,
-    roles: &'static [Role],
-) -> Router<S> {
-    router.route_layer(middleware::from_fn(move |request: Request, next: Next| async move {
-        let allowed = match request.extensions().get::<Peer>() {
-            Some(peer) => allow(peer, roles),
-            None => Err(ApiError::unauthenticated()),
-        };
-        match allowed {
-            Ok(()) => next.run(request).await,
-            Err(error) => error.into_response(),
-        }
-    }))
-}
-
-fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
+/// Requires one of these roles.
+pub(super) fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
     if roles.contains(&peer.role) {
         return Ok(());
     }
@@ -81,7 +50,7 @@ fn allow(peer: &Peer, roles: &[Role]) -> Result<(), ApiError> {
     Err(ApiError::forbidden(format!("{peer} may not do this; the role {names} is required")).hint(
         format!(
             "use a certificate of the role {role}; an operator creates a token for one with \
-             `cohort token create --role {role}`"
+             `cohort token create --role {role} --name NAME`"
         ),
     ))
 }

@@ -179,7 +179,7 @@ async fn an_upload_is_sent_as_a_stream() {
     };
     let limits = ServerLimits {
         request_body_bytes_max: 1000,
-        large_bodies: vec![("/files/".to_owned(), 100_000_000)],
+        body_limits: vec![("/files/".to_owned(), 100_000_000)],
         ..ServerLimits::default()
     };
     let router = Router::new().route("/files/{name}", post(count));

@@ -6,6 +6,7 @@ mod connect;
 mod error;
 mod gate;
 mod pool;
+mod routes;
 mod server;
 mod shares;
 mod tally;
@@ -19,9 +20,10 @@ mod server_test;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use caller::{ApiJson, Caller, Certificate, require_role};
+pub use caller::{ApiJson, Caller, Certificate};
 pub use client::{BodyStream, Call, Client, Target};
 pub use error::{ApiError, CallError};
 pub use gate::Refusals;
+pub use routes::{Endpoint, Endpoints, Routes, Who};
 pub use server::{Handler, RawHandler, serve, serve_plain};
 pub use tally::{Present, Tally};

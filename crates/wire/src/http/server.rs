@@ -355,8 +355,8 @@ async fn answer(
         shared.gate.count_full();
         return refuse(ApiError::overloaded("too many requests at once"));
     };
-    let large = shared.limits.large_bodies.iter().find(|(start, _)| path.starts_with(start));
-    let bytes_max = large.map_or(shared.limits.request_body_bytes_max, |(_, bytes)| *bytes);
+    let own = shared.limits.body_limits.iter().find(|(start, _)| path.starts_with(start));
+    let bytes_max = own.map_or(shared.limits.request_body_bytes_max, |(_, bytes)| *bytes);
     if request.body().size_hint().lower() > bytes_max {
         return refuse(ApiError::too_large(bytes_max));
     }

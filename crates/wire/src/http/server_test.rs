@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::testing::{Fleet, Served, until};
-use super::{ApiJson, Call, CallError, Handler, require_role, serve_plain};
+use super::{ApiJson, Call, CallError, Handler, Routes, Who, serve_plain};
 use crate::limits::ServerLimits;
 use crate::tls::ClientStream;
 
@@ -48,10 +48,8 @@ fn echo() -> Router {
 #[tokio::test]
 async fn roles_are_enforced() {
     let fleet = Fleet::new();
-    let guarded = require_role(
-        Router::new().route("/kill", post(|| async { "done" })),
-        &[Role::Operator, Role::Publisher],
-    );
+    let who = Who::Roles(&[Role::Operator, Role::Publisher]);
+    let (guarded, _) = Routes::default().post("/kill", who, || async { "done" }).build();
     let served = fleet.serve(guarded.merge(echo()), ServerLimits::default()).await;
     let kill = || Call::post("/kill", &());
     for (role, allowed) in [
