@@ -19,15 +19,17 @@ use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, ContactsAnswer,
     ContactsRequest, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, ORDERS, OrdersAnswer,
-    OrdersRequest, POLICIES, PolicyInForce, REPORT, STATUS, SignedSubmission, Submission,
-    TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
+    OrdersRequest, POLICIES, PolicyInForce, REPORT, REVOCATIONS, STATUS, SignedSubmission,
+    Submission, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::kill::{KillAnswer, SignedKill};
+use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 use serde::de::DeserializeOwned;
 
 use crate::contacts::monotonic_ms;
 use crate::member::View;
+use crate::revoking;
 use crate::shared::{MemberHandle, Shared, member_busy};
 use crate::status::group_status;
 use crate::submitted::{Follows, Submitted, server_of};
@@ -61,6 +63,7 @@ fn endpoints() -> (Router<Arc<Shared>>, Endpoints) {
         .get(&format!("{STATUS}/local"), ALL, status_local)
         .get(KILL, ALL, kill_get)
         .post(KILL, forwarders, kill_set)
+        .post(REVOCATIONS, forwarders, revocations)
         .post(TRANSFER_LEADER, Who::Roles(&[Role::Operator, Role::Agent]), transfer_leader)
         .get(BUNDLE, AGENTS, bundle)
         .post(MANIFEST, AGENTS, manifest)
@@ -193,6 +196,7 @@ fn answer(
         kill: shared.kill.signed(),
         leader: view.leader().cloned(),
         clock_ahead_ms: None,
+        revocations: shared.identity.revocations().digest(),
     }
 }
 
@@ -343,7 +347,8 @@ async fn contacts(
     }
     let asks_ability = handle.view().asks_voters;
     let clocks_ahead_ms = shared.contacts.clocks_ahead_ms(request.age_ms.keys());
-    Ok(Json(ContactsAnswer { kill: shared.kill.signed(), asks_ability, clocks_ahead_ms }))
+    let (kill, revocations) = (shared.kill.signed(), shared.identity.revocations().digest());
+    Ok(Json(ContactsAnswer { kill, asks_ability, clocks_ahead_ms, revocations }))
 }
 
 async fn status(Context(shared): Cx) -> Result<Json<GroupStatus>, ApiError> {
@@ -415,6 +420,14 @@ async fn kill_set(
 ) -> Result<Json<KillAnswer>, ApiError> {
     let changed = shared.kill.offer(vec![register]).await?;
     Ok(Json(shared.kill.answer(changed)))
+}
+
+/// Anybody in the fleet may pass revocations on: only operators' signatures in them count.
+async fn revocations(
+    Context(shared): Cx,
+    ApiJson(exchange): ApiJson<RevocationsExchange>,
+) -> Result<Json<RevocationsAnswer>, ApiError> {
+    revoking::answer(&shared, exchange).await.map(Json)
 }
 
 async fn transfer_leader(

@@ -15,7 +15,7 @@ use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{Fence, MemberAddress};
 use cohort_core::report::{Outcome, Report};
 use cohort_distribute::{TransferReport, TransferRequest};
-use cohort_identity::{Alpn, Peer, Role};
+use cohort_identity::{Alpn, Peer, Role, UnixTime};
 use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::{Op, Registry as _, Txn, keys};
 use cohort_server::answers::{REPORTS_MAX, orders as orders_of};
@@ -30,6 +30,7 @@ use cohort_wire::http::{
 };
 use cohort_wire::hub::ADDRESS_BYTES_MAX;
 use cohort_wire::kill::{KillAnswer, KillRegister, KillScope, SignedKill};
+use cohort_wire::revocation::{Revocation, RevocationsExchange, SignedRevocation};
 
 use super::{Asked, Submitter};
 use crate::member::{Queued, Waiter};
@@ -257,6 +258,35 @@ async fn operators_command_only_what_people_may() {
     let Json(answer) = say(&ana, pause()).await.unwrap();
     assert!(answer.index > 0 && answer.rejection.is_some(), "in the log, and there is no app");
     assert_eq!(shared.metrics.submissions_refused.get(), 1, "the stolen one");
+}
+
+#[tokio::test]
+async fn what_a_revoked_operator_signed_counts_no_more_whoever_passes_it_on() {
+    let lab = Lab::new().await;
+    let shared = lab.agent("s1", None).await;
+    let handle = lab.carry(&shared).await;
+    let pause = || Body::Pause { app: web(), reason: String::new() };
+    let stolen = signed(&lab, &operator(), command("r", pause()));
+    let forward = async |submission| {
+        let forwarded = asked("s1", &handle, Forwarded { submission, host: None });
+        super::forward(Context(Arc::clone(&shared)), forwarded).await
+    };
+    assert!(forward(stolen.clone()).await.is_ok());
+    let bob = Peer::new(Role::Operator, "bob").unwrap();
+    let revocation = Revocation {
+        role: Role::Operator,
+        name: operator().name,
+        at: UnixTime::now().as_secs(),
+        reason: String::new(),
+    };
+    let news = vec![SignedRevocation::sign(&lab.slot_of(&bob).current(), &revocation).unwrap()];
+    let exchange = RevocationsExchange { has: Default::default(), news };
+    let Json(answer) =
+        super::revocations(Context(Arc::clone(&shared)), ApiJson(exchange)).await.unwrap();
+    assert_eq!(answer.has, [("operator/ana".to_owned(), revocation.at)].into());
+    assert_eq!(forward(stolen).await.unwrap_err().status, 403);
+    assert!(shared.kill.offer(vec![stop(&lab, Role::Operator)]).await.is_err());
+    assert_eq!(shared.kill.on(), None);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use self::reach::Reach;
 use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
+use crate::revoking::exchange_with;
 use crate::shared::{MemberHandle, Shared};
 
 mod reach;
@@ -155,6 +156,7 @@ async fn pass_on(
     match shared.call_member::<ContactsAnswer>(server, address, call).await {
         Ok(answer) => {
             shared.latch(answer.kill).await;
+            exchange_with(shared, server, address, answer.revocations).await;
             shared.contacts.clocks_are(answer.clocks_ahead_ms);
             unheard.ended("the leader hears again of the servers that ask this member");
             answer.asks_ability

@@ -121,6 +121,10 @@ impl KillSwitch {
             let (mut newer, mut refused) = (false, None);
             for register in registers.iter().take(RECEIVED_MAX) {
                 // A refused one does not hold up the others.
+                if this.identity.revocations().revoke_author(&register.0) {
+                    refused = Some(KillError::Revoked);
+                    continue;
+                }
                 match this.latch.offer(register, identity.roots(), UnixTime::now()) {
                     Ok(false) => {}
                     Ok(true) => {

@@ -38,6 +38,7 @@ mod pressure;
 mod probe;
 mod renewal;
 mod reporter;
+mod revoking;
 mod runner;
 mod service_user;
 mod shared;

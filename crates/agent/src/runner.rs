@@ -24,6 +24,7 @@ use crate::error::AgentError;
 use crate::fetching::Fetching;
 use crate::join::advertised;
 use crate::reporter::Reporter;
+use crate::revoking::exchange_with;
 use crate::service_user::ServiceUser;
 use crate::shared::Shared;
 use crate::whereabouts;
@@ -179,6 +180,8 @@ impl Runner {
         match self.question(whom, ORDERS, 0, deadline).await {
             Ok(answer) => {
                 self.shared.latch(answer.kill).await;
+                let Whom { server, address, .. } = whom;
+                exchange_with(&self.shared, server, address, answer.revocations).await;
                 self.shared
                     .complaints
                     .no_orders

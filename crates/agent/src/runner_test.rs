@@ -89,6 +89,7 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
             kill,
             leader,
             clock_ahead_ms,
+            revocations: 0,
         })
     };
     let join = async move |Json(_): Json<ToGroup<SignedSubmission>>| {

@@ -20,7 +20,7 @@ use cohort_distribute::{
 };
 use cohort_host::guard::GuardClient;
 use cohort_host::{Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted};
-use cohort_identity::{Alpn, ClientAuth};
+use cohort_identity::{Alpn, ClientAuth, UnixTime};
 use cohort_registry::{RemoteRegistry, SeenRecord};
 use cohort_server::copies::contested_pause_ms;
 use cohort_server::membership::failure_domain;
@@ -28,6 +28,7 @@ use cohort_wire::agent::KILL;
 use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
+use cohort_wire::revocation::Revocations;
 use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -144,7 +145,9 @@ async fn live(
     let config = &AgentConfig { rack, install_dir, ..config.clone() };
     let (tasks, mut ends) = Tasks::new();
     let _stop = tasks.stop.clone().drop_guard();
-    let slot = IdentitySlot::new(identity);
+    let revocations = Revocations::open(&config.data_dir.join("revocations.json"), UnixTime::now())
+        .map_err(AgentError::kept("revocations"))?;
+    let slot = IdentitySlot::refusing(identity, revocations);
     let shared = open(config, &joined, &slot, tasks.clone()).await?;
     let servers = CancellationToken::new();
     let upload = Arc::new(Budget::default());

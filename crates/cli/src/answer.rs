@@ -51,6 +51,8 @@ pub(crate) enum Answer<'a> {
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
     KillSwitch(Switch<'a>),
+    Revoke(Revoked),
+    RevokedList(&'a [Revoked]),
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },
@@ -94,6 +96,14 @@ pub(crate) struct Switch<'a> {
     /// The places that were asked, and those that do not have it yet; none after a change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spread: Option<Spread<'a>>,
+}
+
+/// A peer whose certificates are revoked.
+#[derive(Debug, Serialize)]
+pub(crate) struct Revoked {
+    pub(crate) peer: String,
+    /// Unix time in seconds: those issued by then.
+    pub(crate) at: u64,
 }
 
 /// How far a register has spread among the places that answered.

@@ -15,7 +15,7 @@ use cohort_wire::hub::TokenAnswer;
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
-use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Spread, Switch};
+use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Revoked, Spread, Switch};
 use crate::failure::Failure;
 use crate::policy_known::KnownPolicy;
 
@@ -47,6 +47,8 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::GroupVoter { .. } => "group add-voter",
         Answer::GroupRecover { .. } => "group recover",
         Answer::KillSwitch(_) => "kill on",
+        Answer::Revoke(_) => "server revoke",
+        Answer::RevokedList(_) => "server revoked",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -192,6 +194,8 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupGone { group: &group },
         Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
+        Answer::Revoke(Revoked { peer: "agent/web-2".to_owned(), at: 1_800_000_000 }),
+        Answer::RevokedList(&[Revoked { peer: "operator/bob".to_owned(), at: 1_800_000_000 }]),
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

@@ -98,6 +98,12 @@ pub(crate) enum Command {
     /// Stop everything: the kill switch
     #[command(subcommand)]
     Kill(commands::kill::KillCommand),
+    /// Revoke servers' certificates
+    #[command(subcommand)]
+    Server(commands::revoke::ServerCommand),
+    /// Revoke people's certificates
+    #[command(subcommand)]
+    Person(commands::revoke::PersonCommand),
     /// Manage your identity and context directory
     #[command(subcommand)]
     Context(commands::context::ContextCommand),

@@ -17,6 +17,7 @@ use cohort_wire::kill::{
     DamagedKill, KillAnswer, KillRegister, KillScope, Position, Registers, SignedKill,
 };
 use futures_util::{StreamExt as _, stream};
+use serde::de::DeserializeOwned;
 
 use crate::args::Direct;
 use crate::connect::{self, Hub, agent_target};
@@ -42,11 +43,11 @@ enum Place {
 }
 
 /// What a place answered.
-struct Answered {
+pub(crate) struct Answered<A> {
     /// The place, for people.
-    name: String,
+    pub(crate) name: String,
     holds: Holds,
-    answer: KillAnswer,
+    pub(crate) answer: A,
 }
 
 /// The scopes whose registers a place holds.
@@ -126,7 +127,7 @@ impl Places {
     }
 
     pub(crate) async fn gather(&self, roots: &[CertificateDer<'_>]) -> Gathered {
-        let answers = self.everywhere(Call::get).await;
+        let answers = self.everywhere((KILL, agent::KILL), Call::get).await;
         let mut gathered = Gathered::default();
         for answer in answers {
             gathered.add(answer, roots);
@@ -137,7 +138,9 @@ impl Places {
     /// Writes a register to every place. Returns how many accepted it, and the other errors.
     pub(crate) async fn give(&self, signed: &SignedKill) -> (usize, Vec<Failure>) {
         // Idempotent.
-        let answers = self.everywhere(|path| Call::post(path, signed).idempotent()).await;
+        let give = |path| Call::post(path, signed).idempotent();
+        let answers: Vec<Result<Answered<KillAnswer>, _>> =
+            self.everywhere((KILL, agent::KILL), give).await;
         let mut taken = 0;
         let mut failures = Vec::new();
         for answer in answers {
@@ -150,16 +153,18 @@ impl Places {
         (taken, failures)
     }
 
-    async fn everywhere(
+    /// Asks every place: the hub and agents at a path each.
+    pub(crate) async fn everywhere<A: DeserializeOwned>(
         &self,
+        (at_hub, at_agent): (&'static str, &'static str),
         call: impl Fn(&'static str) -> Call,
-    ) -> Vec<Result<Answered, CallError>> {
+    ) -> Vec<Result<Answered<A>, CallError>> {
         let calls: Vec<(Place, Call)> = self
             .places
             .iter()
             .map(|place| match place {
-                Place::Hub(_) => (place.clone(), call(KILL).deadline(DEADLINE)),
-                Place::Agent { .. } => (place.clone(), call(agent::KILL).deadline(DEADLINE)),
+                Place::Hub(_) => (place.clone(), call(at_hub).deadline(DEADLINE)),
+                Place::Agent { .. } => (place.clone(), call(at_agent).deadline(DEADLINE)),
             })
             .collect();
         stream::iter(calls)
@@ -172,11 +177,7 @@ impl Places {
                         (targets[at].peer.name.to_string(), holds, Ok(answer))
                     }
                 };
-                let mut answer: KillAnswer = answer?;
-                for DamagedKill { reason, .. } in &mut answer.damaged {
-                    *reason = format!("{name}: {reason}");
-                }
-                Ok(Answered { name, holds, answer })
+                Ok(Answered { name, holds, answer: answer? })
             })
             .buffer_unordered(CONCURRENCY_MAX)
             .collect()
@@ -185,12 +186,19 @@ impl Places {
 }
 
 impl Gathered {
-    fn add(&mut self, answered: Result<Answered, CallError>, roots: &[CertificateDer<'_>]) {
+    fn add(
+        &mut self,
+        answered: Result<Answered<KillAnswer>, CallError>,
+        roots: &[CertificateDer<'_>],
+    ) {
         let Answered { name, holds, answer } = match answered {
             Ok(answered) => answered,
             Err(error) => return self.failures.push(error.into()),
         };
-        let KillAnswer { registers, damaged, .. } = answer;
+        let KillAnswer { registers, mut damaged, .. } = answer;
+        for DamagedKill { reason, .. } in &mut damaged {
+            *reason = format!("{name}: {reason}");
+        }
         self.answered += 1;
         let mut has: BTreeMap<KillScope, Position> = damaged
             .iter()

@@ -69,7 +69,10 @@ impl App {
             Role::Agent => self.removed.removed_at(&server_of(peer)),
             Role::Viewer | Role::Operator | Role::Publisher | Role::Hub => None,
         };
-        let after_s = removed_at.map_or(0, |at| at + 1);
+        // Everybody compares the certificate's own time with a revocation's.
+        let revoked_at = self.identity.revocations().revoked_at(peer);
+        let after_s = removed_at.max(revoked_at.map(|at| at + BACKDATED.as_secs()));
+        let after_s = after_s.map_or(0, |at| at + 1);
         UnixTime::since_unix_epoch(Duration::from_secs(after_s.max(now().as_secs())))
     }
 

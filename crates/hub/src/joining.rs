@@ -137,7 +137,8 @@ pub(crate) async fn join(
     let known = placed.as_ref().map(|_| {
         let server = server_of(&peer);
         let is_taken = app.registry.get(&keys::server(&server)).is_some();
-        KnownName { is_taken, removed_at: app.removed.removed_at(&server) }
+        let revoked_at = app.identity.revocations().revoked_at(&peer);
+        KnownName { is_taken, removed_at: app.removed.removed_at(&server).max(revoked_at) }
     });
     let (known, issued_at) = (known.unwrap_or_default(), app.issue_time(&peer));
     let certificate = blocking(move || {

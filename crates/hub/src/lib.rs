@@ -49,6 +49,7 @@ use cohort_wire::http::{Endpoints, Handler, serve, serve_plain};
 use cohort_wire::hub::{JOIN, JOIN_BYTES_MAX, KILL};
 use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
+use cohort_wire::revocation::{RevocationError, Revocations};
 use cohort_wire::tls::IdentitySlot;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
@@ -108,6 +109,8 @@ pub enum HubError {
     Tokens(#[from] RedeemError),
     #[error("cannot open the hub's kill registers")]
     Kill(#[from] KillError),
+    #[error(transparent)]
+    Revocations(#[from] RevocationError),
     /// A port is in use, or the address is not ours.
     #[error("cannot listen on {address} ({what})")]
     Listen { address: SocketAddr, what: &'static str, source: io::Error },
@@ -177,7 +180,10 @@ impl Hub {
             registry,
             authority,
             secret,
-            identity: IdentitySlot::new(identity),
+            identity: IdentitySlot::refusing(
+                identity,
+                Revocations::open(&config.data_dir.join("revocations.json"), now())?,
+            ),
             tokens: Arc::new(tokens),
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
             heard: Heard::new(Instant::now()),

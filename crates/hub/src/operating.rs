@@ -22,7 +22,8 @@ use cohort_wire::hub::{
     RemoveGroupRequest,
 };
 use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
-use cohort_wire::kill::{KillAnswer, KillEntry, SignedKill};
+use cohort_wire::kill::{KillAnswer, KillEntry, KillError, SignedKill};
+use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 
 use crate::app::{App, blocking, now};
 use crate::auth::check_policy;
@@ -69,6 +70,9 @@ fn changed(app: &AppId) -> ApiError {
 /// Verifies what an operator wants of `name`, as every group will.
 fn proven(app: &App, name: &AppId, signed: &SignedIntent) -> Result<(Peer, AppIntent), ApiError> {
     let (signer, intent) = signed.verify(app.identity.current().roots(), now())?;
+    if app.identity.revocations().revoke_author(&signed.0) {
+        return Err(ApiError::forbidden(format!("the certificate of {signer} is revoked")));
+    }
     if intent.app != *name {
         let wrong = format!("it is about app {}, not {name}", intent.app);
         return Err(ApiError::bad_request(wrong));
@@ -286,6 +290,9 @@ pub(crate) async fn kill(
     Caller(by): Caller,
     ApiJson(signed): ApiJson<SignedKill>,
 ) -> Answer<KillAnswer> {
+    if app.identity.revocations().revoke_author(&signed.0) {
+        return Err(ApiError::from(KillError::Revoked).into());
+    }
     let roots = app.identity.current();
     let registers = Arc::clone(&app.kill);
     let offered = signed.clone();
@@ -301,6 +308,18 @@ pub(crate) async fn kill(
     // Even if it is not new: a crash may have happened between the latch and the registry.
     publish_kill(&app).await?;
     Ok(Json(app.kill.answer(changed)))
+}
+
+/// Exchanges revocations with any caller: only operators' signatures in them count.
+pub(crate) async fn revocations(
+    State(app): State<Arc<App>>,
+    ApiJson(exchange): ApiJson<RevocationsExchange>,
+) -> Answer<RevocationsAnswer> {
+    let slot = Arc::clone(&app.identity);
+    let exchange = move || {
+        Ok::<_, ApiError>(slot.revocations().exchange(&exchange, slot.current().roots(), now()))
+    };
+    Ok(Json(blocking(exchange).await??))
 }
 
 /// Writes every latched register to where agents watch for it.

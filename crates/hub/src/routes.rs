@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use cohort_base::metrics::Gauge;
 use cohort_identity::{Peer, Role, TokenState};
+use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{ApiError, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::hub::{
     FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
@@ -37,6 +38,7 @@ pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
         .get(FLEET, readers, registry_api::fleet)
         .get(KILL, readers, operating::kill_status)
         .post(KILL, Who::Roles(FORWARDERS), operating::kill)
+        .post(REVOCATIONS, Who::Roles(FORWARDERS), operating::revocations)
         .post("/v1/policies/{app}", operators, operating::policy)
         .post("/v1/policies/{app}/remove", operators, operating::remove_app)
         .post("/v1/groups/{group}/recover", operators, operating::recover)

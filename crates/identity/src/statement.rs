@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime}
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{Identity, certificates, verify_chain};
-use crate::peer::{InvalidPeer, Peer, Role, peer_of};
+use crate::peer::{Certified, InvalidPeer, Peer, Role, certified_by, peer_of};
 
 /// The largest body, in bytes: a report whose texts consist of control characters, which JSON
 /// writes as six. Most have a few hundred bytes.
@@ -50,6 +50,14 @@ pub struct SignedStatement {
     /// Over context and body, with the leaf's key.
     #[serde(with = "hex::serde")]
     pub signature: Vec<u8>,
+}
+
+impl SignedStatement {
+    /// What the author's certificate says; `None` if it is unreadable. Verify the statement first.
+    #[must_use]
+    pub fn certified(&self) -> Option<Certified> {
+        certified_by(&certificates(&self.chain, "certificate").ok()?).ok()
+    }
 }
 
 /// Signs `body` as a statement of the kind `context`.

@@ -64,6 +64,9 @@ pub const POLICIES: &str = "/v1/policies";
 /// `GET`: the kill registers; `POST`: a register signed by an operator. The response is a
 /// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
+/// `POST` a [`RevocationsExchange`](crate::revocation::RevocationsExchange), at agents and hub. The
+/// response is a [`RevocationsAnswer`](crate::revocation::RevocationsAnswer).
+pub const REVOCATIONS: &str = "/v1/revocations";
 /// `POST` the server that should become leader, or null for the best prepared voter.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
 
@@ -125,6 +128,9 @@ pub struct OrdersAnswer {
     /// How far the server's clock is ahead of most others', in milliseconds; 0 if it agrees with
     /// them, `None` if the member cannot tell, and in the answer to a held request.
     pub clock_ahead_ms: Option<i64>,
+    /// Identifies the revocations that the member knows.
+    #[serde(default)]
+    pub revocations: u64,
 }
 
 /// The outcome of a command.
@@ -218,6 +224,9 @@ pub struct ContactsAnswer {
     /// How far the clocks of the request's servers are ahead of most others', in milliseconds; 0 if
     /// they agree. None while the leader cannot tell.
     pub clocks_ahead_ms: BTreeMap<ServerId, i64>,
+    /// Identifies the revocations that the leader knows.
+    #[serde(default)]
+    pub revocations: u64,
 }
 
 /// The outcome of a leadership transfer.

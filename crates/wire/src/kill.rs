@@ -347,6 +347,9 @@ pub enum KillError {
     /// The signature or the signer's role is wrong.
     #[error("kill register is rejected")]
     Statement(#[source] StatementError),
+    /// By an operator whose certificate is revoked.
+    #[error("kill register's author is revoked")]
+    Revoked,
     /// Signed, but not a register.
     #[error("malformed kill register")]
     Malformed(#[source] serde_json::Error),
@@ -362,6 +365,7 @@ impl From<KillError> for ApiError {
     fn from(error: KillError) -> ApiError {
         let reason = chain(&error);
         match error {
+            KillError::Revoked => ApiError::forbidden(reason),
             KillError::Statement(_) => ApiError::forbidden(reason)
                 .hint("an operator's certificate signs it: `cohort kill on` or `cohort kill off`"),
             KillError::Malformed(_)

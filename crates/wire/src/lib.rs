@@ -21,4 +21,5 @@ pub mod intent;
 pub mod kill;
 pub mod limits;
 mod piecewise;
+pub mod revocation;
 pub mod tls;

@@ -12,6 +12,7 @@ use crate::limits::{
     BULK_WINDOW_BYTES, TCP_KEEPALIVE_IDLE, TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_PROBES,
     TCP_USER_TIMEOUT_MS,
 };
+use crate::revocation::Revocations;
 
 /// The client's end of a TLS connection.
 pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
@@ -23,13 +24,27 @@ pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
 #[derive(Debug)]
 pub struct IdentitySlot {
     current: RwLock<Arc<Identity>>,
+    /// Whose certificates are refused, although they are valid.
+    revocations: Arc<Revocations>,
 }
 
 impl IdentitySlot {
-    /// A slot with its first identity.
+    /// A slot with its first identity, of a process that asks nobody for revocations.
     #[must_use]
     pub fn new(identity: Identity) -> Arc<Self> {
-        Arc::new(Self { current: RwLock::new(Arc::new(identity)) })
+        IdentitySlot::refusing(identity, Arc::default())
+    }
+
+    /// A slot with its first identity, which refuses those whose certificates are revoked.
+    #[must_use]
+    pub fn refusing(identity: Identity, revocations: Arc<Revocations>) -> Arc<Self> {
+        Arc::new(Self { current: RwLock::new(Arc::new(identity)), revocations })
+    }
+
+    /// The revocations that this process knows.
+    #[must_use]
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     /// The identity for a new connection.

@@ -179,6 +179,7 @@ fn control() {
             kill: vec![signed()],
             leader: Some(server("web-1")),
             clock_ahead_ms: Some(-90_000),
+            revocations: 9,
         }),
         Control::Report(to_group(vec![submitted()])),
         Control::Submission(Submission::Report { life: 5, incarnation, report: report() }),
@@ -208,6 +209,7 @@ fn control() {
             kill: Vec::new(),
             asks_ability: true,
             clocks_ahead_ms: [(server("web-2"), -90_000)].into(),
+            revocations: 9,
         }),
         Control::TransferLeader(to_group(Some(server("web-2")))),
         Control::TransferLeaderAnswer(TransferLeaderAnswer {

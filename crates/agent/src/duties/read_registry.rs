@@ -23,7 +23,9 @@ use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
 use super::{bounded, fault, still_leads, tell, until_deposed, until_leading};
+use crate::revoking::exchange_with_hub;
 use crate::shared::{MemberHandle, Shared};
+use cohort_wire::revocation::Revocations;
 
 /// How long one watch of the registry is held, in milliseconds; a hub that hangs is noticed then.
 const WATCH_MS: u64 = 10_000;
@@ -61,6 +63,7 @@ async fn follow(
 ) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     let mut kill = shared.kill.subscribe();
+    let mut revoked = shared.identity.revocations().subscribe();
     while still_leads(handle, term) {
         kill.mark_unchanged();
         // Before everything else is read: a change meanwhile is seen again, but not missed.
@@ -68,8 +71,12 @@ async fn follow(
         show_loss(registry, handle, revision).await;
         let taken = take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
+        // The registry, which answers, says more than a failure here.
+        let _logged = exchange_with_hub(shared).await;
         let (identity, known) = (shared.identity.current(), handle.view());
-        let trust = Trust { roots: identity.roots(), now: UnixTime::now(), state: &known.state };
+        let (roots, revocations) = (identity.roots(), shared.identity.revocations());
+        let (now, state) = (UnixTime::now(), &known.state);
+        let trust = Trust { roots, now, revocations, state };
         let (view, unusable) = read_view(registry, &trust).await?;
         let unusable = faults(&handle.view().state, &view, unusable);
         let mut ended = vec![(Errand::CarryKill, carried), (Errand::ReadRegistry, Ok(()))];
@@ -93,6 +100,7 @@ async fn follow(
             () = until_deposed(handle, term) => {}
             // Given to an agent: the hub hears of it from the leader.
             _ = kill.changed() => {}
+            _ = revoked.changed() => {}
         }
     }
     Ok(())
@@ -208,8 +216,13 @@ fn proven(
         let known = trust.state.apps.get(&app).filter(|known| known.revision == intent.revision);
         known.is_some_and(|known| policy_of(intent).is_ok_and(|policy| policy == *known.policy))
     };
+    let revoked = trust.revocations.revoke_author(&signed.0);
     let intent = match signed.verify(trust.roots, trust.now) {
-        Ok((_, intent)) => intent,
+        Ok((_, intent)) if !revoked => intent,
+        Ok((by, intent)) => match Some(intent).filter(known) {
+            Some(intent) => intent,
+            None => return Err((app, unproven(format!("the certificate of {by} is revoked")))),
+        },
         Err(error) => match signed.unverified().ok().filter(known) {
             Some(intent) => intent,
             None => return Err((app, unproven(chain(&error)))),
@@ -227,6 +240,7 @@ fn proven(
 struct Trust<'a> {
     roots: &'a [CertificateDer<'static>],
     now: UnixTime,
+    revocations: &'a Revocations,
     /// With the policies that the group has accepted.
     state: &'a State,
 }

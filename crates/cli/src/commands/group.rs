@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use cohort_core::Body;
 use cohort_core::ids::{GroupId, Incarnation, ServerId};
+use cohort_identity::{Peer, Role};
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::{Command, Flag};
 use cohort_view::groups::{self, GroupSummary};
@@ -19,9 +20,9 @@ use http::Method;
 
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
-use crate::commands::{context_of, rollout};
+use crate::commands::{context_of, revoke, rollout};
 use crate::connect::Hub;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::fleet::know;
 use crate::group::{Steered, ask_group, report};
 use crate::output::{look, note, warn};
@@ -185,11 +186,18 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         None => None,
     };
     let forgotten = forget(&hub, server).await;
+    // Its certificate would stay valid for months.
+    let peer = Peer::new(Role::Agent, server.as_str()).or_fail("server")?;
+    let reason = format!("removed from {group}");
+    let revoked = revoke::spread(&context, &peer, &reason, direct).await;
     let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
     global.output.answer(&answer, || match index {
         Some(_) => format!("{server} removed from {group}\n"),
         None => format!("{server} is not in {group}\n"),
     });
+    if let Err(failure) = revoked {
+        note(&format!("warning: the certificates of {server} are not revoked: {}", failure.error));
+    }
     if let Err(error) = forgotten {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));

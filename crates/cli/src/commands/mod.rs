@@ -14,6 +14,7 @@ pub(crate) mod kill;
 pub(crate) mod mirror;
 pub(crate) mod publish;
 pub(crate) mod repository;
+pub(crate) mod revoke;
 pub(crate) mod rollout;
 pub(crate) mod rollout_plan;
 pub(crate) mod status;
@@ -67,6 +68,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Rollout(args) => once(rollout::run(&global, &args)),
         Command::Group(args) => once(group::run(&global, &args)),
         Command::Kill(args) => once(kill::run(&global, &args)),
+        Command::Server(args) => once(revoke::server(&global, &args)),
+        Command::Person(args) => once(revoke::person(&global, &args)),
         Command::Context(args) => once(context::run(&global, &args)),
         Command::Completions(args) => Ok(completions::run(&args)),
     }

@@ -316,6 +316,9 @@ impl Client {
         let is_upload = upload.is_some();
         let mut request = build(target, &call, upload)?;
         // An upload can be sent only once, so it gets a new connection.
+        if self.inner.connector.has_to_judge() {
+            self.inner.pool.clear();
+        }
         let kept = if is_upload { None } else { self.inner.pool.take(target) };
         if let Some(mut connection) = kept {
             sent.store(true, Ordering::Relaxed);

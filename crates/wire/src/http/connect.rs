@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_base::{Cause, chain};
-use cohort_identity::{Alpn, Identity, client_config, joining_client_config};
+use cohort_identity::{Alpn, Identity, certified_by, client_config, joining_client_config};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -35,12 +36,14 @@ pub(super) struct Connector {
     prepared: Mutex<BTreeMap<Alpn, Prepared>>,
     /// For connections that carry artifacts.
     dscp_bulk: Mutex<Dscp>,
+    /// The revocations for which open connections were judged.
+    judged: AtomicU64,
 }
 
 impl Connector {
     pub(super) fn new(credentials: Credentials) -> Self {
         let (prepared, dscp_bulk) = (Mutex::default(), Mutex::default());
-        Self { credentials, prepared, dscp_bulk }
+        Self { credentials, prepared, dscp_bulk, judged: AtomicU64::new(0) }
     }
 
     pub(super) fn mark_bulk(&self, dscp: Dscp) {
@@ -76,7 +79,29 @@ impl Connector {
                 source: format!("it does not support {}", target.alpn).into(),
             });
         }
+        self.check_revoked(target, &stream)?;
         Ok(stream)
+    }
+
+    /// Whether there are revocations for which open connections were not judged yet.
+    pub(super) fn has_to_judge(&self) -> bool {
+        let Credentials::Identity(slot) = &self.credentials else { return false };
+        let known = slot.revocations().digest();
+        self.judged.swap(known, Ordering::Relaxed) != known
+    }
+
+    /// A server whose key was stolen is no server.
+    fn check_revoked(&self, target: &Target, stream: &ClientStream) -> Result<(), CallError> {
+        let Credentials::Identity(slot) = &self.credentials else { return Ok(()) };
+        let certified = stream.get_ref().1.peer_certificates().map(certified_by);
+        match certified {
+            Some(Ok(certified)) if !slot.revocations().revokes(&certified) => Ok(()),
+            Some(_) | None => Err(CallError::Identity {
+                address: target.address.clone(),
+                expected: Box::new(target.peer.clone()),
+                source: "its certificate is revoked".into(),
+            }),
+        }
     }
 
     fn config(&self, alpn: Alpn) -> Result<Arc<rustls::ClientConfig>, Cause> {

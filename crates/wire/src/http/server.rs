@@ -35,6 +35,7 @@ use super::error::ApiError;
 use super::gate::{Gate, Pass};
 use crate::limits::{ACCEPT_PAUSE, ServerLimits, URGENT_REQUESTS_MAX};
 use crate::piecewise::Piecewise;
+use crate::revocation::Revocations;
 use crate::tls::{IdentitySlot, ServerStream, tune};
 
 /// Serves a connection that is not HTTP. At shutdown, its future is dropped, which ends the
@@ -207,9 +208,42 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, s
             return;
         }
     };
+    let revocations = tls.identity.revocations();
+    if certified.as_ref().is_some_and(|certified| revocations.revokes(certified)) {
+        tracing::warn!(%from, peer = ?certified.map(|it| it.peer), "revoked certificate refused");
+        return;
+    }
     let peer = certified.as_ref().map(|certified| certified.peer.clone());
     let pass = Arc::new(pass);
+    // It ends with its peer's certificate.
+    let revoked = revoked(Arc::clone(revocations), certified.clone());
     let may_stay = peer.as_ref().is_none_or(|peer| pass.certify(peer));
+    let served = serve_handler(handler, stream, alpn, certified, (from, pass, may_stay), shared);
+    tokio::select! {
+        () = revoked => tracing::warn!(%from, ?peer, "connection ended: certificate revoked"),
+        () = served => {}
+    }
+}
+
+/// Ends once the certificate is revoked.
+async fn revoked(revocations: Arc<Revocations>, certified: Option<Certified>) {
+    let Some(certified) = certified else { return std::future::pending().await };
+    let mut news = revocations.subscribe();
+    while !revocations.revokes(&certified) {
+        if news.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+async fn serve_handler(
+    handler: &Handler,
+    stream: ServerStream,
+    alpn: Option<Alpn>,
+    certified: Option<Certified>,
+    (from, pass, may_stay): (SocketAddr, Arc<Pass>, bool),
+    shared: &Shared,
+) {
     match handler {
         Handler::Http(router) => {
             let router = may_stay.then(|| router.clone());
@@ -224,7 +258,7 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, s
         }
         Handler::Raw(raw) => {
             // Clients without a certificate get HTTP only.
-            if let Some(peer) = peer.filter(|_| may_stay) {
+            if let Some(Certified { peer, .. }) = certified.filter(|_| may_stay) {
                 let _busy = pass.keep_busy();
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}

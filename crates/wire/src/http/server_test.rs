@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use cohort_identity::{Alpn, ClientAuth, Role, client_config};
+use cohort_identity::{Alpn, ClientAuth, PeerName, Role, UnixTime, client_config};
 use http::header;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -15,8 +15,9 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::testing::{Fleet, Served, until};
-use super::{ApiJson, Call, CallError, Handler, Routes, Who, serve_plain};
+use super::{ApiJson, Call, CallError, Client, Handler, Routes, Who, serve_plain};
 use crate::limits::ServerLimits;
+use crate::revocation::{Revocation, SignedRevocation};
 use crate::tls::ClientStream;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -462,4 +463,43 @@ async fn plain_http_has_the_same_limits() {
     rest(&mut silent).await;
     shutdown.cancel();
     timeout(PATIENCE, task).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_ends_open_connections_and_opens_no_other() {
+    let fleet = Fleet::new();
+    let arrived = Arc::new(Notify::new());
+    let told = Arc::clone(&arrived);
+    let hangs = Router::new().route(
+        "/hang",
+        get(move || {
+            told.notify_one();
+            std::future::pending::<&'static str>()
+        }),
+    );
+    let served = fleet.serve(hangs.merge(echo()), ServerLimits::default()).await;
+    let revoke = |slot: &crate::tls::IdentitySlot, role, name: &str| {
+        let (at, ana) = (UnixTime::now(), fleet.identity(Role::Operator, "ana"));
+        let (name, reason) = (PeerName::new(name).unwrap(), String::new());
+        let revocation = Revocation { role, name, at: at.as_secs(), reason };
+        let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
+        assert!(slot.revocations().offer(&signed, ana.roots(), at).unwrap());
+    };
+    let (eve, bob) = (fleet.client(Role::Operator, "eve"), fleet.client(Role::Operator, "bob"));
+    assert_eq!(eve.call(&served.control(), Call::get("/")).await.unwrap(), "here");
+    let (target, hanging) = (served.control(), eve.clone());
+    let open = tokio::spawn(async move { hanging.call(&target, Call::get("/hang")).await });
+    arrived.notified().await;
+    revoke(&served.slot, Role::Operator, "eve");
+    let ended = timeout(PATIENCE, open).await.expect("its connection was not ended").unwrap();
+    assert!(ended.is_err());
+    assert!(eve.call(&served.control(), Call::get("/")).await.is_err());
+    assert_eq!(bob.call(&served.control(), Call::get("/")).await.unwrap(), "here");
+    // Nor does a client talk to a server whose key was stolen, on a connection that is open either.
+    let slot = fleet.slot(Role::Operator, "cleo");
+    let cleo = Client::new(Arc::clone(&slot));
+    assert_eq!(cleo.call(&served.control(), Call::get("/")).await.unwrap(), "here");
+    revoke(&slot, Role::Agent, "web-1");
+    let refused = cleo.call(&served.control(), Call::get("/")).await;
+    assert!(matches!(refused, Err(CallError::Identity { .. })), "{refused:?}");
 }

@@ -1,0 +1,214 @@
+//! `cohort server revoke`, `cohort person revoke`: certificates that count no more, at the hub and
+//! at agents, which pass it on.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand, ValueEnum};
+use cohort_identity::{InvalidPeer, Peer, PeerName, Role, UnixTime};
+use cohort_view::command::Flag;
+use cohort_view::figures::brief;
+use cohort_view::hint::Hint;
+use cohort_view::table::{cell, render, table};
+use cohort_wire::agent::REVOCATIONS;
+use cohort_wire::http::Call;
+use cohort_wire::kill::KillScope;
+use cohort_wire::revocation::{
+    Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
+};
+
+use crate::answer::{Answer, Revoked};
+use crate::args::{Direct, Global};
+use crate::commands::context_of;
+use crate::context::Context;
+use crate::failure::{Exit, Failure, OrFail as _};
+use crate::kill_registers::Places;
+use crate::output::{look, note};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Revoke a server's certificates: its key was stolen
+    Revoke(RevokeServerArgs),
+    /// Show every revoked certificate, of servers and people
+    Revoked {
+        #[command(flatten)]
+        direct: Direct,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PersonCommand {
+    /// Revoke a person's certificates: a key was stolen, or somebody has left
+    Revoke(RevokePersonArgs),
+    /// Show every revoked certificate, of servers and people
+    Revoked {
+        #[command(flatten)]
+        direct: Direct,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RevokeServerArgs {
+    /// The server's name
+    #[arg(value_parser = peer_name)]
+    name: PeerName,
+    /// Reason, shown wherever it is listed
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    direct: Direct,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RevokePersonArgs {
+    /// The person's name
+    #[arg(value_parser = peer_name)]
+    name: PeerName,
+    /// The role of the certificates
+    #[arg(long, value_enum, default_value = "operator")]
+    role: PersonRole,
+    /// Reason, shown wherever it is listed
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    direct: Direct,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PersonRole {
+    Viewer,
+    Operator,
+    Publisher,
+}
+
+fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
+    PeerName::new(text)
+}
+
+pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
+    match command {
+        ServerCommand::Revoke(RevokeServerArgs { name, reason, direct }) => {
+            revoke(global, Peer { role: Role::Agent, name: name.clone() }, reason, direct).await
+        }
+        ServerCommand::Revoked { direct } => list(global, direct).await,
+    }
+}
+
+pub(crate) async fn person(global: &Global, command: &PersonCommand) -> Result<Exit, Failure> {
+    match command {
+        PersonCommand::Revoke(RevokePersonArgs { name, role, reason, direct }) => {
+            let role = match role {
+                PersonRole::Viewer => Role::Viewer,
+                PersonRole::Operator => Role::Operator,
+                PersonRole::Publisher => Role::Publisher,
+            };
+            revoke(global, Peer { role, name: name.clone() }, reason, direct).await
+        }
+        PersonCommand::Revoked { direct } => list(global, direct).await,
+    }
+}
+
+async fn revoke(
+    global: &Global,
+    peer: Peer,
+    reason: &str,
+    direct: &Direct,
+) -> Result<Exit, Failure> {
+    let context = context_of(global)?;
+    if context.identity()?.peer() == &peer {
+        return Err(Failure::usage(format!("{peer} is you: another operator has to revoke it")));
+    }
+    let (places, failures) = spread(&context, &peer, reason, direct).await?;
+    let shown = Revoked { peer: peer.to_string(), at: UnixTime::now().as_secs() };
+    global.output.answer(&Answer::Revoke(shown), || {
+        let counted = if places == 1 { "1 place".to_owned() } else { format!("{places} places") };
+        format!("certificates of {peer} are revoked (known in {counted}, spreading)\n")
+    });
+    failures.iter().for_each(|failure| note(&format!("warning: {}", failure.error)));
+    Ok(Exit::Done)
+}
+
+/// Signs a revocation and gives it to every place. Returns how many have it, and why others do not.
+///
+/// # Errors
+/// If no place has it.
+pub(crate) async fn spread(
+    context: &Context,
+    peer: &Peer,
+    reason: &str,
+    direct: &Direct,
+) -> Result<(usize, Vec<Failure>), Failure> {
+    let Peer { role, name } = peer.clone();
+    let revocation =
+        Revocation { role, name, at: UnixTime::now().as_secs(), reason: reason.to_owned() };
+    let signed = SignedRevocation::sign(&context.identity()?, &revocation).or_fail("revocation")?;
+    let exchange = RevocationsExchange { has: BTreeMap::new(), news: vec![signed] };
+    let key = revocation.key();
+    let (mut places, mut failures) = (0, Vec::new());
+    for (name, answer) in ask(context, direct, &exchange).await? {
+        match answer {
+            Ok(answer) if answer.has.get(&key).is_some_and(|at| *at >= revocation.at) => {
+                places += 1;
+            }
+            Ok(_) => failures.push(Failure::new("rejected", format!("{name} did not take it"))),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if places == 0 {
+        let first = failures.into_iter().next();
+        let failure = first.unwrap_or_else(|| Failure::new("unreachable", "no place is known"));
+        return Err(failure.hint(Hint::add("any agent accepts it and spreads it", Flag::Agent)));
+    }
+    Ok((places, failures))
+}
+
+async fn list(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
+    let context = context_of(global)?;
+    let answers = ask(&context, direct, &RevocationsExchange::default()).await?;
+    let mut known: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut answered, mut failed) = (0, None);
+    for (_, answer) in answers {
+        match answer {
+            Ok(answer) => {
+                answered += 1;
+                for (peer, at) in answer.has {
+                    let latest = known.entry(peer).or_default();
+                    *latest = at.max(*latest);
+                }
+            }
+            Err(failure) => failed = Some(failure),
+        }
+    }
+    if let Some(failure) = failed.filter(|_| answered == 0) {
+        return Err(failure);
+    }
+    let revoked = known.into_iter().map(|(peer, at)| Revoked { peer, at }).collect::<Vec<_>>();
+    let now = UnixTime::now().as_secs();
+    global.output.answer(&Answer::RevokedList(&revoked), || {
+        if revoked.is_empty() {
+            return "no certificate is revoked\n".to_owned();
+        }
+        let mut rows = table(look(), &["CERTIFICATE", "REVOKED"]);
+        for Revoked { peer, at } in &revoked {
+            rows.add_row([cell(peer), cell(brief(now.saturating_sub(*at) * 1000))]);
+        }
+        render(&rows)
+    });
+    Ok(Exit::Done)
+}
+
+type Answers = Vec<(String, Result<RevocationsAnswer, Failure>)>;
+
+async fn ask(
+    context: &Context,
+    direct: &Direct,
+    exchange: &RevocationsExchange,
+) -> Result<Answers, Failure> {
+    let places = Places::of(context, direct, Some(&KillScope::Fleet)).await?;
+    let call = |path| Call::post(path, exchange).idempotent();
+    let answers = places.everywhere((REVOCATIONS, REVOCATIONS), call).await;
+    let named = answers.into_iter().map(|answer| match answer {
+        Ok(answered) => (answered.name, Ok(answered.answer)),
+        Err(error) => (String::new(), Err(error.into())),
+    });
+    Ok(named.collect())
+}

@@ -1,0 +1,346 @@
+//! Revoked certificates: stolen keys, and people who have left.
+//!
+//! An operator signs that the certificates of a peer count no more if they were issued by then.
+//! Every agent and hub keeps what it hears of that, refuses such peers at every handshake and ends
+//! their connections, and passes it on: like the kill switch, it needs no hub. A certificate that
+//! the authority issues later counts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cohort_base::{FileError, OnPath as _, chain, durable};
+use cohort_identity::{
+    CertificateDer, Certified, Identity, LIFETIME, Peer, PeerName, Role, SignedStatement,
+    StatementError, UnixTime, sha256_hex, sign_statement, verify_statement,
+};
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::http::ApiError;
+use crate::limits::KILL_REASON_BYTES_MAX;
+
+#[cfg(test)]
+#[path = "revocation_test.rs"]
+mod revocation_test;
+
+/// The kind of signed statement.
+const CONTEXT: &str = "cohort-revocation/1";
+
+/// Revocations that are kept. 1,000: each is forgotten once no certificate is that old.
+pub const REVOCATIONS_MAX: usize = 1_000;
+
+/// Revocations in one message: with their certificates, a fraction of a request's limit.
+pub const REVOCATIONS_SENT_MAX: usize = 64;
+
+/// How far the time of a revocation may be ahead of the clock that judges it, in seconds: five
+/// minutes. It decides which later certificates count.
+const AHEAD_S_MAX: u64 = 300;
+
+/// That certificates of a peer count no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    pub role: Role,
+    pub name: PeerName,
+    /// Unix time in seconds: certificates that are valid from then on, or from earlier, are
+    /// revoked.
+    pub at: u64,
+    /// For people; at most [`KILL_REASON_BYTES_MAX`] bytes.
+    pub reason: String,
+}
+
+impl Revocation {
+    /// Whose certificates are revoked.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        Peer { role: self.role, name: self.name.clone() }
+    }
+
+    /// The peer, as exchanges and people name it: `agent/web-1`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.role.as_str(), self.name)
+    }
+}
+
+/// A revocation with its operator's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SignedRevocation(pub SignedStatement);
+
+impl SignedRevocation {
+    /// Signs a revocation. The receiver checks the signer's role.
+    ///
+    /// # Errors
+    /// If the reason is too long, or the identity's key cannot sign.
+    pub fn sign(identity: &Identity, revocation: &Revocation) -> Result<Self, RevocationError> {
+        check(revocation)?;
+        let body = serde_json::to_vec(revocation).expect("names and numbers become JSON");
+        sign_statement(identity, CONTEXT, &body).map(Self).map_err(RevocationError::Statement)
+    }
+
+    /// Verifies that an operator signed it. The operator's certificate had to be valid at the time
+    /// of the revocation; it may have expired since.
+    ///
+    /// # Errors
+    /// If the signature does not verify, the signer is not an operator, or it is malformed.
+    pub fn verify(
+        &self,
+        roots: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(Peer, Revocation), RevocationError> {
+        let revocation = self.unverified()?;
+        if revocation.at > now.as_secs() + AHEAD_S_MAX {
+            return Err(RevocationError::Ahead { by_s: revocation.at - now.as_secs() });
+        }
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(revocation.at));
+        let verify = |at| verify_statement(roots, CONTEXT, &self.0, &[Role::Operator], at);
+        let by = verify(now).or_else(|_| verify(then)).map_err(RevocationError::Statement)?;
+        Ok((by, revocation))
+    }
+
+    fn unverified(&self) -> Result<Revocation, RevocationError> {
+        let revocation: Revocation =
+            serde_json::from_slice(&self.0.body).map_err(RevocationError::Malformed)?;
+        check(&revocation)?;
+        Ok(revocation)
+    }
+}
+
+fn check(revocation: &Revocation) -> Result<(), RevocationError> {
+    let bytes = revocation.reason.len();
+    if bytes > KILL_REASON_BYTES_MAX {
+        return Err(RevocationError::Reason { bytes });
+    }
+    Ok(())
+}
+
+/// What a place tells another of its revocations; and what it asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevocationsExchange {
+    /// The time of each peer's revocation that the sender has.
+    pub has: BTreeMap<String, u64>,
+    /// Revocations that the other may lack; at most [`REVOCATIONS_SENT_MAX`].
+    pub news: Vec<SignedRevocation>,
+}
+
+/// The answer to a [`RevocationsExchange`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationsAnswer {
+    /// What the answering place has now.
+    pub has: BTreeMap<String, u64>,
+    /// Revocations that the other lacks; at most [`REVOCATIONS_SENT_MAX`].
+    pub news: Vec<SignedRevocation>,
+}
+
+/// The revocations that a process knows, on disk if it has a file for them.
+#[derive(Debug)]
+pub struct Revocations {
+    file: Option<PathBuf>,
+    known: RwLock<BTreeMap<Peer, (Revocation, SignedRevocation)>>,
+    /// Identifies what is known; 0 while nothing is.
+    digest: watch::Sender<u64>,
+}
+
+impl Default for Revocations {
+    /// None, in memory only: of a process that asks nobody for them.
+    fn default() -> Self {
+        let (known, digest) = (RwLock::default(), watch::Sender::new(0));
+        Revocations { file: None, known, digest }
+    }
+}
+
+impl Revocations {
+    /// Reads the file, if there is one. Those older than any certificate are forgotten. Signatures
+    /// were verified before they were written, and are not verified again: the signer's
+    /// certificate may have expired since.
+    ///
+    /// # Errors
+    /// If the file is not readable or damaged: without it, revoked peers would be let in.
+    pub fn open(file: &Path, now: UnixTime) -> Result<Arc<Self>, RevocationError> {
+        durable::sweep_for(file).on_path("clean up", file)?;
+        let signed: Vec<SignedRevocation> = match std::fs::read(file) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|source| RevocationError::Damaged { path: file.to_owned(), source })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => Err(error).on_path("read", file)?,
+        };
+        let mut known = BTreeMap::new();
+        for signed in signed {
+            let revocation = signed.unverified()?;
+            if revocation.at + LIFETIME.as_secs() > now.as_secs() {
+                known.insert(revocation.peer(), (revocation, signed));
+            }
+        }
+        let digest = watch::Sender::new(digest_of(&known));
+        Ok(Arc::new(Revocations { file: Some(file.to_owned()), known: RwLock::new(known), digest }))
+    }
+
+    /// Verifies a revocation and keeps it if it is news; durable before this returns true. Blocks
+    /// on a sync.
+    ///
+    /// # Errors
+    /// If it is not signed by an operator, there are too many, or the disk fails; then nothing has
+    /// changed.
+    pub fn offer(
+        &self,
+        signed: &SignedRevocation,
+        roots: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<bool, RevocationError> {
+        let (_, revocation) = signed.verify(roots, now)?;
+        let mut known = self.known.write();
+        let peer = revocation.peer();
+        let current = known.get(&peer).map(|(revocation, _)| revocation.at);
+        let expired = revocation.at + LIFETIME.as_secs() <= now.as_secs();
+        if expired || current.is_some_and(|at| at >= revocation.at) {
+            return Ok(false);
+        }
+        if current.is_none() && known.len() >= REVOCATIONS_MAX {
+            return Err(RevocationError::TooMany);
+        }
+        let mut next = known.clone();
+        next.insert(peer, (revocation, signed.clone()));
+        if let Some(file) = &self.file {
+            let all: Vec<&SignedRevocation> = next.values().map(|(_, signed)| signed).collect();
+            let text = serde_json::to_vec(&all).expect("texts always become JSON");
+            durable::write(file, &text, durable::SECRET).on_path("write", file)?;
+        }
+        *known = next;
+        self.digest.send_replace(digest_of(&known));
+        Ok(true)
+    }
+
+    /// Whether a certificate is revoked.
+    #[must_use]
+    pub fn revokes(&self, certified: &Certified) -> bool {
+        self.revoked_at(&certified.peer).is_some_and(|at| certified.not_before.as_secs() <= at)
+    }
+
+    /// Whether a verified statement counts no more, because its author's certificate is revoked.
+    #[must_use]
+    pub fn revoke_author(&self, statement: &SignedStatement) -> bool {
+        statement.certified().is_none_or(|author| self.revokes(&author))
+    }
+
+    /// When the certificates of a peer were revoked last, in Unix seconds.
+    #[must_use]
+    pub fn revoked_at(&self, peer: &Peer) -> Option<u64> {
+        self.known.read().get(peer).map(|(revocation, _)| revocation.at)
+    }
+
+    /// Every revocation, by peer, for people.
+    #[must_use]
+    pub fn all(&self) -> Vec<Revocation> {
+        self.known.read().values().map(|(revocation, _)| revocation.clone()).collect()
+    }
+
+    /// A number that identifies what is known: equal where the same is known.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        *self.digest.borrow()
+    }
+
+    /// Changes whenever there is news.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.digest.subscribe()
+    }
+
+    /// The time of each peer's revocation.
+    #[must_use]
+    pub fn has(&self) -> BTreeMap<String, u64> {
+        let known = self.known.read();
+        known.values().map(|(it, _)| (it.key(), it.at)).collect()
+    }
+
+    /// Revocations that one who has these lacks; at most [`REVOCATIONS_SENT_MAX`].
+    #[must_use]
+    pub fn news_for(&self, has: &BTreeMap<String, u64>) -> Vec<SignedRevocation> {
+        let known = self.known.read();
+        let lacks = known.values().filter(|(revocation, _)| {
+            has.get(&revocation.key()).is_none_or(|at| *at < revocation.at)
+        });
+        lacks.take(REVOCATIONS_SENT_MAX).map(|(_, signed)| signed.clone()).collect()
+    }
+
+    /// Takes in what another place sent, as far as it verifies, and answers it. Blocks on a sync.
+    pub fn exchange(
+        &self,
+        exchange: &RevocationsExchange,
+        roots: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> RevocationsAnswer {
+        self.take(&exchange.news, roots, now);
+        RevocationsAnswer { has: self.has(), news: self.news_for(&exchange.has) }
+    }
+
+    /// Takes in what another place sent, as far as it verifies. Blocks on a sync.
+    pub fn take(&self, news: &[SignedRevocation], roots: &[CertificateDer<'_>], now: UnixTime) {
+        for signed in news.iter().take(REVOCATIONS_SENT_MAX) {
+            match self.offer(signed, roots, now) {
+                Ok(true) => {
+                    let peer = signed.unverified().map(|revocation| revocation.peer());
+                    tracing::warn!(peer = ?peer.ok(), "certificates revoked");
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!(error = chain(&error), "revocation refused"),
+            }
+        }
+    }
+}
+
+/// Independent of the order in which they came.
+fn digest_of(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> u64 {
+    let hash = |revocation: &Revocation| {
+        let text = format!("{}@{}", revocation.key(), revocation.at);
+        let hash = sha256_hex(text.as_bytes());
+        u64::from_str_radix(&hash[..16], 16).expect("16 hexadecimal digits")
+    };
+    known.values().fold(0, |digest, (revocation, _)| digest ^ hash(revocation))
+}
+
+/// Why a revocation was refused, or could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RevocationError {
+    /// The signature or the signer's role is wrong.
+    #[error("revocation is rejected")]
+    Statement(#[source] StatementError),
+    /// Signed, but no revocation.
+    #[error("malformed revocation")]
+    Malformed(#[source] serde_json::Error),
+    #[error("revocation's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
+    Reason { bytes: usize },
+    #[error(
+        "revocation is dated {by_s} s ahead of this clock; at most {AHEAD_S_MAX} s are accepted"
+    )]
+    Ahead { by_s: u64 },
+    #[error("{REVOCATIONS_MAX} revocations are kept already, the limit")]
+    TooMany,
+    #[error("the file of revocations {} is damaged", path.display())]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("cannot access the file of revocations")]
+    File(#[from] FileError),
+}
+
+impl From<RevocationError> for ApiError {
+    fn from(error: RevocationError) -> ApiError {
+        let reason = chain(&error);
+        match error {
+            RevocationError::Statement(_) => ApiError::forbidden(reason)
+                .hint("an operator's certificate signs it: `cohort server revoke`"),
+            RevocationError::Malformed(_)
+            | RevocationError::Reason { .. }
+            | RevocationError::Ahead { .. } => ApiError::bad_request(reason),
+            RevocationError::TooMany => ApiError::unavailable("full", reason),
+            RevocationError::Damaged { .. } | RevocationError::File(_) => {
+                ApiError::internal(reason)
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+use cohort_identity::{Authority, certified_by};
+
+use super::*;
+
+struct Lab {
+    folder: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&folder.path().join("ca"), now()).unwrap();
+        Lab { folder, authority }
+    }
+
+    fn identity(&self, role: Role, name: &str) -> Identity {
+        let peer = Peer::new(role, name).unwrap();
+        let day = Duration::from_secs(86_400);
+        self.authority.make_identity(&peer, day, now()).unwrap()
+    }
+
+    fn open(&self, name: &str) -> Arc<Revocations> {
+        Revocations::open(&self.folder.path().join(name), now()).unwrap()
+    }
+}
+
+fn now() -> UnixTime {
+    UnixTime::now()
+}
+
+fn revocation(name: &str, at: u64) -> Revocation {
+    let (role, name) = (Role::Operator, PeerName::new(name).unwrap());
+    Revocation { role, name, at, reason: "stolen laptop".to_owned() }
+}
+
+fn certified(name: &str, not_before: u64) -> Certified {
+    let not_before = UnixTime::since_unix_epoch(Duration::from_secs(not_before));
+    Certified { peer: Peer::new(Role::Operator, name).unwrap(), group: None, not_before }
+}
+
+#[test]
+fn what_was_issued_by_then_is_revoked_and_what_is_issued_later_counts() {
+    let lab = Lab::new();
+    let (ana, at) = (lab.identity(Role::Operator, "ana"), now().as_secs());
+    let known = lab.open("known");
+    let offer = |name, at| {
+        let signed = SignedRevocation::sign(&ana, &revocation(name, at)).unwrap();
+        known.offer(&signed, ana.roots(), now()).unwrap()
+    };
+    assert_eq!(known.digest(), 0);
+    assert!(offer("bob", at - 60) && !offer("bob", at - 60) && !offer("bob", at - 90));
+    assert!(known.revokes(&certified("bob", at - 60)));
+    assert!(!known.revokes(&certified("bob", at - 59)));
+    assert!(!known.revokes(&certified("eve", at - 60)));
+    assert!(offer("bob", at));
+    assert!(known.revokes(&certified("bob", at - 59)), "revoked again");
+    let again = lab.open("known");
+    assert_eq!(again.digest(), known.digest(), "not forgotten by a restart");
+    assert!(again.revokes(&certified("bob", at)));
+    let later = UnixTime::since_unix_epoch(Duration::from_secs(at) + LIFETIME);
+    let old = Revocations::open(&lab.folder.path().join("known"), later).unwrap();
+    assert!(old.all().is_empty(), "no certificate is that old");
+}
+
+#[test]
+fn only_an_operator_revokes_and_not_in_the_future() {
+    let lab = Lab::new();
+    let (ana, s1) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Agent, "s1"));
+    let stranger = Lab::new().identity(Role::Operator, "ana");
+    let known = lab.open("known");
+    let at = now().as_secs();
+    for (by, at) in [(&s1, at), (&stranger, at), (&ana, at + AHEAD_S_MAX + 60)] {
+        let signed = SignedRevocation::sign(by, &revocation("bob", at)).unwrap();
+        assert!(known.offer(&signed, ana.roots(), now()).is_err(), "{}", by.peer());
+    }
+    assert!(known.all().is_empty());
+}
+
+#[test]
+fn places_that_talk_know_the_same() {
+    let lab = Lab::new();
+    let (ana, at) = (lab.identity(Role::Operator, "ana"), now().as_secs());
+    let (one, other) = (lab.open("one"), lab.open("other"));
+    let count = REVOCATIONS_SENT_MAX + 10;
+    for number in 0..count {
+        let revocation = revocation(&format!("p{number}"), at);
+        let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
+        let place = if number % 3 == 0 { &one } else { &other };
+        assert!(place.offer(&signed, ana.roots(), now()).unwrap());
+    }
+    let mut lacks = BTreeMap::new();
+    let mut rounds = 0;
+    while one.digest() != other.digest() {
+        let exchange = RevocationsExchange { has: one.has(), news: one.news_for(&lacks) };
+        let answer = other.exchange(&exchange, ana.roots(), now());
+        one.take(&answer.news, ana.roots(), now());
+        lacks = answer.has;
+        rounds += 1;
+        assert!(rounds < 5, "one does not learn of the other's");
+    }
+    assert_eq!((one.all().len(), other.all().len()), (count, count));
+}
+
+#[test]
+fn the_certificate_itself_says_when_it_was_issued() {
+    let lab = Lab::new();
+    let (ana, bob) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Operator, "bob"));
+    let known = lab.open("known");
+    let certified = certified_by(&bob.certified().cert).unwrap();
+    assert!(!known.revokes(&certified));
+    let signed = SignedRevocation::sign(&ana, &revocation("bob", now().as_secs())).unwrap();
+    assert!(known.offer(&signed, ana.roots(), now()).unwrap());
+    assert!(known.revokes(&certified));
+}
