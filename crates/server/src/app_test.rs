@@ -379,6 +379,28 @@ fn health(in_service: bool) -> Option<Health> {
     Some(Health { in_service, reason: reason.into() })
 }
 
+/// A policy that changes checks under the kill switch starts nothing, and what is tried ends.
+#[test]
+fn under_the_kill_switch_no_changed_check_is_tried() {
+    let mut world = World::new("1.0.0");
+    let mut ordered = orders(None, Some("1.0.0"));
+    world.orders = Some(ordered.clone());
+    let _ = world.look();
+    world.health = health(true);
+    let checks = vec![check("/a")];
+    ordered.trial =
+        Some(TrialOrder { revision: Revision(2), checks: checks.clone(), passes: None });
+    world.orders = Some(ordered);
+    world.killed = true;
+    assert!(!world.look().iter().any(|effect| matches!(effect, Effect::Try { .. })));
+    world.killed = false;
+    assert!(world.look().contains(&Effect::Try { checks: checks.clone() }));
+    world.killed = true;
+    assert!(world.look().contains(&Effect::EndTrial));
+    world.killed = false;
+    assert!(world.look().contains(&Effect::Try { checks }), "it starts over");
+}
+
 #[test]
 fn changed_checks_are_tried_next_to_those_that_decide() {
     let mut world = World::new("1.0.0");
