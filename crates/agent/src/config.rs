@@ -72,6 +72,10 @@ pub struct AgentConfig {
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
     pub poll_interval: Duration,
+    /// How long the mirrors may show nothing newer before `why` says so; the leader's setting
+    /// counts.
+    #[serde(default = "default_max_metadata_age")]
+    pub max_metadata_age: Duration,
     /// How long a starting server that cannot reach its group waits before it takes traffic with
     /// the release it has.
     #[serde(default = "default_ready_without_orders_after")]
@@ -243,6 +247,11 @@ fn default_probe_listen() -> String {
 
 fn default_poll_interval() -> Duration {
     Duration::from_secs(5)
+}
+
+/// A week: the hub signs every day, and may be away for a few.
+fn default_max_metadata_age() -> Duration {
+    Duration::from_secs(7 * 86_400)
 }
 
 fn default_ready_without_orders_after() -> Duration {

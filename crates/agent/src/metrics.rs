@@ -106,6 +106,10 @@ cohort_base::metrics! {
         disk: Family<OfDisk, Gauge> = gauges(
             "data_dir_info", "1; what can be written to the agent's data directory is a label",
         ),
+        metadata_age_seconds: Gauge = gauge(
+            "metadata_age_seconds",
+            "For how long the mirrors have shown the leader nothing newer; 0 on followers",
+        ),
         raft_commit_index: Gauge = gauge("raft_commit_index", "The last committed position"),
         raft_dropped: Family<Dropped, Counter> = counters("raft_dropped", "Raft messages dropped"),
         log_write_seconds: Histogram = histogram(

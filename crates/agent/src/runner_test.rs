@@ -164,6 +164,7 @@ async fn a_group_that_gives_no_orders_is_told_after_two_rounds_and_a_wrong_clock
                 kill: Vec::new(),
                 leader: None,
                 clock_ahead_ms,
+                revocations: 0,
             })
         };
         let handler = Handler::Http(Router::new().route(ORDERS, post(orders)));

@@ -105,11 +105,13 @@ fn what_a_reader_has_seen() {
 #[test]
 fn package_files() {
     let full = "rollback = \"freeze\"\nschemas = [\"db/3\"]\n[protocols]\nreads = [\"a/1\"]\n\
-                writes = [\"a/1\"]\n[service]\ncommand = [\"bin/app\"]\n";
+                writes = [\"a/1\"]\n[service]\ncommand = [\"bin/app\"]\n\
+                [checks.smoke]\ncommand = [\"bin/smoke\"]\n";
     let read = [full, ""].map(|text| {
-        let PackageFile { rollback, protocols, schemas } =
+        let PackageFile { rollback, protocols, schemas, checks } =
             PackageFile::parse(text.as_bytes()).unwrap();
-        (text.to_owned(), rollback, protocols, schemas)
+        let checks: Vec<_> = checks.into_keys().collect();
+        (text.to_owned(), rollback, protocols, schemas, checks)
     });
     hold(&golden("package-file.jsonl"), &read);
 }

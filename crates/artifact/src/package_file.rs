@@ -3,8 +3,9 @@
 //! The host reads the rest of the file (the service). What is in both is decided at publishing and
 //! signed: the manifest wins, and a contradiction between the file and the flags is an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::ids::ProgramName;
 use cohort_core::release::Rollback;
 use serde::Deserialize;
 
@@ -22,7 +23,15 @@ pub struct PackageFile {
     pub rollback: Option<Rollback>,
     pub protocols: Option<Protocols>,
     pub schemas: Option<BTreeSet<String>>,
+    /// The checks that a policy may name. Not signed in the manifest: a host takes them from the
+    /// verified bytes.
+    #[serde(default)]
+    pub checks: BTreeMap<ProgramName, DeclaredCheck>,
 }
+
+/// A check; what it runs is the host's to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct DeclaredCheck {}
 
 /// Why a `cohort.toml` cannot be used.
 #[derive(Debug, thiserror::Error)]

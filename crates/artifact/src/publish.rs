@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
+use cohort_core::ids::{AppId, Channel, Digest, Platform, ProgramName, Version};
 use cohort_core::release::Rollback;
 use tempfile::NamedTempFile;
 
@@ -83,6 +83,8 @@ pub struct Published {
     pub channel: Option<ChannelPointer>,
     /// Whether this release existed before, so that nothing new was stored.
     pub already_there: bool,
+    /// The checks that it declares in its `cohort.toml`.
+    pub checks: BTreeSet<ProgramName>,
     /// Outcome for each earlier version from which a delta was tried, latest first.
     pub deltas: Vec<DeltaTried>,
 }
@@ -115,7 +117,12 @@ impl Repository {
             prepare(&source, &blobs)
         });
         let (file, hashes, inspection) = prepared.await.map_err(|_| RepositoryError::Stopped)??;
-        let manifest = new_manifest(request, &hashes, &inspection)?;
+        let package_file = match &inspection.package_file {
+            Some(bytes) => PackageFile::parse(bytes)?,
+            None => PackageFile::default(),
+        };
+        let checks = package_file.checks.keys().cloned().collect();
+        let manifest = new_manifest(request, &hashes, &inspection, package_file)?;
 
         let current = metadata::read_current(self.dir())?;
         let targets = &current.targets.signed;
@@ -158,7 +165,7 @@ impl Repository {
             self.commit(&lock, keys, current, blobs, changed).await?;
         }
         let manifest_digest = digest_of_bytes(&manifest.to_bytes());
-        Ok(Published { manifest, manifest_digest, channel, already_there, deltas })
+        Ok(Published { manifest, manifest_digest, channel, already_there, checks, deltas })
     }
 }
 
@@ -167,11 +174,8 @@ fn new_manifest(
     request: &PublishRequest,
     hashes: &UnitHashes,
     inspection: &Inspection,
+    package_file: PackageFile,
 ) -> Result<Manifest, RepositoryError> {
-    let package_file = match &inspection.package_file {
-        Some(bytes) => PackageFile::parse(bytes)?,
-        None => PackageFile::default(),
-    };
     let protocols = merge("protocols", request.protocols.clone(), package_file.protocols)?;
     let schemas = merge("schemas", request.schemas.clone(), package_file.schemas)?;
     let rollback = merge("rollback", request.rollback, package_file.rollback)?;

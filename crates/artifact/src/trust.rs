@@ -286,6 +286,18 @@ impl TrustedRepository {
         self.known().ok().map(|loaded| loaded.expiries)
     }
 
+    /// For how long nothing newer than the verified metadata was seen, in milliseconds by this
+    /// server's clock; `None` before the first refresh. Metadata says when it expires, not when it
+    /// was signed: what counts is when this server first saw it.
+    ///
+    /// The hub signs every day, so a mirror that shows nothing newer for much longer hides it. A
+    /// hub that signs the same list again and again is not found out by this.
+    #[must_use]
+    pub fn age_ms(&self) -> Option<u64> {
+        self.known().ok()?;
+        State::age_ms(&self.store)
+    }
+
     /// Why mirrors are currently refused, by name.
     #[must_use]
     pub fn refusals(&self) -> BTreeMap<String, TrustError> {

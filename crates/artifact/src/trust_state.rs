@@ -91,6 +91,14 @@ impl State {
         store.join(STATE_FILE)
     }
 
+    /// How long ago the state of a store was replaced, in milliseconds; 0 if the clock went back
+    /// since, `None` if there is no state.
+    pub(crate) fn age_ms(store: &Path) -> Option<u64> {
+        let replaced = fs::metadata(Self::path(store)).ok()?.modified().ok()?;
+        let age = replaced.elapsed().unwrap_or_default();
+        Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// Reads the state of a store; `None` if there is none yet.
     pub(crate) fn load(store: &Path) -> Result<Option<Self>, TrustError> {
         let path = Self::path(store);

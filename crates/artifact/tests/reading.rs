@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::Read as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cohort_artifact::client::FetchError;
 use cohort_artifact::{
@@ -380,6 +380,23 @@ async fn what_a_reader_stores_holds_no_time_of_its_own_clock() {
     let state: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
     let fields: Vec<&String> = state.as_object().unwrap().keys().collect();
     assert_eq!(fields, ["anchor_sha256", "bundle", "schema"]);
+}
+
+#[tokio::test]
+async fn the_age_of_metadata_counts_from_when_it_was_first_seen() {
+    let fixture = Fixture::new().await;
+    let reader = fixture.reader("store", vec![folder(fixture.repository.dir())]).await;
+    assert_eq!(reader.age_ms(), None);
+    reader.refresh().await.unwrap();
+    let week = Duration::from_secs(8 * 86_400);
+    let store = fs::File::options().append(true).open(fixture.path("store/trusted.json")).unwrap();
+    store.set_modified(SystemTime::now() - week).unwrap();
+    assert!(!reader.refresh().await.unwrap(), "nothing newer: a mirror that hides it looks so");
+    let is_old = |reader: &TrustedRepository| reader.age_ms().unwrap() >= 8 * 86_400_000;
+    assert!(is_old(&reader) && is_old(&fixture.reader("store", Vec::new()).await));
+    fixture.publish("1.1.0").await;
+    assert!(reader.refresh().await.unwrap());
+    assert!(!is_old(&reader));
 }
 
 #[tokio::test]

@@ -41,6 +41,7 @@ fn the_keys_are_those_of_the_configurations() {
     agent.advertise = Some(String::new());
     agent.join_token_file = Some("x".into());
     agent.rack = Some(String::new());
+    agent.service_address = Some([127, 0, 0, 1].into());
     agent.service_port = Some(1);
     agent.service_user = Some(String::new());
     let limits =

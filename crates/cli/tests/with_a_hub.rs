@@ -103,6 +103,44 @@ fn policies_are_applied_compared_and_shown() {
     assert_eq!((code, &error["kind"]), (1, &"no_such_app".into()));
 }
 
+/// The owner of the hub, who has its files, makes it hand out a root of its own.
+#[test]
+fn a_token_for_another_root_than_the_operators_is_not_given_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let root = dir.path().join("fleet/repository/metadata/1.root.json");
+    fs::copy(&root, dir.path().join("root.json")).unwrap();
+    let context = dir.path().join("fleet/context.toml");
+    replace(&context, "repository/metadata/1.root.json", "../root.json");
+    assert_eq!(hub.json("fleet", &["token", "create"]).0, 0);
+    fs::write(root, "{}").unwrap();
+    let (code, refused) = hub.json("fleet", &["token", "create"]);
+    assert_eq!((code, &refused["kind"]), (1, &"token".into()), "{refused}");
+    assert!(refused["token"].is_null());
+}
+
+#[test]
+fn a_release_without_a_check_of_its_policy_is_published_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let hub = hub(dir);
+    let policy =
+        "app = \"web\"\nchannel = \"stable\"\n[[check]]\ntype = \"exec\"\nname = \"smoke\"\n";
+    fs::write(dir.join("web.toml"), policy).unwrap();
+    assert_eq!(hub.run("fleet", &["app", "apply", "-f", "web.toml"]).0, 0);
+    fs::create_dir(dir.join("dist")).unwrap();
+    let publish = |file: &str, version: &str| {
+        fs::write(dir.join("dist/cohort.toml"), file).unwrap();
+        hub.run("fleet", &["publish", "dist", "--app", "web", "--version", version])
+    };
+    let (code, _, err) = publish("", "1.0.0");
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("[checks.smoke]"), "{err}");
+    let (code, _, err) = publish("[checks.smoke]\ncommand = [\"./smoke\"]\n", "1.1.0");
+    assert_eq!(code, 0, "{err}");
+    assert!(!err.contains("smoke"), "{err}");
+}
+
 #[test]
 fn the_kill_switch_is_thrown_and_let_go() {
     let dir = tempfile::tempdir().unwrap();

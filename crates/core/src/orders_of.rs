@@ -209,7 +209,11 @@ impl Asked<'_> {
         }
     }
 
+    /// Under the kill switch, nothing new runs, and neither does a check.
     fn trial(&self) -> Option<TrialOrder> {
+        if self.killed {
+            return None;
+        }
         let set = self.app.on_trial(self.here)?;
         let checks = set.in_phase(CheckPhase::Running);
         let passes = self.here.trial.as_ref().map(|trial| trial.result == TrialResult::Passes);

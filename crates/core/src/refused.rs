@@ -43,6 +43,12 @@ pub enum WhyRefused {
         /// By this server's clock, in seconds.
         ago_s: u64,
     },
+    /// Fresh by its signature, and the same for longer than the hub takes to sign it again: a
+    /// mirror may be hiding newer metadata.
+    Frozen {
+        /// Since this server first saw it, in seconds.
+        for_s: u64,
+    },
     /// Older than what this server has already seen: a replay.
     Older {
         role: Role,
@@ -182,6 +188,9 @@ impl fmt::Display for WhyRefused {
             }
             WhyRefused::Expired { role, ago_s } => {
                 write!(f, "{role} metadata expired {} ago by this server's clock", span(*ago_s))
+            }
+            WhyRefused::Frozen { for_s } => {
+                write!(f, "no mirror has shown newer metadata for {}", span(*for_s))
             }
             WhyRefused::Older { role, trusted, offered } => {
                 write!(f, "{role} metadata has version {offered}, but version {trusted} was seen")

@@ -483,13 +483,12 @@ impl App {
 
     /// Tries changed checks next to those that decide, and reports whether they pass.
     fn trial(&mut self, sight: &Sight<'_>, effects: &mut Vec<Effect>) {
-        let order = sight.orders.and_then(|orders| orders.trial.as_ref());
+        // The server may know of the kill switch before its orders do.
+        let order = sight.orders.filter(|_| !sight.killed);
+        let order = order.and_then(|orders| orders.trial.as_ref());
         let Some((order, (_, release))) = order.zip(self.watched.as_ref()) else {
             return self.end_trial(effects);
         };
-        if sight.killed {
-            return self.end_trial(effects);
-        }
         let same = |(tried, of): &(TrialOrder, Option<Digest>)| {
             tried.checks == order.checks && tried.revision == order.revision && of == release
         };

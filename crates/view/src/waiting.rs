@@ -353,6 +353,9 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
              clock"
                 .into()
         }
+        WhyRefused::Frozen { .. } => {
+            "the hub signs daily: check that it runs, and that the mirrors copy it".into()
+        }
         WhyRefused::ClockWentBack { .. } => "set the clock of the group's leader".into(),
         WhyRefused::Unreachable { .. } => "start the mirrors, or check their addresses".into(),
         WhyRefused::NoMirror => "set mirrors in the agent's configuration".into(),

@@ -205,8 +205,8 @@ async fn carry_kill(shared: &Shared) -> Result<(), HubFault> {
 /// Apps about which the hub has something that proves nothing, or that this version cannot use.
 type Unusable = BTreeMap<AppId, HubFault>;
 
-/// What an operator wants of `app`, by its signature. One that the group has already accepted is not
-/// proven again: its signer's certificate may have expired since.
+/// What an operator wants of `app`, by its signature. One that the group has already accepted is
+/// not proven again: its signer's certificate may have expired since.
 fn proven(
     (app, signed): (AppId, SignedIntent),
     trust: &Trust<'_>,
@@ -331,7 +331,7 @@ mod read_registry_test {
 
     use super::{
         AppIntent, Duration, Errand, HubFault, KillScope, RegistryView, Revision, SignedIntent,
-        SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view,
+        Revocations, SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view,
         show_loss, take_kill_registers, typed,
     };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
@@ -417,14 +417,16 @@ mod read_registry_test {
         read_view(registry, trust).await.unwrap()
     }
 
-    /// The hub as attacker: it keeps what operators sign, and can forge, change, swap and replay it.
+    /// The hub as attacker: it keeps what operators sign, and can forge, change and swap it.
     #[tokio::test]
     async fn only_what_an_operator_signed_is_a_policy_or_a_removal() {
         let lab = Lab::new().await;
         let (registry, state) = (lab.registry(), founded());
         let who = |role| lab.slot_of(&Peer::new(role, "ana").unwrap()).current();
         let (operator, app) = (who(Role::Operator), AppId::new("web").unwrap());
-        let trust = Trust { roots: operator.roots(), now: UnixTime::now(), state: &state };
+        let (roots, now, revocations) =
+            (operator.roots(), UnixTime::now(), &Revocations::default());
+        let trust = Trust { roots, now, revocations, state: &state };
         let (policy, removed) = (|| keys::policy(&app), || keys::removed(&app));
         let good = put(policy(), &operator, &stable(5));
         let (view, unusable) = seen(&registry, &trust, good).await;
@@ -469,7 +471,8 @@ mod read_registry_test {
         apply(&mut state, policy());
         let later = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() << 1));
         let at = |intent: &AppIntent| put(keys::policy(&app), &operator, intent);
-        let trust = Trust { roots: operator.roots(), now: later, state: &state };
+        let (roots, revocations) = (operator.roots(), &Revocations::default());
+        let trust = Trust { roots, now: later, revocations, state: &state };
         let (view, unusable) = seen(&registry, &trust, at(&stable(1))).await;
         assert!(view.policies.contains_key(&app) && unusable.is_empty());
         let beta = serde_json::json!({ "app": "web", "channel": "beta" });

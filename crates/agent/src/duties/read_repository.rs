@@ -9,9 +9,9 @@ use cohort_core::Offer;
 use cohort_core::ids::AppId;
 use cohort_core::refused::Refused;
 use cohort_server::member::{Input, View};
-use cohort_server::offers::judge;
+use cohort_server::offers::{judge, judge_age};
 
-use super::until_leading;
+use super::{still_leads, until_leading};
 use crate::shared::{MemberHandle, Shared};
 
 /// The shortest time between two looks at the mirrors, in milliseconds.
@@ -27,9 +27,14 @@ pub(super) async fn run(
     let mut failing = false;
     while let Some(term) = until_leading(&mut handle).await {
         let refreshed = repository.refresh().await.map(drop).map_err(|error| error.refused());
-        log_once(&mut failing, &refreshed);
         let view = handle.view();
         let offers = offers(&repository, &view, refreshed.as_ref().copied()).await;
+        let age_ms = repository.age_ms().unwrap_or(0);
+        let age_s = i64::try_from(age_ms / 1000).unwrap_or(i64::MAX);
+        shared.metrics.metadata_age_seconds.set(age_s);
+        let max_ms = shared.config.max_metadata_age.ms;
+        let refreshed = refreshed.and_then(|()| judge_age(age_ms, max_ms));
+        log_once(&mut failing, &refreshed);
         let input = Input::Offers { offers, refusals: refusals(&repository), refreshed };
         if !handle.inputs.put(input).await {
             return;
@@ -40,6 +45,10 @@ pub(super) async fn run(
         let new_app =
             views.wait_for(|now| now.raft.term != term || !now.state.apps.keys().eq(apps.iter()));
         let _ = tokio::time::timeout(every, new_app).await;
+        if !still_leads(&handle, term) {
+            // What is on this server's disk ages while another one looks for newer.
+            shared.metrics.metadata_age_seconds.set(0);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use cohort_core::refused::{Refused, Role, WhyRefused};
 use cohort_server::member::{Input, View};
 
 use super::{offers, refusals, run};
+use crate::shared::Shared;
 use crate::testing::{Lab, apply, founded, handle, next_input, policy, web};
 
 /// What a leader with the app `web` finds in a mirror.
@@ -79,6 +80,34 @@ async fn a_refresh_that_fails_is_reported_with_the_older_offer() {
     assert!(refreshed.is_err_and(|refused| refused.why.is_unreachable()));
     drop((views, queue));
     task.await.unwrap();
+}
+
+/// A mirror that hides what was published since shows what is signed, fresh, and the same for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_shows_nothing_newer_for_too_long_raises_an_alarm() {
+    let lab = Lab::new().await;
+    lab.publish("1.0.0").await;
+    let mut shared = lab.agent("s1", Some(lab.repository.dir())).await;
+    let repository = Arc::clone(shared.repository.as_ref().unwrap());
+    let look = async |shared| {
+        let (handle, views, queue) = handle(with_web(lab.leading()));
+        let task = tokio::spawn(run(shared, handle, Arc::clone(&repository)));
+        let Input::Offers { offers, refreshed, .. } = next_input(&queue) else { panic!() };
+        drop((views, queue));
+        task.await.unwrap();
+        assert!(matches!(offers[&web()], Offer::Release(_)), "only an alarm: {offers:?}");
+        refreshed
+    };
+    assert_eq!(look(Arc::clone(&shared)).await, Ok(()), "within a week");
+    let config = |shared: &mut Arc<Shared>| {
+        Arc::get_mut(shared).unwrap().config.max_metadata_age.ms = 0;
+    };
+    config(&mut shared);
+    while repository.age_ms() == Some(0) {
+        tokio::task::yield_now().await;
+    }
+    let frozen = look(Arc::clone(&shared)).await.unwrap_err();
+    assert!(matches!(frozen.why, WhyRefused::Frozen { .. }), "{frozen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

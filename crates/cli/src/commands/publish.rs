@@ -11,16 +11,27 @@ use cohort_artifact::{
     parse_rollback,
 };
 use cohort_base::chain;
+use cohort_core::ids::CheckName;
+use cohort_core::policy::{Check, Policy, Probe};
+use cohort_registry::fleet::Fleet;
 use cohort_view::command::Command;
 use cohort_view::figures::bytes;
+use cohort_wire::http::Call;
+use cohort_wire::hub::FLEET;
 use indicatif::ProgressBar;
 
 use crate::agent_keys::own_platform;
 use crate::answer::{Answer, DeltaAnswer, PublishAnswer};
 use crate::args::Global;
+use crate::connect::Hub;
+use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::output::Output;
+use crate::output::{Output, note};
+use crate::policy_known::KnownPolicy;
 use crate::workplace::Place;
+
+/// How long the hub may take to say what the policy is, which is only for a warning.
+const POLICY_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(crate) struct PublishArgs {
@@ -83,8 +94,35 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     spinner.finish_and_clear();
     let published = published.or_fail("publish")?;
     finished?;
+    for name in undeclared(global, &published).await {
+        note(&format!(
+            "warning: the policy of {} names the check `{name}`, which {} does not declare: \
+             servers refuse it; add [checks.{name}] to cohort.toml and publish it as another version",
+            args.app, args.version
+        ));
+    }
     global.output.answer(&answer(&published), || text(&published, &args.path));
     Ok(Exit::Done)
+}
+
+/// The checks of the app's policy that the release should declare and does not, as far as the hub
+/// tells: it may be away, and a publisher may not ask it.
+async fn undeclared(global: &Global, published: &Published) -> Vec<CheckName> {
+    let known = async {
+        let context = Context::load(global).ok()?;
+        let (hub, identity) = (Hub::of(&context).ok()?, context.identity().ok()?);
+        let fleet: Fleet = hub.call(Call::get(FLEET).deadline(POLICY_DEADLINE)).await.ok()?;
+        let known = KnownPolicy::in_fleet(&fleet, &published.manifest.app, &identity).ok()??;
+        serde_json::from_value::<Policy>(known.policy).ok()
+    };
+    let checks = known.await.map(|policy| policy.checks).unwrap_or_default();
+    let missing = |check: Check| match check.probe {
+        Probe::Exec { name } if name.of_host().is_none() => {
+            (!published.checks.contains(name.as_str())).then_some(name)
+        }
+        Probe::Exec { .. } | Probe::Tcp { .. } | Probe::Http { .. } => None,
+    };
+    checks.into_iter().filter_map(missing).collect()
 }
 
 /// A progress indicator on terminals.

@@ -10,7 +10,7 @@ use crate::waiting::WaitingOn;
 
 impl Planner<'_> {
     /// Servers that pass changed checks take them, as many at a time as `max_unavailable` leaves
-    /// room for; under the kill switch only those that are out of service.
+    /// room for; under the kill switch none does.
     pub(super) fn checks(&mut self) {
         let app = self.app;
         let trying: Vec<&ServerId> = app
@@ -22,9 +22,10 @@ impl Planner<'_> {
         if trying.is_empty() {
             return;
         }
-        let killed = self.seen.killed.is_some();
-        let ready = trying.iter().filter(|server| !killed || !app.servers[**server].in_service);
-        let ready = ready.map(|server| (*server).clone());
+        if self.is_killed(self.state.clock) {
+            return;
+        }
+        let ready = trying.iter().map(|server| (*server).clone());
         let servers = trial::may_take(self.state, app, self.round.used.clone(), ready);
         self.round.used.extend(servers.iter().cloned());
         let (mut failing, mut text) = (Vec::new(), String::new());
