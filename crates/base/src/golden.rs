@@ -35,8 +35,8 @@ where
     }
 }
 
-/// Holds a text that is made from the code to its file. `UPDATE=1` rewrites the file: it is there to
-/// be read, and to show in a review what has changed.
+/// Holds a text that is made from the code to its file. `UPDATE=1` rewrites the file: it is there
+/// to be read, and to show in a review what has changed.
 ///
 /// # Panics
 /// If the text has changed.

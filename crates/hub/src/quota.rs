@@ -1,8 +1,8 @@
 //! How much publishers may upload before a signed timestamp ends the publish.
 //!
-//! The hub stores artifacts before anything signed refers to them. Only a new timestamp, signed with
-//! the repository's keys, proves that a publisher has these; until then, what it uploads counts. Each
-//! publisher has a quota of its own, so that one without keys holds up no other.
+//! The hub stores artifacts before anything signed refers to them. Only a new timestamp, signed
+//! with the repository's keys, proves that a publisher has these; until then, what it uploads
+//! counts. Each publisher has its own quota, so that one without keys delays no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Taken {
             let by = &self.by;
             let full = format!("{by} uploaded {max} bytes without a signed timestamp");
             return Err(ApiError::unavailable("quota", full)
-                .hint("publish with the repository's keys: cohort publish DIR --app APP --version VERSION")
+                .hint("with the keys of the repository: cohort publish DIR --app APP --version V")
                 .hint("or raise `unpublished_bytes_max` in hub.toml, and restart the hub"));
         }
         used.insert(self.by.clone(), sum);

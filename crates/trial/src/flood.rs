@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 const HELD_MAX: usize = 1000;
 
 /// A flood of connections to some addresses, until it is dropped. Every second connection starts a
-/// handshake and goes no further, which makes a server with TLS sign; the others say nothing.
+/// handshake but never ends it, which makes a server with TLS sign; the others say nothing.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,

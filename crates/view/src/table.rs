@@ -48,6 +48,7 @@ pub fn table(look: Look, headings: &[&str]) -> Table {
 
 /// A cell without a tone.
 #[must_use]
+#[expect(clippy::needless_pass_by_value, reason = "numbers and texts alike")]
 pub fn cell(text: impl ToString) -> Cell {
     Cell::new(text::line(&text.to_string()))
 }

@@ -26,7 +26,8 @@ async fn oversized_bodies_are_refused() {
     let malformed = Call::post("/v1/registry/txn", &"no transaction");
     assert_eq!(agent.send(malformed).await.unwrap_err().status, 422);
     // Operations in the branch of a failed comparison would be a way around it.
-    let around = serde_json::json!({ "request": { "then": [], "otherwise": [{ "delete": { "key": "/" } }] } });
+    let otherwise = serde_json::json!([{ "delete": { "key": "/" } }]);
+    let around = serde_json::json!({ "request": { "then": [], "otherwise": otherwise } });
     let error = agent.send(Call::post("/v1/registry/txn", &around)).await.unwrap_err();
     assert_eq!(error.status, 422, "{error}");
     let unknown_key =

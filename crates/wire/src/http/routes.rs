@@ -122,7 +122,6 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
     }
 
     /// The router, and the table of what it serves.
-    #[must_use]
     pub fn build(self) -> (Router<S>, Endpoints) {
         (self.router, Endpoints(self.endpoints))
     }
