@@ -1,4 +1,4 @@
-use cohort_identity::{Authority, certified_by};
+use cohort_identity::Authority;
 
 use super::*;
 
@@ -107,7 +107,8 @@ fn the_certificate_itself_says_when_it_was_issued() {
     let lab = Lab::new();
     let (ana, bob) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Operator, "bob"));
     let known = lab.open("known");
-    let certified = certified_by(&bob.certified().cert).unwrap();
+    let own = revocation("eve", now().as_secs());
+    let certified = SignedRevocation::sign(&bob, &own).unwrap().0.certified().unwrap();
     assert!(!known.revokes(&certified));
     let signed = SignedRevocation::sign(&ana, &revocation("bob", now().as_secs())).unwrap();
     assert!(known.offer(&signed, ana.roots(), now()).unwrap());

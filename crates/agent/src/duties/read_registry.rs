@@ -330,9 +330,9 @@ mod read_registry_test {
     use parking_lot::Mutex;
 
     use super::{
-        AppIntent, Duration, Errand, HubFault, KillScope, RegistryView, Revision, SignedIntent,
-        Revocations, SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters, read_view,
-        show_loss, take_kill_registers, typed,
+        AppIntent, Duration, Errand, HubFault, KillScope, RegistryView, Revision, Revocations,
+        SignedIntent, SignedKill, State, Trust, UnixTime, Unusable, Wanted, faults, matters,
+        read_view, show_loss, take_kill_registers, typed,
     };
     use crate::testing::{GROUP, Lab, apply, founded, handle, policy};
 
