@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use cohort_core::orders::ActivationOrder;
+use cohort_core::orders::{ActivationOrder, Purpose};
 use cohort_core::policy::Check;
 use cohort_core::report::{Blame, Outcome, Step};
 use cohort_core::steps::{
@@ -16,6 +16,9 @@ use crate::hooks::Hook;
 use crate::service::ServiceControl as _;
 use crate::testing::{SLEEP, TestServer, order, put, settle, tar_of, until};
 use crate::traffic::Traffic;
+
+#[path = "declared_test.rs"]
+mod declared_test;
 
 /// In the order of an activation.
 const ALL_HOOKS: [Hook; 10] = [
@@ -305,30 +308,6 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
     assert!(output.contains("running 1.0.0"), "{output}");
-    server.end().await;
-}
-
-/// Named by a policy, the program is in the release, and the release does not declare it.
-#[tokio::test]
-async fn a_check_that_is_not_declared_fails_before_the_old_release_stops() {
-    let server = TestServer::start().await;
-    let mut host = server.host();
-    let old = server.release("1.0.0", SLEEP, &[]);
-    settle(&mut host, &order(1, Some(&old))).await.unwrap();
-    let release = server.release("1.1.0", SLEEP, &[]);
-    for (generation, name, expected, phase) in [
-        (2, "run", Blame::Release, "pre-flight"),
-        (3, "run", Blame::Release, "running"),
-        (4, "host:sh", Blame::Surroundings, "pre-flight"),
-    ] {
-        let mut order = order(generation, Some(&release));
-        let check = serde_json::json!({ "type": "exec", "name": name, "phase": [phase] });
-        order.checks = vec![serde_json::from_value(check).unwrap()];
-        settle(&mut host, &order).await.unwrap();
-        let (step, blame, _) = failure(&host);
-        assert_eq!((step, blame), (Step::Prepare, expected), "{name}");
-        assert_eq!(host.local().current.as_ref(), Some(&old));
-    }
     server.end().await;
 }
 

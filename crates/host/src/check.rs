@@ -18,8 +18,8 @@ use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::process::Exit;
 use crate::program::{Programs, RunAs};
 
-const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in agent.toml, or \
-     `port` in the policy";
+const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in \
+                       agent.toml, or `port` in the policy";
 
 /// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cohort_core::orders::{ActivationOrder, Fence};
+use cohort_core::orders::{ActivationOrder, Fence, Purpose};
 use cohort_core::policy::{Check, CheckPhase, Probe};
 use cohort_core::release::Release;
 use cohort_core::report::{Blame, Step};
@@ -84,6 +84,10 @@ impl AppHost {
         }
         // What cannot run here is detected while the old release still runs.
         self.service_of(release, "prepare")?;
+        // The way back does not wait for a program that the server no longer lists.
+        if order.purpose != Purpose::Wave {
+            return Ok(());
+        }
         let context = self.check_context_of(Some(release));
         let named = order.checks.iter().filter_map(|check| match &check.probe {
             Probe::Exec { name } => Some(name),

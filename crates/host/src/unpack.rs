@@ -193,7 +193,7 @@ struct Extension {
 impl Unpacker {
     fn all(&mut self, reader: Box<dyn Read>) -> Result<(), UnpackError> {
         // Data between entries is bounded too: a bomb of zeros is still read.
-        let headers = u64::from(self.limits.entries_max).saturating_mul(4096);
+        let headers = u64::from(ENTRIES_MAX).saturating_mul(4096);
         let mut archive = Archive::new(reader.take(self.limits.bytes_max.saturating_add(headers)));
         // Raw: the library reads extension headers into memory whole, however long they are.
         let entries = archive.entries().map_err(UnpackError::NotAnArchive)?.raw(true);
