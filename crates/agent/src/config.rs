@@ -72,7 +72,8 @@ pub struct AgentConfig {
     /// How often the leader looks for a new release.
     #[serde(default = "default_poll_interval")]
     pub poll_interval: Duration,
-    /// How long the mirrors may show nothing newer before `why` says so; the leader's setting counts.
+    /// How long the mirrors may show nothing newer before `why` says so; the leader's setting
+    /// counts.
     #[serde(default = "default_max_metadata_age")]
     pub max_metadata_age: Duration,
     /// How long a starting server that cannot reach its group waits before it takes traffic with

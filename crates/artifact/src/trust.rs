@@ -290,8 +290,8 @@ impl TrustedRepository {
     /// server's clock; `None` before the first refresh. Metadata says when it expires, not when it
     /// was signed: what counts is when this server first saw it.
     ///
-    /// The hub signs every day, so a mirror that shows nothing newer for much longer hides it. A hub
-    /// that signs the same list again and again is not found out by this.
+    /// The hub signs every day, so a mirror that shows nothing newer for much longer hides it. A
+    /// hub that signs the same list again and again is not found out by this.
     #[must_use]
     pub fn age_ms(&self) -> Option<u64> {
         self.known().ok()?;

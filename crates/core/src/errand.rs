@@ -31,8 +31,8 @@ pub enum HubFault {
     Refused { text: String },
     /// One of its records is damaged, or of a later version.
     Damaged { text: String },
-    /// No operator has signed what it has: it was changed on the hub, or its signer's certificate has
-    /// expired.
+    /// No operator has signed what it has: it was changed on the hub, or its signer's certificate
+    /// has expired.
     Unproven { text: String },
     /// It has the policy of an app that the group has removed since, at this revision.
     Removed { at: Revision },

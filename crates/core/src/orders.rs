@@ -133,8 +133,8 @@ pub struct ActivationOrder {
     pub warm_up_ms: u64,
     /// Whether to stop what runs although one of its hooks fails.
     pub stop_despite_hooks: bool,
-    /// The checks of the policy. Those of the pre-flight have to pass; what each of them runs has to
-    /// be there.
+    /// The checks of the policy. Those of the pre-flight have to pass; in a wave, what each of them
+    /// runs has to be there.
     pub checks: Vec<Check>,
     /// What forbids to begin a step that takes the server out of traffic.
     pub hold: Option<Hold>,

@@ -43,8 +43,8 @@ pub enum WhyRefused {
         /// By this server's clock, in seconds.
         ago_s: u64,
     },
-    /// Fresh by its signature, and the same for longer than the hub takes to sign it again: a mirror
-    /// may be hiding newer metadata.
+    /// Fresh by its signature, and the same for longer than the hub takes to sign it again: a
+    /// mirror may be hiding newer metadata.
     Frozen {
         /// Since this server first saw it, in seconds.
         for_s: u64,

@@ -27,6 +27,27 @@ fn sets_policy(plan: &Plan) -> bool {
     plan.commands.iter().any(|body| matches!(body, Body::SetPolicy { .. }))
 }
 
+/// The hub shows a removal of the app that an operator signed before the policy that the group has.
+#[test]
+fn a_removal_from_before_the_policy_is_a_replay_and_removes_nothing() {
+    let seen = |removal: u64| {
+        let mut view = RegistryView::default();
+        view.removed.insert(app(), Revision(removal));
+        let (leader, registry) = (Some(server(0)), Some(view));
+        plan(&group(), &Observations { leader, registry, ..Observations::default() })
+    };
+    let removes =
+        |plan: &Plan| plan.commands.iter().any(|body| matches!(body, Body::RemoveApp { .. }));
+    for replayed in [0, 1] {
+        let plan = seen(replayed);
+        assert!(!removes(&plan));
+        let found_out = WaitingOn::PolicyLost { hub: None, group: Revision(1) };
+        assert_eq!(lost(&plan), Some(&found_out));
+    }
+    let plan = seen(2);
+    assert_eq!((removes(&plan), lost(&plan)), (true, None));
+}
+
 #[test]
 fn a_policy_that_the_hub_lost_is_asked_for_and_an_older_one_is_not_taken() {
     let group = Revision(1);

@@ -39,8 +39,8 @@ pub struct JoinToken {
     pub addresses: Vec<String>,
 }
 
-/// What a joiner trusts first. It gets the authority and the root from the hub, and believes neither
-/// on the hub's word.
+/// What a joiner trusts first. It gets the authority and the root from the hub, and believes
+/// neither on the hub's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Anchors {
     /// SHA-256 of the authority's certificate (DER), 64 hexadecimal digits.

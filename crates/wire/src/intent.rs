@@ -101,7 +101,8 @@ impl From<IntentError> for ApiError {
         let reason = chain(&error);
         match error {
             IntentError::Statement(_) => ApiError::forbidden(reason).hint(
-                "an operator's certificate signs it: `cohort app apply` or `cohort app remove`",
+                "an operator's certificate signs it: `cohort app apply -f FILE` or \
+                 `cohort app remove APP`",
             ),
             IntentError::Malformed(_) => ApiError::bad_request(reason),
         }

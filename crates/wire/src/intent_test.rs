@@ -24,7 +24,7 @@ fn an_operators_word_is_proven_and_nobody_elses() {
         let found = verify(&fleet, &signed);
         match role {
             Role::Operator => {
-                assert_eq!(found.unwrap(), (identity.peer().clone(), policy("stable")))
+                assert_eq!(found.unwrap(), (identity.peer().clone(), policy("stable")));
             }
             Role::Viewer | Role::Publisher | Role::Agent | Role::Hub => {
                 let refused = matches!(found, Err(IntentError::Statement(_)));

@@ -51,6 +51,7 @@ fn refused() -> Vec<Refused> {
     let kinds = [
         WhyRefused::WrongSignature { role },
         WhyRefused::Expired { role, ago_s: 86_400 },
+        WhyRefused::Frozen { for_s: 691_200 },
         WhyRefused::Older { role, trusted: 7, offered: 5 },
         WhyRefused::Mixed { file: file() },
         WhyRefused::TooLarge { file: file(), limit_bytes: 1024 },

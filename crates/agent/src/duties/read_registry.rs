@@ -197,8 +197,8 @@ async fn carry_kill(shared: &Shared) -> Result<(), HubFault> {
 /// Apps about which the hub has something that proves nothing, or that this version cannot use.
 type Unusable = BTreeMap<AppId, HubFault>;
 
-/// What an operator wants of `app`, by its signature. One that the group has already accepted is not
-/// proven again: its signer's certificate may have expired since.
+/// What an operator wants of `app`, by its signature. One that the group has already accepted is
+/// not proven again: its signer's certificate may have expired since.
 fn proven(
     (app, signed): (AppId, SignedIntent),
     trust: &Trust<'_>,
@@ -403,7 +403,7 @@ mod read_registry_test {
         read_view(registry, trust).await.unwrap()
     }
 
-    /// The hub as attacker: it keeps what operators sign, and can forge, change, swap and replay it.
+    /// The hub as attacker: it keeps what operators sign, and can forge, change and swap it.
     #[tokio::test]
     async fn only_what_an_operator_signed_is_a_policy_or_a_removal() {
         let lab = Lab::new().await;

@@ -140,7 +140,8 @@ impl Running {
             request: request.to_text(),
             server,
         };
-        let caller = Caller { client: Client::joining(&token.anchors.authority), target: self.target() };
+        let caller =
+            Caller { client: Client::joining(&token.anchors.authority), target: self.target() };
         let answer: Result<JoinAnswer, ApiError> = caller.post(JOIN, &request).await;
         let identity = answer.as_ref().ok().map(|answer| {
             Identity::accept(dir.path(), &answer.certificate, &answer.authority).unwrap()

@@ -20,8 +20,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// What checks see, by their paths: `/up` passes while it is up, `/never` never, a version while
-    /// it runs that.
+    /// What checks see, by their paths: `/up` passes while it is up, `/never` never, a version
+    /// while it runs that.
     pub(super) fn health(&self, checks: &[Check]) -> Health {
         let passes = |check: &Check| match &check.probe {
             Probe::Http { .. } if self.cold_until_ms.is_some() => false,
