@@ -11,7 +11,8 @@ pub(crate) const LAYOUT: Layout = Layout {
             Kind::Text,
             "server listen advertise probe_listen platform rack service_user service_address \
              poll_interval max_metadata_age ready_without_orders_after replace_after \
-             election_timeout heartbeat download_limit upload_limit zone_download_limit packet_marking yield_floor",
+             election_timeout heartbeat download_limit upload_limit zone_download_limit \
+             packet_marking yield_floor",
         ),
         (Kind::Number, "service_port voters standbys"),
         (Kind::List, "hub mirrors yield_to systemd_units"),

@@ -53,9 +53,9 @@ impl Hub {
     }
 }
 
-/// Parts of answers that stay as they were signed, or written by a person.
-const VERBATIM: &[&str] =
-    &["authority", "certificate", "kill", "policy", "registers", "trusted_root"];
+/// Parts of answers that stay as they were signed, or written by a person. Of a signed statement,
+/// the certificates of its author: the rest are digits.
+const VERBATIM: &[&str] = &["authority", "certificate", "chain", "policy", "trusted_root"];
 
 /// Calls the targets in turn, until one responds; returns its number too. The texts of the answer
 /// are made fit to be shown, each in one line.
@@ -109,7 +109,7 @@ mod connect_test {
     fn texts_of_an_answer_are_lines_and_what_is_signed_stays() {
         let mut answer = serde_json::json!({
             "reason": "fine\nhint: run this", "list": ["\u{1b}[2J", 7, null],
-            "labels": { "\u{202e}zone": "a" }, "kill": { "fleet": "one\ntwo" },
+            "labels": { "\u{202e}zone": "a" }, "kill": { "chain": "one\ntwo" },
             "policies": [{ "policy": { "args": ["-c", "one\ntwo"] }, "by": "eve\u{7}" }],
         });
         clean(&mut answer);
@@ -117,7 +117,7 @@ mod connect_test {
             answer,
             serde_json::json!({
                 "reason": "fine\\nhint: run this", "list": ["\\u001b[2J", 7, null],
-                "labels": { "\\u202ezone": "a" }, "kill": { "fleet": "one\ntwo" },
+                "labels": { "\\u202ezone": "a" }, "kill": { "chain": "one\ntwo" },
                 "policies": [{ "policy": { "args": ["-c", "one\ntwo"] }, "by": "eve\\u0007" }],
             })
         );

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use cohort_identity::{LIFETIME, Peer};
+use cohort_identity::{LIFETIME, Peer, STATEMENT_BYTES_MAX};
 
 use super::*;
 use crate::http::testing::Fleet;
@@ -71,6 +71,6 @@ fn an_expired_certificate_proves_nothing_whatever_date_it_signs() {
 #[test]
 fn a_policy_longer_than_a_statement_is_not_signed() {
     let operator = Fleet::new().identity(Role::Operator, "ann");
-    let long = policy(&"x".repeat(20_000));
+    let long = policy(&"x".repeat(STATEMENT_BYTES_MAX));
     assert!(matches!(SignedIntent::sign(&operator, &long), Err(IntentError::Statement(_))));
 }

@@ -333,7 +333,7 @@ impl From<RevocationError> for ApiError {
         let reason = chain(&error);
         match error {
             RevocationError::Statement(_) => ApiError::forbidden(reason)
-                .hint("an operator's certificate signs it: `cohort server revoke`"),
+                .hint("an operator's certificate signs it: `cohort server revoke SERVER`"),
             RevocationError::Malformed(_)
             | RevocationError::Reason { .. }
             | RevocationError::Ahead { .. } => ApiError::bad_request(reason),

@@ -97,7 +97,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     for name in undeclared(global, &published).await {
         note(&format!(
             "warning: the policy of {} names the check `{name}`, which {} does not declare: \
-             servers refuse it; add [checks.{name}] to cohort.toml and publish it as another version",
+             servers refuse it; add [checks.{name}] to cohort.toml and publish another version",
             args.app, args.version
         ));
     }

@@ -48,9 +48,9 @@ pub(crate) enum PersonCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct RevokeServerArgs {
-    /// The server's name
+    /// Server name
     #[arg(value_parser = peer_name)]
-    name: PeerName,
+    server: PeerName,
     /// Reason, shown wherever it is listed
     #[arg(long, default_value = "")]
     reason: String,
@@ -60,9 +60,9 @@ pub(crate) struct RevokeServerArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RevokePersonArgs {
-    /// The person's name
+    /// Name in the person's certificate
     #[arg(value_parser = peer_name)]
-    name: PeerName,
+    person: PeerName,
     /// The role of the certificates
     #[arg(long, value_enum, default_value = "operator")]
     role: PersonRole,
@@ -86,8 +86,8 @@ fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
 
 pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
     match command {
-        ServerCommand::Revoke(RevokeServerArgs { name, reason, direct }) => {
-            revoke(global, Peer { role: Role::Agent, name: name.clone() }, reason, direct).await
+        ServerCommand::Revoke(RevokeServerArgs { server, reason, direct }) => {
+            revoke(global, Peer { role: Role::Agent, name: server.clone() }, reason, direct).await
         }
         ServerCommand::Revoked { direct } => list(global, direct).await,
     }
@@ -95,13 +95,13 @@ pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<E
 
 pub(crate) async fn person(global: &Global, command: &PersonCommand) -> Result<Exit, Failure> {
     match command {
-        PersonCommand::Revoke(RevokePersonArgs { name, role, reason, direct }) => {
+        PersonCommand::Revoke(RevokePersonArgs { person, role, reason, direct }) => {
             let role = match role {
                 PersonRole::Viewer => Role::Viewer,
                 PersonRole::Operator => Role::Operator,
                 PersonRole::Publisher => Role::Publisher,
             };
-            revoke(global, Peer { role, name: name.clone() }, reason, direct).await
+            revoke(global, Peer { role, name: person.clone() }, reason, direct).await
         }
         PersonCommand::Revoked { direct } => list(global, direct).await,
     }

@@ -139,7 +139,7 @@ async fn an_agent_that_can_prove_more_stops_bootstraps() {
             std::fs::copy(data.join("registry.redb"), data.join("backup")).unwrap();
         })
         .await;
-    let policy = serde_json::json!({ "policy": { "app": "web", "channel": "stable" } });
+    let policy = hub.policy(serde_json::json!({ "app": "web", "channel": "stable" })).await;
     hub.operator().post::<PolicyAnswer>("/v1/policies/web", &policy).await.unwrap();
     let (folder, me) = (tempfile::tempdir().unwrap(), ServerId::new("a-1").unwrap());
     let file = folder.path().join("seen.json");
