@@ -12,7 +12,6 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use crate::effects::{Effects, InstalledSnapshot};
 use crate::filter::Filter;
-use crate::plausible::Own;
 use crate::proof::Proof;
 use crate::reads::{ReadId, Reads};
 use crate::storage::View;
@@ -283,19 +282,6 @@ impl<S: LogStore> Node<S> {
         self.library(|raw| {
             let _ = raw.step(message);
         });
-    }
-
-    fn own(&self) -> Own {
-        let raft = &self.raw.raft;
-        let committed = raft.raft_log.committed;
-        Own {
-            term: Term(raft.term),
-            last: Index(raft.raft_log.last_index()),
-            committed: Index(committed),
-            committed_term: Term(raft.raft_log.term(committed).unwrap_or(0)),
-            leads: raft.state == StateRole::Leader,
-            leader: self.leader(),
-        }
     }
 
     /// Proposes a command; only the leader can. Accepted does not mean committed: the command is

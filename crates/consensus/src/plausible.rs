@@ -3,10 +3,11 @@
 //!
 //! Pure, over what one member knows. What is refused here is dropped and counted.
 
-use cohort_store::{Configuration, EntryKind, Index, RaftId, Snapshot, Term};
+use cohort_store::{Configuration, EntryKind, Index, LogStore, RaftId, Snapshot, Term};
+use raft::StateRole;
 
 use crate::convert::Change;
-use crate::{AppendReply, Message};
+use crate::{AppendReply, Message, Node};
 
 /// How far a message's term may be ahead of this member's, in elections. A million: a member that
 /// was away for a year of elections every thirty seconds catches up, and a peer that lies needs
@@ -32,6 +33,22 @@ pub(crate) struct Own {
     pub(crate) leads: bool,
     /// The leader of `term` that it follows.
     pub(crate) leader: Option<RaftId>,
+}
+
+impl<S: LogStore> Node<S> {
+    /// What this member knows of itself.
+    pub(crate) fn own(&self) -> Own {
+        let raft = &self.raw.raft;
+        let committed = raft.raft_log.committed;
+        Own {
+            term: Term(raft.term),
+            last: Index(raft.raft_log.last_index()),
+            committed: Index(committed),
+            committed_term: Term(raft.raft_log.term(committed).unwrap_or(0)),
+            leads: raft.state == StateRole::Leader,
+            leader: self.leader(),
+        }
+    }
 }
 
 impl Own {

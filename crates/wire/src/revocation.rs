@@ -298,8 +298,9 @@ impl Revocations {
 fn digest_of(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> u64 {
     let hash = |revocation: &Revocation| {
         let text = format!("{}@{}", revocation.key(), revocation.at);
-        let hash = sha256_hex(text.as_bytes());
-        u64::from_str_radix(&hash[..16], 16).expect("16 hexadecimal digits")
+        let hash = hex::decode(sha256_hex(text.as_bytes())).expect("hexadecimal digits");
+        let (first, _) = hash.split_first_chunk().expect("a hash has 32 bytes");
+        u64::from_be_bytes(*first)
     };
     known.values().fold(0, |digest, (revocation, _)| digest ^ hash(revocation))
 }

@@ -109,7 +109,7 @@ fn only_those_who_may() -> Result<()> {
     let mut changed = signed(&operators_own()?, command(pause.clone()))?;
     changed.0.body.pop();
     for (what, submission) in [
-        ("the leader's plan", signed(&own, command(grant.clone()))?),
+        ("the leader's plan", signed(&own, command(grant))?),
         ("the leader's plan, signed by an operator", by_operator.clone()),
         ("a person's command", signed(&own, command(pause.clone()))?),
         ("a changed command of a person", changed),

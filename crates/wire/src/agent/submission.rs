@@ -101,7 +101,7 @@ impl SignedSubmission {
     /// Verifies who submits what to `group`; `now` is the verifier's clock.
     ///
     /// # Errors
-    /// The answer for whoever sent it: the signature does not verify, the author may not submit
+    /// The answer for the sender: the signature does not verify, the author may not submit
     /// this, it is for another group, too old, or too long for the log.
     pub fn verify(
         &self,
