@@ -205,14 +205,15 @@ async fn wait(
     Context(shared): Cx,
     Asked { server, handle, body }: Asked<OrdersRequest>,
 ) -> Result<Json<OrdersAnswer>, ApiError> {
-    let (life, known) = (body.life, body.known);
+    let (life, known_hash) = (body.life, body.known);
+    known(&handle.view(), &server)?;
     note(&shared, &handle.view(), &server, body);
     let mut view = handle.view.clone();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(WAIT_MS_MAX);
     loop {
         let now = Arc::clone(&view.borrow_and_update());
         let answer = answer(&shared, &now, (&server, life), 0);
-        if answers::answers_now(now.raft.leader.is_some(), answer.hash, known) {
+        if answers::answers_now(now.raft.leader.is_some(), answer.hash, known_hash) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {
@@ -316,6 +317,12 @@ async fn forward(
 ) -> Result<Json<CommandAnswer>, ApiError> {
     let Asked { server, handle, body: signed } = asked.by_member()?;
     let submitted = Submitted::forwarded(&shared, &server, signed)?;
+    if let Submission::Report { report, .. } = &submitted.what
+        && !shared.health_pace.lock().accepts(report, monotonic_ms())
+    {
+        let rejection = Some(Rejection::Busy { server: report.server.clone() });
+        return Ok(Json(CommandAnswer { index: handle.view().raft.applied.0, rejection }));
+    }
     let command = match submitted.follows(&shared, &handle).await? {
         Follows::Command(command) => *command,
         Follows::Nothing { index } => return Ok(Json(CommandAnswer { index, rejection: None })),

@@ -15,6 +15,7 @@ use cohort_core::ids::{Incarnation, MemberId};
 use cohort_core::placement::Carriers;
 use cohort_core::state::Process;
 use cohort_host::boot_time_ms;
+use cohort_identity::UnixTime;
 use cohort_registry::{RegistryError, typed};
 use cohort_server::asking::Received;
 use cohort_server::leading::Placer;
@@ -215,6 +216,7 @@ impl Starter {
         let mut config =
             Config::new(identity.group.clone(), identity.incarnation, identity.raft_id);
         (config.boot_epoch, config.life) = (shared.boot_epoch.0, shared.life);
+        config.unix_s = UnixTime::now().as_secs();
         config.set_timing(shared.config.timing()?);
         let seed = blake3::hash(format!("{}/{}", shared.server(), std::process::id()).as_bytes());
         config.seed = u64::from_le_bytes(seed.as_bytes()[..8].try_into().expect("32 bytes"));

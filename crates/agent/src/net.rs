@@ -15,7 +15,7 @@ use cohort_wire::frame::{Connections, FrameReceiver, FrameSender, Hello, connect
 use cohort_wire::http::Target;
 use cohort_wire::limits::FRAME_BYTES_MAX;
 use cohort_wire::tls::{ClientStream, ServerStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::complaint::Complaint;
 use crate::member::Inputs;
@@ -137,9 +137,10 @@ async fn feed(
                 return;
             }
         }
+        let revoked = net.shared.identity.revocations().subscribe();
         let carried = tokio::select! {
             () = net.stopped() => return,
-            carried = carry(&mut connection, &mut queue, waiting, peer) => carried,
+            carried = carry(&mut connection, &mut queue, waiting, peer, revoked) => carried,
         };
         let Some(carried) = carried else { return };
         let _ = net.inputs.put(Input::Unreachable(peer)).await;
@@ -156,6 +157,7 @@ async fn carry(
     queue: &mut mpsc::Receiver<Waiting>,
     mut waiting: Vec<Waiting>,
     peer: RaftId,
+    mut revoked: watch::Receiver<u64>,
 ) -> Option<bool> {
     let mut carried = false;
     loop {
@@ -169,6 +171,8 @@ async fn carry(
         }
         tokio::select! {
             () = connection.closed() => return Some(carried),
+            // It is dialled again, and refused if it is the peer's certificate.
+            _ = revoked.changed() => return Some(carried),
             taken = queue.recv_many(&mut waiting, TAKEN_MAX) => if taken == 0 { return None },
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
@@ -17,13 +17,27 @@ use crate::shared::Shared;
 /// Time for one message.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// The pause before an exchange with a place that has the same as when it was tried last.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
 /// Messages of one exchange, at most: enough for all that are kept, in both directions.
 const ROUNDS_MAX: usize = 40;
 
 /// Exchanges revocations with a member that knows others than this server.
 pub(crate) async fn exchange_with(shared: &Shared, server: &ServerId, address: &str, known: u64) {
-    if known == shared.identity.revocations().digest() {
-        return;
+    let own = shared.identity.revocations().digest();
+    // Those that cannot agree, such as by a wrong clock, try again at times only.
+    let tried = (own, known);
+    let now = Instant::now();
+    {
+        let mut last = shared.exchanged.lock();
+        let again = last.get(server).is_none_or(|(pair, at)| {
+            *pair != tried || now.saturating_duration_since(*at) >= AGAIN_AFTER
+        });
+        if own == known || !again {
+            return;
+        }
+        last.insert(server.clone(), (tried, now));
     }
     let _logged = exchange(shared, Some((server, address))).await;
 }
@@ -53,13 +67,16 @@ async fn exchange(shared: &Shared, member: Option<(&ServerId, &str)>) -> Result<
         let answer = answered.inspect_err(|error| {
             tracing::debug!(error = chain(error), "revocations not exchanged");
         })?;
+        let before = known.digest();
         let (slot, news) = (Arc::clone(identity), answer.news);
         let taken = tokio::task::spawn_blocking(move || {
             slot.revocations().take(&news, slot.current().roots(), UnixTime::now());
         });
         // A panic leaves what was known.
         let _ = taken.await;
-        if answer.has == known.has() {
+        // Neither has learnt anything from this round, which told what each lacks.
+        let told = other.is_some() && known.digest() == before;
+        if answer.has == known.has() || (told && other.as_ref() == Some(&answer.has)) {
             break;
         }
         other = Some(answer.has);

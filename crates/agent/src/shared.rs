@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
 use cohort_base::{FileError, OnPath as _, chain};
@@ -83,6 +83,9 @@ pub(crate) enum Refusal {
     Elsewhere { host: String },
 }
 
+/// The digests on both sides when revocations were exchanged, and when that was.
+pub(crate) type Exchanged = ((u64, u64), Instant);
+
 /// State shared by the agent's tasks.
 pub(crate) struct Shared {
     pub config: AgentConfig,
@@ -100,6 +103,8 @@ pub(crate) struct Shared {
     pub clock_off: AtomicBool,
     pub tasks: Tasks,
     pub identity: Arc<IdentitySlot>,
+    /// With which members revocations were exchanged: by which digests, and when.
+    pub exchanged: Mutex<BTreeMap<ServerId, Exchanged>>,
     pub client: Client,
     pub registry: Arc<dyn Registry>,
     pub kill: Arc<KillSwitch>,

@@ -231,6 +231,7 @@ pub(crate) async fn open(
         tasks,
         registry: Arc::new(registry),
         identity: Arc::clone(slot),
+        exchanged: Mutex::default(),
         client,
         kill: Arc::new(kill),
         contacts: Arc::default(),

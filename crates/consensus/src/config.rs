@@ -54,6 +54,9 @@ impl Timing {
     }
 }
 
+/// The wall clock of a member whose owner sets none, in Unix seconds: 2021.
+const FOUNDED_S: u64 = 1_609_459_200;
+
 /// A member's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -73,6 +76,9 @@ pub struct Config {
     pub heartbeat_ticks: u32,
     /// Seeds the election timeouts: the same seed and the same calls give the same behaviour.
     pub seed: u64,
+    /// The wall clock at the start, as Unix time in seconds: it bounds the terms that can have been
+    /// reached by now.
+    pub unix_s: u64,
     pub limits: Limits,
     /// Rules switched off, to prove that the tests detect it.
     #[doc(hidden)]
@@ -170,6 +176,7 @@ impl Config {
             election_ticks_max: 20,
             heartbeat_ticks: 2,
             seed: id.0,
+            unix_s: FOUNDED_S,
             limits: Limits::default(),
             weaken: Weaken::default(),
         }

@@ -7,15 +7,29 @@ use cohort_store::{Configuration, EntryKind, Index, LogStore, RaftId, Snapshot, 
 use raft::StateRole;
 
 use crate::convert::Change;
-use crate::{AppendReply, Message, Node};
+use crate::{AppendReply, Message, Node, TICK};
 
-/// How far a message's term may be ahead of this member's, in elections. A million: a member that
-/// was away for a year of elections every thirty seconds catches up, and a peer that lies needs
-/// longer than any hardware lives to use up the terms.
-pub(crate) const TERMS_AHEAD_MAX: u64 = 1 << 20;
+/// Terms that a group can use up in a second, at most: an election takes a quarter of one at least.
+const TERMS_PER_S: u64 = 8;
 
-/// The highest term and position that is accepted at all, also by a member that has no log yet.
+/// Before any group was founded, as Unix time in seconds: 2020.
+const FIRST_S: u64 = 1_577_836_800;
+
+/// How far a message's term may be ahead of this member's where its clock says that not so many can
+/// have been reached: some elections.
+const TERMS_AHEAD_MAX: u64 = 16;
+
+const TICKS_PER_S: u64 = 1_000 / TICK.as_millis() as u64;
+
+/// The highest position that is accepted at all.
 const NUMBER_MAX: u64 = 1 << 56;
+
+/// The highest term that a group can have reached by its elections. It rises with time: a peer that
+/// lies can bring a group to it, and cannot end its elections; nor can it part members from each
+/// other, because it is the same for all of them.
+pub(crate) fn terms_by(unix_s: u64) -> u64 {
+    unix_s.saturating_sub(FIRST_S).saturating_mul(TERMS_PER_S)
+}
 
 /// The most members in one list of a configuration: far more than a group has.
 const IDS_MAX: usize = 1024;
@@ -24,6 +38,8 @@ const IDS_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Own {
     pub(crate) term: Term,
+    /// The highest term that can have been reached by now.
+    pub(crate) terms: u64,
     /// The position of its last entry; 0 without a log.
     pub(crate) last: Index,
     pub(crate) committed: Index,
@@ -42,6 +58,7 @@ impl<S: LogStore> Node<S> {
         let committed = raft.raft_log.committed;
         Own {
             term: Term(raft.term),
+            terms: terms_by(self.config.unix_s + self.clock / TICKS_PER_S),
             last: Index(raft.raft_log.last_index()),
             committed: Index(committed),
             committed_term: Term(raft.raft_log.term(committed).unwrap_or(0)),
@@ -111,8 +128,7 @@ impl Own {
     }
 
     fn reaches(&self, term: Term) -> bool {
-        let ahead = term.0.saturating_sub(self.term.0);
-        term.0 > 0 && term.0 <= NUMBER_MAX && (ahead <= TERMS_AHEAD_MAX || self.last == Index(0))
+        term.0 > 0 && term.0 <= self.terms.max(self.term.0.saturating_add(TERMS_AHEAD_MAX))
     }
 
     fn leads_in(&self, term: Term) -> bool {

@@ -140,7 +140,9 @@ pub(crate) async fn join(
         let revoked_at = app.identity.revocations().revoked_at(&peer);
         KnownName { is_taken, removed_at: app.removed.removed_at(&server).max(revoked_at) }
     });
-    let (known, issued_at) = (known.unwrap_or_default(), app.issue_time(&peer));
+    let revoked_at = app.identity.revocations().revoked_at(&peer);
+    let known = known.unwrap_or(KnownName { is_taken: false, removed_at: revoked_at });
+    let issued_at = app.issue_time(&peer);
     let certificate = blocking(move || {
         let now = now();
         tokens.redeem(&token_id, &token_secret, &identity, known, now, |peer| {

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_identity::Peer;
+use cohort_identity::{Peer, RedeemError};
 use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
 use cohort_registry::records::{ServerRecord, decode, encode};
 use cohort_registry::state::State as Content;
@@ -315,9 +315,16 @@ pub(crate) async fn revocations(
     State(app): State<Arc<App>>,
     ApiJson(exchange): ApiJson<RevocationsExchange>,
 ) -> Answer<RevocationsAnswer> {
-    let slot = Arc::clone(&app.identity);
+    let (slot, tokens) = (Arc::clone(&app.identity), Arc::clone(&app.tokens));
     let exchange = move || {
-        Ok::<_, ApiError>(slot.revocations().exchange(&exchange, slot.current().roots(), now()))
+        let before = slot.revocations().digest();
+        let answer = slot.revocations().exchange(&exchange, slot.current().roots(), now());
+        if slot.revocations().digest() != before {
+            // Whoever stole an operator's key may have made tokens with it.
+            let revoked = tokens.revoke_unused()?;
+            tracing::warn!(revoked, "certificates revoked: unused join tokens are, too");
+        }
+        Ok::<_, RedeemError>(answer)
     };
     Ok(Json(blocking(exchange).await??))
 }

@@ -9,9 +9,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cohort_core::ids::ServerId;
-use cohort_identity::{Alpn, Peer, Role};
-use cohort_wire::agent::{GroupStatus, STATUS};
+use cohort_core::ids::{GroupId, ServerId};
+use cohort_identity::{Alpn, Identity, Peer, Role};
+use cohort_wire::agent::{
+    COMMAND, CommandAnswer, CommandRequest, GroupStatus, STATUS, SignedSubmission, Submission,
+    ToGroup,
+};
 use cohort_wire::http::{Call, Client, Target};
 use rustix::process::Signal;
 
@@ -311,6 +314,18 @@ impl Fleet {
     pub fn call<T: serde::de::DeserializeOwned>(&self, server: &str, call: Call) -> Result<T> {
         let agent = self.agents.get(server).context("a known agent")?;
         self.call_at(agent.address, Peer::new(Role::Agent, server)?, Alpn::Control, call)
+    }
+
+    /// Submits a command to a group through one of its agents, as the operator.
+    pub fn submit(
+        &self,
+        server: &str,
+        group: &GroupId,
+        command: CommandRequest,
+    ) -> Result<CommandAnswer> {
+        let operator = Identity::load(&self.context_dir().join("operator"))?;
+        let signed = SignedSubmission::sign(&operator, group, Submission::Command(command))?;
+        self.call(server, Call::post(COMMAND, &ToGroup::new(group, signed)))
     }
 
     /// Sends a request to the hub's API, as the operator.

@@ -15,7 +15,7 @@ use cohort_identity::{
     CertificateDer, Certified, Identity, LIFETIME, Peer, PeerName, Role, SignedStatement,
     StatementError, UnixTime, sha256_hex, sign_statement, verify_statement,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -57,6 +57,16 @@ impl Revocation {
     #[must_use]
     pub fn peer(&self) -> Peer {
         Peer { role: self.role, name: self.name.clone() }
+    }
+
+    /// How much the certificates could do.
+    fn rank(&self) -> u8 {
+        match self.role {
+            Role::Viewer => 0,
+            Role::Publisher => 1,
+            Role::Agent => 2,
+            Role::Operator | Role::Hub => 3,
+        }
     }
 
     /// The peer, as exchanges and people name it: `agent/web-1`.
@@ -142,6 +152,8 @@ pub struct RevocationsAnswer {
 pub struct Revocations {
     file: Option<PathBuf>,
     known: RwLock<BTreeMap<Peer, (Revocation, SignedRevocation)>>,
+    /// Held by whoever changes it.
+    writing: Mutex<()>,
     /// Identifies what is known; 0 while nothing is.
     digest: watch::Sender<u64>,
 }
@@ -150,7 +162,7 @@ impl Default for Revocations {
     /// None, in memory only: of a process that asks nobody for them.
     fn default() -> Self {
         let (known, digest) = (RwLock::default(), watch::Sender::new(0));
-        Revocations { file: None, known, digest }
+        Revocations { file: None, known, writing: Mutex::default(), digest }
     }
 }
 
@@ -177,41 +189,52 @@ impl Revocations {
             }
         }
         let digest = watch::Sender::new(digest_of(&known));
-        Ok(Arc::new(Revocations { file: Some(file.to_owned()), known: RwLock::new(known), digest }))
+        let (file, known) = (Some(file.to_owned()), RwLock::new(known));
+        Ok(Arc::new(Revocations { file, known, writing: Mutex::default(), digest }))
     }
 
     /// Verifies a revocation and keeps it if it is news; durable before this returns true. Blocks
     /// on a sync.
     ///
     /// # Errors
-    /// If it is not signed by an operator, there are too many, or the disk fails; then nothing has
-    /// changed.
+    /// If it is not signed by an operator, or by one who is revoked, there are too many that matter
+    /// more, or the disk fails; then nothing has changed.
     pub fn offer(
         &self,
         signed: &SignedRevocation,
         roots: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<bool, RevocationError> {
-        let (_, revocation) = signed.verify(roots, now)?;
-        let mut known = self.known.write();
+        let (by, revocation) = signed.verify(roots, now)?;
+        if self.revoke_author(&signed.0) {
+            return Err(RevocationError::Revoked(Box::new(by)));
+        }
+        // Readers do not wait for the disk.
+        let _writing = self.writing.lock();
+        let mut next = self.known.read().clone();
         let peer = revocation.peer();
-        let current = known.get(&peer).map(|(revocation, _)| revocation.at);
+        let current = next.get(&peer).map(|(revocation, _)| revocation.at);
         let expired = revocation.at + LIFETIME.as_secs() <= now.as_secs();
         if expired || current.is_some_and(|at| at >= revocation.at) {
             return Ok(false);
         }
-        if current.is_none() && known.len() >= REVOCATIONS_MAX {
-            return Err(RevocationError::TooMany);
+        next.insert(peer.clone(), (revocation, signed.clone()));
+        if next.len() > REVOCATIONS_MAX {
+            // The same one everywhere: where it matters least, the oldest.
+            let least = next.values().map(|(it, _)| (it.rank(), it.at, it.peer())).min();
+            let Some((.., least)) = least.filter(|(.., least)| *least != peer) else {
+                return Err(RevocationError::TooMany);
+            };
+            next.remove(&least);
         }
-        let mut next = known.clone();
-        next.insert(peer, (revocation, signed.clone()));
         if let Some(file) = &self.file {
             let all: Vec<&SignedRevocation> = next.values().map(|(_, signed)| signed).collect();
             let text = serde_json::to_vec(&all).expect("texts always become JSON");
             durable::write(file, &text, durable::SECRET).on_path("write", file)?;
         }
-        *known = next;
-        self.digest.send_replace(digest_of(&known));
+        let digest = digest_of(&next);
+        *self.known.write() = next;
+        self.digest.send_replace(digest);
         Ok(true)
     }
 
@@ -312,6 +335,9 @@ pub enum RevocationError {
     /// The signature or the signer's role is wrong.
     #[error("revocation is rejected")]
     Statement(#[source] StatementError),
+    /// Whoever revokes is revoked.
+    #[error("the certificate of {0} is revoked: it revokes nobody")]
+    Revoked(Box<Peer>),
     /// Signed, but no revocation.
     #[error("malformed revocation")]
     Malformed(#[source] serde_json::Error),
@@ -335,6 +361,7 @@ impl From<RevocationError> for ApiError {
         match error {
             RevocationError::Statement(_) => ApiError::forbidden(reason)
                 .hint("an operator's certificate signs it: `cohort server revoke SERVER`"),
+            RevocationError::Revoked(_) => ApiError::forbidden(reason),
             RevocationError::Malformed(_)
             | RevocationError::Reason { .. }
             | RevocationError::Ahead { .. } => ApiError::bad_request(reason),

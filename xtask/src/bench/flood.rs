@@ -9,8 +9,7 @@ use cohort_core::Body;
 use cohort_core::ids::{AppId, GroupId, RequestId};
 use cohort_trial::flood::Flood;
 use cohort_trial::{Fleet, Programs};
-use cohort_wire::agent::{COMMAND, CommandAnswer, CommandRequest, ToGroup};
-use cohort_wire::http::Call;
+use cohort_wire::agent::CommandRequest;
 
 use super::{Better, GROUP, Row, median, one_group};
 
@@ -74,9 +73,9 @@ fn commits(fleet: &Fleet, leader: &str, part: &str) -> Result<f64> {
     for time in 0..TIMES {
         let request = RequestId(format!("flood-{part}-{time}"));
         let body = Body::Resume { app: AppId::new("web")? };
-        let message = ToGroup::new(&GroupId::new(GROUP)?, CommandRequest { request, body });
         let begun = Instant::now();
-        let answer: CommandAnswer = fleet.call(leader, Call::post(COMMAND, &message))?;
+        let command = CommandRequest { request, body };
+        let answer = fleet.submit(leader, &GroupId::new(GROUP)?, command)?;
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
         ensure!(answer.index > 0, "the group commits it");
     }

@@ -215,6 +215,8 @@ fn proven(
     let known = |intent: &AppIntent| {
         let known = trust.state.apps.get(&app).filter(|known| known.revision == intent.revision);
         known.is_some_and(|known| policy_of(intent).is_ok_and(|policy| policy == *known.policy))
+            || (intent.wanted == Wanted::Removal
+                && trust.state.removed.get(&app).is_some_and(|at| *at >= intent.revision))
     };
     let revoked = trust.revocations.revoke_author(&signed.0);
     let intent = match signed.verify(trust.roots, trust.now) {

@@ -11,7 +11,7 @@ use cohort_view::hint::Hint;
 use cohort_view::table::{cell, render, table};
 use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::Call;
-use cohort_wire::kill::KillScope;
+use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
 use cohort_wire::revocation::{
     Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
@@ -21,7 +21,7 @@ use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::kill_registers::Places;
+use crate::kill_registers::{Places, Verified};
 use crate::output::{look, note};
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +117,7 @@ async fn revoke(
     if context.identity()?.peer() == &peer {
         return Err(Failure::usage(format!("{peer} is you: another operator has to revoke it")));
     }
+    take_over_switches(&context, &peer, direct).await?;
     let (places, failures) = spread(&context, &peer, reason, direct).await?;
     let shown = Revoked { peer: peer.to_string(), at: UnixTime::now().as_secs() };
     global.output.answer(&Answer::Revoke(shown), || {
@@ -125,6 +126,32 @@ async fn revoke(
     });
     failures.iter().for_each(|failure| note(&format!("warning: {}", failure.error)));
     Ok(Exit::Done)
+}
+
+/// What the peer has stopped stays stopped, also where its signature has not arrived yet: signed
+/// again, by whoever revokes it.
+async fn take_over_switches(
+    context: &Context,
+    peer: &Peer,
+    direct: &Direct,
+) -> Result<(), Failure> {
+    let identity = context.identity()?;
+    let known = Places::of(context, direct, None).await?.gather(identity.roots()).await;
+    let by = peer.to_string();
+    for (scope, Verified { register, .. }) in
+        known.registers.iter().filter(|(_, known)| known.by == by && known.register.on)
+    {
+        let at = UnixTime::now().as_secs();
+        let Position { epoch, on } = known.next(scope, true, at);
+        let register = KillRegister { epoch, on, at, ..register.clone() };
+        let signed = SignedKill::sign(&identity, &register).or_fail("kill")?;
+        let (taken, failures) = Places::of(context, direct, Some(scope)).await?.give(&signed).await;
+        note(&format!("the kill switch of {scope}, which {by} turned on, is yours now"));
+        if taken == 0 {
+            failures.iter().for_each(|failure| note(&format!("warning: {}", failure.error)));
+        }
+    }
+    Ok(())
 }
 
 /// Signs a revocation and gives it to every place. Returns how many have it, and why others do not.

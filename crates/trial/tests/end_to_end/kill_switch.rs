@@ -145,3 +145,41 @@ fn say_again(trial: &Trial, server: &str, old: &SignedKill) -> Result<()> {
     ensure!(!answer.changed && !answer.registers.contains(old), "an old register was accepted");
     Ok(())
 }
+
+/// Another operator's key is stolen, and the hub is away: the agents refuse it all the same, and
+/// the hub once it is back.
+#[test]
+fn a_stolen_key_counts_no_more_within_seconds_and_without_the_hub() -> Result<()> {
+    let mut trial = Trial::of("revoked", 3)?;
+    let token = trial.run(&["token", "create", "--role", "operator", "--name", "eve"])?;
+    let (file, context) = (trial.dir().join("token"), trial.dir().join("eve"));
+    std::fs::write(&file, token)?;
+    let thief = |trial: &Trial, args: &[&str]| -> Result<bool> {
+        let mut command = trial.command(args);
+        Ok(command.env("COHORT_CONTEXT", &context).output()?.status.success())
+    };
+    let join = ["context", "join", file.to_str().expect("text"), "--name", "eve"];
+    ensure!(thief(&trial, &[&join[..], &["--role", "operator"]].concat())?, "eve joins");
+    let servers = trial.servers();
+    let at = |trial: &Trial, server: &str| -> Result<bool> {
+        let address = trial.agents()[server].address.to_string();
+        thief(trial, &["kill", "status", "--agent", &address, "--name", server])
+    };
+    for server in &servers {
+        ensure!(at(&trial, server)?, "{server} knows no reason to refuse eve");
+    }
+    trial.stop_hub();
+    let first = trial.agents()[&servers[0]].address.to_string();
+    trial.run(&["person", "revoke", "eve", "--agent", &first, "--name", &servers[0]])?;
+    for server in &servers {
+        until(&format!("{server} refuses eve"), PATIENCE, || {
+            at(&trial, server).is_ok_and(|in_| !in_)
+        })?;
+    }
+    trial.start_hub()?;
+    until("the hub refuses eve", PATIENCE, || {
+        thief(&trial, &["token", "create"]).is_ok_and(|in_| !in_)
+    })?;
+    ensure!(trial.run(&["person", "revoked"])?.contains("operator/eve"), "it is listed");
+    trial.pass()
+}

@@ -215,7 +215,7 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, s
     }
     let peer = certified.as_ref().map(|certified| certified.peer.clone());
     let pass = Arc::new(pass);
-    // It ends with its peer's certificate.
+    // It ends once its peer's certificate is revoked.
     let revoked = revoked(Arc::clone(revocations), certified.clone());
     let may_stay = peer.as_ref().is_none_or(|peer| pass.certify(peer));
     let served = serve_handler(handler, stream, alpn, certified, (from, pass, may_stay), shared);
@@ -260,6 +260,9 @@ async fn serve_handler(
             // Clients without a certificate get HTTP only.
             if let Some(Certified { peer, .. }) = certified.filter(|_| may_stay) {
                 let _busy = pass.keep_busy();
+                if pass.yielded.is_cancelled() {
+                    return;
+                }
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}
                     () = raw(peer, stream) => {}

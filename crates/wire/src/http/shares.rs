@@ -211,15 +211,13 @@ impl Shares {
 
     /// The same, of the largest share in which one can.
     fn oldest_of_largest(&self, of: impl Fn(&Holder) -> bool) -> Option<Id> {
-        let mut largest: Option<(usize, Id)> = None;
-        for (holder, held) in self.held.iter().filter(|(holder, _)| of(holder)) {
-            if largest.is_none_or(|(count, _)| held.len() > count)
-                && let Some(id) = self.oldest(holder)
-            {
-                largest = Some((held.len(), id));
-            }
-        }
-        largest.map(|(_, id)| id)
+        // Of equal shares, the oldest connection: a handshake takes milliseconds.
+        let ends =
+            self.held.iter().filter(|(holder, _)| of(holder)).filter_map(|(holder, held)| {
+                let id = self.oldest(holder)?;
+                Some((held.len(), std::cmp::Reverse(self.places.get(&id)?.since), id))
+            });
+        ends.max_by_key(|(count, since, _)| (*count, *since)).map(|(.., id)| id)
     }
 
     fn rates(&mut self, network: Network, now: Duration) -> &mut Rates {
