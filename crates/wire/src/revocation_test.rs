@@ -114,3 +114,37 @@ fn the_certificate_itself_says_when_it_was_issued() {
     assert!(known.offer(&signed, ana.roots(), now()).unwrap());
     assert!(known.revokes(&certified));
 }
+
+#[test]
+fn whoever_is_revoked_revokes_nobody() {
+    let lab = Lab::new();
+    let (ana, bob) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Operator, "bob"));
+    let (known, at) = (lab.open("known"), now().as_secs());
+    let revokes = |by: &Identity, name, at| {
+        let signed = SignedRevocation::sign(by, &revocation(name, at)).unwrap();
+        known.offer(&signed, ana.roots(), now())
+    };
+    assert!(revokes(&ana, "bob", at).unwrap());
+    assert!(matches!(revokes(&bob, "ana", at), Err(RevocationError::Revoked(_))));
+    assert!(matches!(revokes(&bob, "ana", at - 60), Err(RevocationError::Revoked(_))));
+}
+
+#[test]
+fn names_that_nobody_has_do_not_keep_an_operator_from_being_revoked() {
+    let lab = Lab::new();
+    let (ana, at) = (lab.identity(Role::Operator, "ana"), now().as_secs());
+    let known = Revocations::default();
+    let offer = |role, name: &str, at| {
+        let name = PeerName::new(name).unwrap();
+        let revocation = Revocation { role, name, at, reason: String::new() };
+        let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
+        known.offer(&signed, ana.roots(), now())
+    };
+    for number in 0..REVOCATIONS_MAX {
+        assert!(offer(Role::Viewer, &format!("x{number}"), at).unwrap());
+    }
+    assert!(matches!(offer(Role::Viewer, "y", at - 1), Err(RevocationError::TooMany)));
+    assert!(offer(Role::Operator, "bob", at - 1).unwrap(), "one of the viewers gives way");
+    assert_eq!(known.all().len(), REVOCATIONS_MAX);
+    assert!(known.revokes(&certified("bob", at - 1)));
+}

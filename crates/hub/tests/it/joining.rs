@@ -3,14 +3,18 @@ use std::path::Path;
 use cohort_core::ids::GroupId;
 use cohort_core::state::SERVERS_MAX;
 use cohort_hub::Hub;
-use cohort_identity::{Identity, JoinToken, Peer, Role};
+use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role, UnixTime};
 use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::typed::bootstrap_group;
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
+use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{Call, CallError, Client};
 use cohort_wire::hub::{
     JOIN, JoinAnswer, JoinRequest, JoiningServer, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
     RevokeTokenRequest, TOKEN, TokenAnswer, TokenRequest,
+};
+use cohort_wire::revocation::{
+    Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
 use cohort_wire::tls::IdentitySlot;
 
@@ -282,4 +286,32 @@ async fn without_authority_and_certificate_a_hub_says_what_to_do() {
     let config = cohort_hub::HubConfig::new(folder.path());
     let error = Hub::start(config).await.err().unwrap().to_string();
     assert!(error.contains("cohort init"), "{error}");
+}
+
+/// A stolen operator key makes join tokens, and comes back with one: not once it is revoked. A new
+/// token brings the person back, with a certificate that counts.
+#[tokio::test]
+async fn a_revocation_ends_the_tokens_that_were_made_before() {
+    let hub = Running::start().await;
+    let made_before = hub.token(Role::Operator, Some("eve")).await;
+    let revocation = Revocation {
+        role: Role::Operator,
+        name: PeerName::new("eve").unwrap(),
+        // A certificate issued later is valid from a second later.
+        at: UnixTime::now().as_secs() - 2,
+        reason: String::new(),
+    };
+    let ada = hub.identity(Role::Operator, "ada");
+    let news = vec![SignedRevocation::sign(&ada, &revocation).unwrap()];
+    let exchange = RevocationsExchange { news, ..RevocationsExchange::default() };
+    let answer: RevocationsAnswer = hub.operator().post(REVOCATIONS, &exchange).await.unwrap();
+    assert_eq!(answer.has, [("operator/eve".to_owned(), revocation.at)].into());
+    let (refused, _) = hub.join(&made_before, Role::Operator, "eve", None).await;
+    assert_eq!(refused.unwrap_err().status, 403);
+    let again = hub.token(Role::Operator, Some("eve")).await;
+    let (answer, eve) = hub.join(&again, Role::Operator, "eve", None).await;
+    answer.unwrap();
+    let client = Client::new(IdentitySlot::new(eve.unwrap()));
+    let eve = Caller { client, target: hub.target() };
+    eve.get::<cohort_registry::fleet::Fleet>("/v1/fleet").await.unwrap();
 }
