@@ -33,7 +33,7 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("trial", "core identity wire"),
     ("view", "base core wire"),
     ("wire", "base core identity transfer"),
-    ("xtask", "base core trial view wire"),
+    ("xtask", "base core identity trial view wire"),
 ];
 
 /// Pure crates, and all that each may depend on.
