@@ -74,13 +74,23 @@ impl KillSwitch {
         self.on.borrow().is_none() && self.here.borrow().is_some()
     }
 
-    /// Looks for the file until the agent stops.
+    /// Looks for the file, and at who is revoked, until the agent stops.
     pub(crate) async fn watch_file(self: Arc<Self>) {
+        let mut revocations = self.identity.revocations().subscribe();
         loop {
-            tokio::time::sleep(FILE_EVERY).await;
+            let news = tokio::select! {
+                () = tokio::time::sleep(FILE_EVERY) => false,
+                news = revocations.changed() => news.is_ok(),
+            };
             let this = Arc::clone(&self);
+            let look = move || {
+                if news {
+                    this.latch.forget_revoked(this.identity.revocations());
+                }
+                this.look();
+            };
             // A panic leaves what it was.
-            let _ = tokio::task::spawn_blocking(move || this.look()).await;
+            let _ = tokio::task::spawn_blocking(look).await;
         }
     }
 
@@ -190,6 +200,9 @@ fn stopped_by(file: &Path) -> Option<String> {
         }
         Err(error) => return Some(format!("cannot look for {path}: {error}")),
     };
+    if found.is_dir() {
+        return None;
+    }
     let mut text = Vec::new();
     // Nothing but a plain file is opened: a pipe would wait.
     if found.is_file()

@@ -104,6 +104,9 @@ pub(crate) struct Revoked {
     pub(crate) peer: String,
     /// Unix time in seconds: those issued by then.
     pub(crate) at: u64,
+    /// Who revoked it, and why; empty if no place told.
+    pub(crate) by: String,
+    pub(crate) reason: String,
 }
 
 /// How far a register has spread among the places that answered.

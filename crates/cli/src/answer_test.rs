@@ -77,6 +77,11 @@ fn report() -> FleetReport {
     )
 }
 
+fn revoked_peer() -> Revoked {
+    let (peer, by, reason) = ("agent/web-2".into(), "operator `ann`".into(), "stolen".into());
+    Revoked { peer, at: 1_800_000_000, by, reason }
+}
+
 fn switch() -> Switch<'static> {
     let (reason, by) = ("bad night", "operator `ann`");
     let (scope, at, spread) = ("fleet".to_owned(), 1_800_000_000, None);
@@ -194,8 +199,8 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupGone { group: &group },
         Answer::GroupVoter { group: &group, server: &server, voter: true, index: 42 },
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
-        Answer::Revoke(Revoked { peer: "agent/web-2".to_owned(), at: 1_800_000_000 }),
-        Answer::RevokedList(&[Revoked { peer: "operator/bob".to_owned(), at: 1_800_000_000 }]),
+        Answer::Revoke(revoked_peer()),
+        Answer::RevokedList(&[revoked_peer()]),
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

@@ -222,9 +222,18 @@ impl Gathered {
     /// those it is for.
     pub(crate) fn spread(&self, scope: &KillScope) -> (Vec<&str>, usize) {
         let latest = self.registers.position(scope);
-        let asked = || self.places.iter().filter(|(_, holds, _)| holds.holds(scope));
+        let asked = || {
+            self.places
+                .iter()
+                .filter(|(_, holds, has)| holds.holds(scope) || has.contains_key(scope))
+        };
         let behind = asked().filter(|(.., has)| has.get(scope).copied() < latest);
         (behind.map(|(name, ..)| name.as_str()).collect(), asked().count())
+    }
+
+    /// Whether a place that answered is stopped.
+    pub(crate) fn is_on_anywhere(&self) -> bool {
+        self.places.iter().any(|(.., has)| has.values().any(|position| position.on))
     }
 
     /// The position of the next change of a scope.

@@ -109,6 +109,11 @@ impl<R> Registers<R> {
         changes
     }
 
+    /// Takes a scope's register out of force.
+    pub fn forget(&mut self, scope: &KillScope) {
+        self.in_force.remove(scope);
+    }
+
     /// Whether a register is to be stored: false for one that changes nothing. `now_s` is the Unix
     /// time.
     ///

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::phase::PhaseName;
-use cohort_identity::{Peer, RedeemError};
+use cohort_identity::{Peer, RedeemError, Role};
 use cohort_registry::fleet::{Fleet, FleetGroup, read_fleet};
 use cohort_registry::records::{ServerRecord, decode, encode};
 use cohort_registry::state::State as Content;
@@ -316,13 +316,19 @@ pub(crate) async fn revocations(
     ApiJson(exchange): ApiJson<RevocationsExchange>,
 ) -> Answer<RevocationsAnswer> {
     let (slot, tokens) = (Arc::clone(&app.identity), Arc::clone(&app.tokens));
+    let registers = Arc::clone(&app.kill);
     let exchange = move || {
-        let before = slot.revocations().digest();
+        let operators = || {
+            let all = slot.revocations().all();
+            all.into_iter().filter(|it| it.role == Role::Operator).collect::<Vec<_>>()
+        };
+        let before = operators();
         let answer = slot.revocations().exchange(&exchange, slot.current().roots(), now());
-        if slot.revocations().digest() != before {
+        if operators() != before {
+            registers.forget_revoked(slot.revocations());
             // Whoever stole an operator's key may have made tokens with it.
             let revoked = tokens.revoke_unused()?;
-            tracing::warn!(revoked, "certificates revoked: unused join tokens are, too");
+            tracing::warn!(revoked, "an operator is revoked: unused join tokens are, too");
         }
         Ok::<_, RedeemError>(answer)
     };

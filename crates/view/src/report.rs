@@ -291,7 +291,10 @@ fn problems(
 pub(crate) fn stopped_by_file(id: &ServerId) -> Problem {
     Problem {
         sentence: format!("the kill file of {id} stops it: nothing new starts there"),
-        hints: vec![format!("to resume, remove the file on {id}: rm /run/cohort/kill").into()],
+        hints: vec![
+            format!("to resume, remove it on {id}: `kill_file` of its agent.toml says where it is")
+                .into(),
+        ],
     }
 }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::http::ApiError;
 use crate::limits::KILL_REASON_BYTES_MAX;
+use crate::revocation::Revocations;
 
 #[cfg(test)]
 #[path = "kill_test.rs"]
@@ -230,6 +231,34 @@ impl DurableKill {
         self.remove_older(&register);
         entries.merge(scope, position, KillEntry::Said { register, signed: signed.clone() });
         Ok(true)
+    }
+
+    /// Forgets what somebody resumed whose certificate is revoked: others know the register before.
+    /// What such a person stopped stays stopped until a later register. Returns whether there was
+    /// one. Blocks on the disk.
+    pub fn forget_revoked(&self, revocations: &Revocations) -> bool {
+        let mut entries = self.entries.lock();
+        let revoked: Vec<KillScope> = entries
+            .iter()
+            .filter_map(|(scope, entry)| match entry {
+                KillEntry::Said { register, signed } => {
+                    let off = !register.on && revocations.revoke_author(&signed.0);
+                    off.then(|| scope.clone())
+                }
+                KillEntry::Damaged(_) => None,
+            })
+            .collect();
+        for scope in &revoked {
+            if let Some(position) = entries.position(scope) {
+                let file = self.dir.join(file_name(scope, position.epoch, position.on));
+                if let Err(error) = fs::remove_file(&file) {
+                    tracing::warn!(file = %file.display(), %error, "revoked kill register stays");
+                    continue;
+                }
+            }
+            entries.forget(scope);
+        }
+        !revoked.is_empty()
     }
 
     /// The register that stops this server: the fleet's or its group's, if on.

@@ -248,3 +248,32 @@ fn names_of_files_are_held() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/kill-files.jsonl");
     cohort_base::golden::hold(Path::new(golden), &names);
 }
+
+#[test]
+fn what_a_revoked_operator_resumed_is_forgotten_and_what_it_stopped_stays_stopped() {
+    use crate::revocation::{Revocation, Revocations, SignedRevocation};
+    use cohort_identity::PeerName;
+
+    let lab = Switch::new();
+    let ana = lab.fleet.identity(Role::Operator, "ana");
+    let eve = lab.fleet.identity(Role::Operator, "eve");
+    let latch = lab.open();
+    let offer = |scope, epoch, on| {
+        let register = KillRegister { scope, ..register(epoch, on) };
+        let signed = SignedKill::sign(&eve, &register).unwrap();
+        assert!(latch.offer(&signed, eve.roots(), UnixTime::now()).unwrap());
+    };
+    offer(KillScope::Fleet, 7, false);
+    offer(KillScope::Group(group("web.zone-a")), 7, true);
+    let revocations = Revocations::default();
+    let (name, at) = (PeerName::new("eve").unwrap(), UnixTime::now().as_secs());
+    let revocation = Revocation { role: Role::Operator, name, at, reason: String::new() };
+    let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
+    assert!(revocations.offer(&signed, ana.roots(), UnixTime::now()).unwrap());
+    assert!(latch.forget_revoked(&revocations) && !latch.forget_revoked(&revocations));
+    for latch in [latch, lab.open()] {
+        let entries = latch.entries();
+        assert_eq!(entries.position(&KillScope::Fleet), None);
+        assert!(entries.stopping().is_some());
+    }
+}

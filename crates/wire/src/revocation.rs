@@ -122,6 +122,9 @@ impl SignedRevocation {
 
 fn check(revocation: &Revocation) -> Result<(), RevocationError> {
     let bytes = revocation.reason.len();
+    if crate::entry::sentence("the reason", &revocation.reason).is_err() {
+        return Err(RevocationError::Hidden);
+    }
     if bytes > KILL_REASON_BYTES_MAX {
         return Err(RevocationError::Reason { bytes });
     }
@@ -332,6 +335,8 @@ fn digest_of(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> u64 {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RevocationError {
+    #[error("revocation's reason has line breaks or hidden characters")]
+    Hidden,
     /// The signature or the signer's role is wrong.
     #[error("revocation is rejected")]
     Statement(#[source] StatementError),
@@ -364,6 +369,7 @@ impl From<RevocationError> for ApiError {
             RevocationError::Revoked(_) => ApiError::forbidden(reason),
             RevocationError::Malformed(_)
             | RevocationError::Reason { .. }
+            | RevocationError::Hidden
             | RevocationError::Ahead { .. } => ApiError::bad_request(reason),
             RevocationError::TooMany => ApiError::unavailable("full", reason),
             RevocationError::Damaged { .. } | RevocationError::File(_) => {

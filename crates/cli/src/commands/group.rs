@@ -189,14 +189,21 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     // Its certificate would stay valid for months.
     let peer = Peer::new(Role::Agent, server.as_str()).or_fail("server")?;
     let reason = format!("removed from {group}");
-    let revoked = revoke::spread(&context, &peer, &reason, direct).await;
+    let revoked = match index {
+        Some(_) => revoke::spread(&context, &peer, &reason, direct).await.map(|_| true),
+        None => Ok(false),
+    };
     let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
     global.output.answer(&answer, || match index {
+        Some(_) if matches!(revoked, Ok(true)) => {
+            format!("{server} removed from {group}, and its certificate revoked\n")
+        }
         Some(_) => format!("{server} removed from {group}\n"),
         None => format!("{server} is not in {group}\n"),
     });
     if let Err(failure) = revoked {
         note(&format!("warning: the certificates of {server} are not revoked: {}", failure.error));
+        note(&format!("  cohort server revoke {server}"));
     }
     if let Err(error) = forgotten {
         let failure = Failure::from(error);

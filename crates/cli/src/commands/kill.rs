@@ -74,7 +74,8 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     }
     let scope = &args.scope;
     let places = Places::of(&context, &args.direct, Some(scope)).await?;
-    let known = places.gather(identity.roots()).await;
+    // From everywhere: one that is ahead somewhere would stay in force there.
+    let known = Places::of(&context, &args.direct, None).await?.gather(identity.roots()).await;
     if known.answered == 0 {
         return Err(unreachable(known));
     }
@@ -132,7 +133,7 @@ async fn status(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     };
     let with_spread = |(scope, verified)| Switch { spread: spread(scope), ..shown(verified) };
     let switches: Vec<Switch<'_>> = known.registers.iter().map(with_spread).collect();
-    let any_on = !known.damaged.is_empty() || switches.iter().any(|switch| switch.on);
+    let any_on = known.is_on_anywhere() || switches.iter().any(|switch| switch.on);
     let damaged = known.damaged.iter().map(Damaged::of).collect();
     let answer = Answer::KillStatus { on: any_on, switches: &switches, damaged };
     let now = UnixTime::now().as_secs();

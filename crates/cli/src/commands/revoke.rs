@@ -119,10 +119,15 @@ async fn revoke(
     }
     take_over_switches(&context, &peer, direct).await?;
     let (places, failures) = spread(&context, &peer, reason, direct).await?;
-    let shown = Revoked { peer: peer.to_string(), at: UnixTime::now().as_secs() };
+    let (at, by) = (UnixTime::now().as_secs(), context.identity()?.peer().to_string());
+    let shown = Revoked { peer: peer.to_string(), at, by, reason: reason.to_owned() };
     global.output.answer(&Answer::Revoke(shown), || {
         let counted = if places == 1 { "1 place".to_owned() } else { format!("{places} places") };
-        format!("certificates of {peer} are revoked (known in {counted}, spreading)\n")
+        let tokens = match peer.role {
+            Role::Operator => "unused join tokens are revoked, too: make new ones\n",
+            _ => "",
+        };
+        format!("certificates of {peer} are revoked (known in {counted}, spreading)\n{tokens}")
     });
     failures.iter().for_each(|failure| note(&format!("warning: {}", failure.error)));
     Ok(Exit::Done)
@@ -191,12 +196,20 @@ pub(crate) async fn spread(
 async fn list(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let answers = ask(&context, direct, &RevocationsExchange::default()).await?;
+    let identity = context.identity()?;
     let mut known: BTreeMap<String, u64> = BTreeMap::new();
+    // Of the first that each place names.
+    let mut why: BTreeMap<String, (String, String)> = BTreeMap::new();
     let (mut answered, mut failed) = (0, None);
     for (_, answer) in answers {
         match answer {
             Ok(answer) => {
                 answered += 1;
+                for signed in &answer.news {
+                    if let Ok((by, it)) = signed.verify(identity.roots(), UnixTime::now()) {
+                        why.insert(it.key(), (by.to_string(), it.reason));
+                    }
+                }
                 for (peer, at) in answer.has {
                     let latest = known.entry(peer).or_default();
                     *latest = at.max(*latest);
@@ -208,15 +221,20 @@ async fn list(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
     if let Some(failure) = failed.filter(|_| answered == 0) {
         return Err(failure);
     }
-    let revoked = known.into_iter().map(|(peer, at)| Revoked { peer, at }).collect::<Vec<_>>();
+    let mut told = |(peer, at): (String, u64)| {
+        let (by, reason) = why.remove(&peer).unwrap_or_default();
+        Revoked { peer, at, by, reason }
+    };
+    let revoked = known.into_iter().map(&mut told).collect::<Vec<_>>();
     let now = UnixTime::now().as_secs();
     global.output.answer(&Answer::RevokedList(&revoked), || {
         if revoked.is_empty() {
             return "no certificate is revoked\n".to_owned();
         }
-        let mut rows = table(look(), &["CERTIFICATE", "REVOKED"]);
-        for Revoked { peer, at } in &revoked {
-            rows.add_row([cell(peer), cell(brief(now.saturating_sub(*at) * 1000))]);
+        let mut rows = table(look(), &["CERTIFICATE", "REVOKED", "BY", "REASON"]);
+        for Revoked { peer, at, by, reason } in &revoked {
+            let ago = brief(now.saturating_sub(*at) * 1000);
+            rows.add_row([cell(peer), cell(ago), cell(by), cell(reason)]);
         }
         render(&rows)
     });
