@@ -36,11 +36,47 @@ pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
 /// Parses a policy. `file` names it in errors.
 pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
     refuse_metric_checks(text, file)?;
-    let policy: Policy = toml_keys::read(text, file, KEYS)?;
+    let text = with_paths(text, file)?;
+    let policy: Policy = toml_keys::read(&text, file, KEYS)?;
     policy
         .validate()
         .map_err(|error| Failure::new("policy", format!("{file}: {error}")).exit(Exit::Usage))?;
     Ok(policy)
+}
+
+/// The text with the `url` of each check as the `path` and `port` that it means. Checks go to the
+/// server itself, and people know them as URLs.
+fn with_paths(text: &str, file: &str) -> Result<String, Failure> {
+    let line = |line: &str| match url_of(line) {
+        None => Ok(line.to_owned()),
+        Some(url) => path_of(url).ok_or_else(|| {
+            let error = format!("{file}: a check goes to the server itself, not to `{url}`");
+            Failure::new("policy", error)
+                .hint("path = \"/healthz\", and `port` if it is not the service's own")
+                .exit(Exit::Usage)
+        }),
+    };
+    let lines = text.lines().map(line).collect::<Result<Vec<_>, _>>()?;
+    Ok(lines.join("\n"))
+}
+
+/// The value of a line `url = "…"`.
+fn url_of(line: &str) -> Option<&str> {
+    let value = line.trim().strip_prefix("url")?.trim_start().strip_prefix('=')?.trim_start();
+    value.strip_prefix('"')?.split_once('"').map(|(url, _)| url)
+}
+
+/// The same as a path, and its port unless that is `{port}`; `None` if it leads elsewhere.
+fn path_of(url: &str) -> Option<String> {
+    let rest = url.strip_prefix("http://")?;
+    let own = ["127.0.0.1", "localhost", "[::1]"];
+    let rest = own.iter().find_map(|host| rest.strip_prefix(host))?.strip_prefix(':')?;
+    let (port, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+    let path = toml::Value::from(path);
+    match port {
+        "{port}" => Some(format!("path = {path}")),
+        port => port.parse::<u16>().ok().map(|port| format!("path = {path}\nport = {port}")),
+    }
 }
 
 /// Checks on metrics are reserved for a later version.

@@ -1,4 +1,4 @@
-use cohort_core::policy::{Prestage, Size};
+use cohort_core::policy::{Prestage, Probe, Size};
 use cohort_view::hint::Hint;
 
 use super::{CHECK, UPDATE, parse};
@@ -105,5 +105,39 @@ fn every_key_is_documented() {
     }
     for key in CHECK.names() {
         assert!(manual.contains(&format!("`check.{key}`")), "check.{key}");
+    }
+}
+
+#[test]
+fn a_url_of_the_server_itself_is_a_path_and_another_is_refused() {
+    let check = |url: &str| {
+        let text = format!(
+            "app = \"web\"\nchannel = \"stable\"\n[[check]]\ntype = \"http\"\nurl = \"{url}\"\n\
+             phase = [\"running\"]\n"
+        );
+        parse(&text, "web.toml").map(|policy| policy.checks[0].probe.clone())
+    };
+    for (url, port, path) in [
+        ("http://127.0.0.1:{port}/healthz", None, "/healthz"),
+        ("http://localhost:8080", Some(8080), "/"),
+        ("http://[::1]:8080/a?b=c", Some(8080), "/a?b=c"),
+    ] {
+        let expected = Probe::Http {
+            port,
+            path: path.to_owned(),
+            expect_status: None,
+            expect_body: None,
+            expect_header: Default::default(),
+        };
+        assert_eq!(check(url).unwrap(), expected, "{url}");
+    }
+    for url in [
+        "http://10.0.0.9:80/",
+        "https://127.0.0.1:{port}/",
+        "http://127.0.0.1.evil.example:80/",
+        "http://127.0.0.1:{port}@evil.example/",
+        "unix:/run/app.sock",
+    ] {
+        assert_eq!(check(url).unwrap_err().exit, Exit::Usage, "{url}");
     }
 }
