@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use self::reach::Reach;
 use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
-use crate::revoking::exchange_with;
+use crate::revoking::{exchange_with, keep_as_the_hub};
 use crate::shared::{MemberHandle, Shared};
 
 mod reach;
@@ -44,6 +44,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, handle: &MemberHandle) {
     tasks.spawn("writer of records", write_records::run(shared(), handle.clone(), times_away));
     tasks.spawn("contacts", pass_on_contacts(shared(), handle.clone()));
     tasks.spawn("kill switch", watch_kill(shared(), handle.clone()));
+    tasks.spawn("revocations", keep_as_the_hub(shared(), handle.clone()));
     if let Some(repository) = shared().repository.clone() {
         let read = read_repository::run(shared(), handle.clone(), repository);
         tasks.spawn("reader of the repository", read);

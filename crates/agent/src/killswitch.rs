@@ -131,7 +131,7 @@ impl KillSwitch {
             let (mut newer, mut refused) = (false, None);
             for register in registers.iter().take(RECEIVED_MAX) {
                 // A refused one does not hold up the others.
-                if this.identity.revocations().revoke_author(&register.0) {
+                if this.identity.revocations().revokes_author_of(&register.0) {
                     refused = Some(KillError::Revoked);
                     continue;
                 }

@@ -12,13 +12,21 @@ use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{ApiError, Call, CallError};
 use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 
-use crate::shared::Shared;
+use crate::shared::{MemberHandle, Shared};
 
 /// Time for one message.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// The pause before an exchange with a place that has the same as when it was tried last.
+/// Time for one exchange: the questions of this server wait for it.
+const EXCHANGE_MAX: Duration = Duration::from_secs(3);
+
+/// The pause before an exchange with a member that has the same as when it was tried last: after
+/// one that ended, and that did not.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How often a leader asks the hub, which tells nobody by itself.
+const HUB_EVERY: Duration = Duration::from_secs(5);
 
 /// Messages of one exchange, at most: enough for all that are kept, in both directions.
 const ROUNDS_MAX: usize = 40;
@@ -28,26 +36,33 @@ pub(crate) async fn exchange_with(shared: &Shared, server: &ServerId, address: &
     let own = shared.identity.revocations().digest();
     // Those that cannot agree, such as by a wrong clock, try again at times only.
     let tried = (own, known);
-    let now = Instant::now();
-    {
-        let mut last = shared.exchanged.lock();
-        let again = last.get(server).is_none_or(|(pair, at)| {
-            *pair != tried || now.saturating_duration_since(*at) >= AGAIN_AFTER
-        });
-        if own == known || !again {
-            return;
-        }
-        last.insert(server.clone(), (tried, now));
+    let again = shared
+        .exchanged
+        .lock()
+        .get(server)
+        .is_none_or(|(pair, not_before)| *pair != tried || Instant::now() >= *not_before);
+    if own == known || !again {
+        return;
     }
-    let _logged = exchange(shared, Some((server, address))).await;
+    let ended = tokio::time::timeout(EXCHANGE_MAX, exchange(shared, Some((server, address)))).await;
+    let pause = if matches!(ended, Ok(Ok(()))) { AGAIN_AFTER } else { RETRY_AFTER };
+    shared.exchanged.lock().insert(server.clone(), (tried, Instant::now() + pause));
 }
 
-/// Exchanges revocations with the hub. What is known here is known there afterwards.
-///
-/// # Errors
-/// If the hub did not answer.
-pub(crate) async fn exchange_with_hub(shared: &Shared) -> Result<(), CallError> {
-    exchange(shared, None).await
+/// Exchanges revocations with the hub while the member here leads: at times, and whenever there is
+/// news here.
+pub(crate) async fn keep_as_the_hub(shared: Arc<Shared>, handle: MemberHandle) {
+    let mut news = shared.identity.revocations().subscribe();
+    while handle.view.has_changed().is_ok() {
+        if handle.view().leads() {
+            // Logged there; the next time comes soon.
+            let _ = exchange(&shared, None).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HUB_EVERY) => {}
+            _ = news.changed() => {}
+        }
+    }
 }
 
 /// With a member, or else with the hub.

@@ -83,7 +83,7 @@ pub(crate) enum Refusal {
     Elsewhere { host: String },
 }
 
-/// The digests on both sides when revocations were exchanged, and when that was.
+/// The digests on both sides when revocations were exchanged, and when they may be again.
 pub(crate) type Exchanged = ((u64, u64), Instant);
 
 /// State shared by the agent's tasks.

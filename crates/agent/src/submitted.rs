@@ -70,7 +70,7 @@ impl Submitted {
         let identity = shared.identity.current();
         let (by, what) =
             signed.submission.verify(identity.roots(), &shared.group, UnixTime::now())?;
-        if shared.identity.revocations().revoke_author(&signed.submission.0) {
+        if shared.identity.revocations().revokes_author_of(&signed.submission.0) {
             return Err(ApiError::forbidden(format!("the certificate of {by} is revoked")));
         }
         Ok(Submitted { by, what, signed })

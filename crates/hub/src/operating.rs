@@ -70,7 +70,7 @@ fn changed(app: &AppId) -> ApiError {
 /// Verifies what an operator wants of `name`, as every group will.
 fn proven(app: &App, name: &AppId, signed: &SignedIntent) -> Result<(Peer, AppIntent), ApiError> {
     let (signer, intent) = signed.verify(app.identity.current().roots(), now())?;
-    if app.identity.revocations().revoke_author(&signed.0) {
+    if app.identity.revocations().revokes_author_of(&signed.0) {
         return Err(ApiError::forbidden(format!("the certificate of {signer} is revoked")));
     }
     if intent.app != *name {
@@ -290,7 +290,7 @@ pub(crate) async fn kill(
     Caller(by): Caller,
     ApiJson(signed): ApiJson<SignedKill>,
 ) -> Answer<KillAnswer> {
-    if app.identity.revocations().revoke_author(&signed.0) {
+    if app.identity.revocations().revokes_author_of(&signed.0) {
         return Err(ApiError::from(KillError::Revoked).into());
     }
     let roots = app.identity.current();

@@ -242,7 +242,7 @@ impl DurableKill {
             .iter()
             .filter_map(|(scope, entry)| match entry {
                 KillEntry::Said { register, signed } => {
-                    let off = !register.on && revocations.revoke_author(&signed.0);
+                    let off = !register.on && revocations.revokes_author_of(&signed.0);
                     off.then(|| scope.clone())
                 }
                 KillEntry::Damaged(_) => None,

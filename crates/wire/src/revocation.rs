@@ -209,7 +209,7 @@ impl Revocations {
         now: UnixTime,
     ) -> Result<bool, RevocationError> {
         let (by, revocation) = signed.verify(roots, now)?;
-        if self.revoke_author(&signed.0) {
+        if self.revokes_author_of(&signed.0) {
             return Err(RevocationError::Revoked(Box::new(by)));
         }
         // Readers do not wait for the disk.
@@ -249,7 +249,7 @@ impl Revocations {
 
     /// Whether a verified statement counts no more, because its author's certificate is revoked.
     #[must_use]
-    pub fn revoke_author(&self, statement: &SignedStatement) -> bool {
+    pub fn revokes_author_of(&self, statement: &SignedStatement) -> bool {
         statement.certified().is_none_or(|author| self.revokes(&author))
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     let (signing_us, revoked_s) = (signing(&fleet, leader.as_str())?, revoked(&fleet)?);
     let before_ms = commits(&fleet, leader.as_str(), "before")?;
     let flood = Flood::start(FROM, &[agent.address, agent.probe, fleet.hub_address()], PER_S)?;
+    // Nothing tells when its ports are as full as they get.
     std::thread::sleep(FILLS);
     let during_ms = commits(&fleet, leader.as_str(), "during")?;
     let probes = (0..TIMES).filter(|_| fleet.ready(leader.as_str()).is_ok_and(|(ready, _)| ready));

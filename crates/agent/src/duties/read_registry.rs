@@ -23,7 +23,6 @@ use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
 use super::{bounded, fault, still_leads, tell, until_deposed, until_leading};
-use crate::revoking::exchange_with_hub;
 use crate::shared::{MemberHandle, Shared};
 use cohort_wire::revocation::Revocations;
 
@@ -63,7 +62,6 @@ async fn follow(
 ) -> Result<(), RegistryError> {
     let registry = &*shared.registry;
     let mut kill = shared.kill.subscribe();
-    let mut revoked = shared.identity.revocations().subscribe();
     while still_leads(handle, term) {
         kill.mark_unchanged();
         // Before everything else is read: a change meanwhile is seen again, but not missed.
@@ -71,8 +69,6 @@ async fn follow(
         show_loss(registry, handle, revision).await;
         let taken = take_kill_registers(shared).await?;
         let carried = carry_kill(shared).await;
-        // The registry, which answers, says more than a failure here.
-        let _logged = exchange_with_hub(shared).await;
         let (identity, known) = (shared.identity.current(), handle.view());
         let (roots, revocations) = (identity.roots(), shared.identity.revocations());
         let (now, state) = (UnixTime::now(), &known.state);
@@ -100,7 +96,6 @@ async fn follow(
             () = until_deposed(handle, term) => {}
             // Given to an agent: the hub hears of it from the leader.
             _ = kill.changed() => {}
-            _ = revoked.changed() => {}
         }
     }
     Ok(())
@@ -218,7 +213,7 @@ fn proven(
             || (intent.wanted == Wanted::Removal
                 && trust.state.removed.get(&app).is_some_and(|at| *at >= intent.revision))
     };
-    let revoked = trust.revocations.revoke_author(&signed.0);
+    let revoked = trust.revocations.revokes_author_of(&signed.0);
     let intent = match signed.verify(trust.roots, trust.now) {
         Ok((_, intent)) if !revoked => intent,
         Ok((by, intent)) => match Some(intent).filter(known) {
