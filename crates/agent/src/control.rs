@@ -187,14 +187,13 @@ fn answer(
     (server, life): (&ServerId, u64),
     valid_ms: u64,
 ) -> OrdersAnswer {
-    let (orders, hash) = answers::orders(view, server, life);
     OrdersAnswer {
-        orders,
+        orders: answers::orders(view, server, life),
         elsewhere: answers::elsewhere(&view.state, server, life),
         orders_valid_ms: valid_ms,
-        hash,
         kill: shared.kill.signed(),
         leader: view.leader().cloned(),
+        voters: view.voters(),
         clock_ahead_ms: None,
         revocations: shared.identity.revocations().digest(),
     }
@@ -213,7 +212,8 @@ async fn wait(
     loop {
         let now = Arc::clone(&view.borrow_and_update());
         let answer = answer(&shared, &now, (&server, life), 0);
-        if answers::answers_now(now.raft.leader.is_some(), answer.hash, known_hash) {
+        let hash = answers::hash_of(answer.orders.as_ref());
+        if answers::answers_now(now.raft.leader.is_some(), hash, known_hash) {
             return Ok(Json(answer));
         }
         match tokio::time::timeout_at(deadline, view.changed()).await {

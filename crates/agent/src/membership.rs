@@ -389,7 +389,11 @@ async fn learn(shared: Arc<Shared>, mut view: watch::Receiver<Arc<View>>) {
     loop {
         {
             let now = Arc::clone(&view.borrow_and_update());
-            shared.book.lock().learn(&now.state.member_addresses());
+            {
+                let mut book = shared.book.lock();
+                book.learn(&now.state.member_addresses());
+                book.voters = now.voters();
+            }
             shared.contacts.retain(|server| now.state.servers.contains_key(server));
             measure(&shared.metrics, &now);
         }

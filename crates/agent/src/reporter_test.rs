@@ -66,7 +66,8 @@ fn ordered(shared: &Shared) {
         members: Vec::new(),
         heard: cohort_core::ids::BootEpoch(0),
     };
-    let received = Received { orders, asked_ms: 0, valid_ms: 0, leader: None };
+    let received =
+        Received { orders, asked_ms: 0, valid_ms: 0, leader: None, voters: Default::default() };
     shared.orders.send_replace(Some(Arc::new(received)));
 }
 

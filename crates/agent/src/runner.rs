@@ -55,9 +55,12 @@ impl Runner {
         let mut asking = Asking::new(self.shared.server().clone(), incarnation);
         let mut input = Input::Woken;
         loop {
-            let known = self.shared.members();
+            let (known, voters) = {
+                let book = self.shared.book.lock();
+                (book.current().to_vec(), book.voters.clone())
+            };
             let own = self.shared.handle().map(|_| advertised(&self.shared.config));
-            let members = Members { known: &known, own: own.as_deref() };
+            let members = Members { known: &known, voters: &voters, own: own.as_deref() };
             let effects = asking.step(boot_time_ms(), members, input);
             input = Input::Woken;
             for effect in effects {
@@ -93,7 +96,11 @@ impl Runner {
             }
         }
         let members = &received.orders.members;
-        self.shared.book.lock().learn(members);
+        {
+            let mut book = self.shared.book.lock();
+            book.learn(members);
+            book.voters.clone_from(&received.voters);
+        }
         self.shared.learn_leader(received.leader.as_ref(), members);
         for app in std::mem::take(&mut *self.shared.retired.lock()) {
             apps.remove(&app);
@@ -194,7 +201,7 @@ impl Runner {
                     elsewhere: answer.elsewhere,
                     valid_ms: answer.orders_valid_ms,
                     leader: answer.leader,
-                    hash: answer.hash,
+                    voters: answer.voters,
                 }
             }
             Err(error) => self.missed(&error),

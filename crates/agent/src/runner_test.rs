@@ -12,6 +12,7 @@ use cohort_core::report::Step;
 use cohort_identity::{Alpn, UnixTime};
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, Stamp};
 use cohort_registry::typed;
+use cohort_server::answers::hash_of;
 use cohort_server::asking::{Effect, Input, Question, Whom};
 use cohort_wire::agent::{
     CommandAnswer, JOIN_GROUP, ORDERS, OrdersAnswer, OrdersRequest, SignedSubmission, Submission,
@@ -79,15 +80,15 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     let orders = async move |Json(_): Json<ToGroup<OrdersRequest>>| {
         asked.send(("orders", 0)).unwrap();
         let orders = Some(received(vec![web_runs(None)], None).orders);
-        let (orders_valid_ms, hash, kill) = (5_000, 7, Vec::new());
+        let (orders_valid_ms, kill) = (5_000, Vec::new());
         let (elsewhere, leader, clock_ahead_ms) = (None, None, None);
         Json(OrdersAnswer {
             orders,
             elsewhere,
             orders_valid_ms,
-            hash,
             kill,
             leader,
+            voters: Default::default(),
             clock_ahead_ms,
             revocations: 0,
         })
@@ -107,7 +108,8 @@ async fn a_server_asks_for_orders_obeys_them_says_where_it_is_and_waits_for_othe
     let address = lab.serve("s2", Alpn::Control, Handler::Http(router)).await;
     shared.book.lock().learn(&[member("s2", &address)]);
     let running = tokio::spawn(runner(&shared).run());
-    for expected in [("orders", 0), ("join", 0), ("wait", 7)] {
+    let known = hash_of(Some(&received(vec![web_runs(None)], None).orders));
+    for expected in [("orders", 0), ("join", 0), ("wait", known)] {
         assert_eq!(questions.recv().await, Some(expected));
     }
     shared.does(&web(), Some(Doing::Step { step: Step::Switch }));
@@ -160,9 +162,9 @@ async fn a_group_that_gives_no_orders_is_told_after_two_rounds_and_a_wrong_clock
                 orders: None,
                 elsewhere: None,
                 orders_valid_ms: 0,
-                hash: 1,
                 kill: Vec::new(),
                 leader: None,
+                voters: Default::default(),
                 clock_ahead_ms,
                 revocations: 0,
             })

@@ -348,7 +348,13 @@ pub(crate) fn received(apps: Vec<AppOrders>, member: Option<u64>) -> Received {
         members: Vec::new(),
         heard: cohort_core::ids::BootEpoch(0),
     };
-    Received { orders, asked_ms: boot_time_ms(), valid_ms: 600_000, leader: None }
+    Received {
+        orders,
+        asked_ms: boot_time_ms(),
+        valid_ms: 600_000,
+        leader: None,
+        voters: Default::default(),
+    }
 }
 
 /// A group of one server, `s1`.

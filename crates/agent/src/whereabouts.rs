@@ -95,7 +95,12 @@ async fn ask(shared: &Shared, tell: bool) -> Result<(), RegistryError> {
     let address =
         |MemberRecord { server, address, member, .. }| MemberAddress { server, address, member };
     let written: Vec<_> = record.into_iter().flat_map(|record| record.members).collect();
-    shared.book.lock().learn(&written.into_iter().map(address).collect::<Vec<_>>());
+    {
+        let mut book = shared.book.lock();
+        let voters = written.iter().filter(|member| member.voter);
+        book.voters = voters.map(|member| member.server.clone()).collect();
+        book.learn(&written.into_iter().map(address).collect::<Vec<_>>());
+    }
     if let Some(handle) = shared.handle() {
         shared.book.lock().learn_more(&handle.view().state.member_addresses());
     }

@@ -1,6 +1,6 @@
 //! Where the members of the group are: what the group has recorded, and what the hub knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_core::orders::MemberAddress;
@@ -16,6 +16,8 @@ pub struct AddressBook {
     /// At the addresses that the group has recorded.
     members: BTreeMap<MemberId, (ServerId, String)>,
     hub: BTreeMap<ServerId, HubsWord>,
+    /// The servers whose members vote; empty if not known.
+    pub voters: BTreeSet<ServerId>,
 }
 
 /// Another address of a server than the group has recorded, as the hub knows. Either may be the

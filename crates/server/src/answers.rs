@@ -39,18 +39,22 @@ pub fn elsewhere(state: &State, server: &ServerId, life: u64) -> Option<String> 
     known.map(|known| known.process.host.clone())
 }
 
-/// The orders of a server for its agent with this life, and a hash that identifies them. Never 0:
-/// that means *none known*.
+/// The orders of a server for its agent with this life.
 #[must_use]
-pub fn orders(view: &View, server: &ServerId, life: u64) -> (Option<Orders>, u64) {
-    let orders = match speaks_for(&view.state, server, life) {
-        true => view.orders(server),
-        false => None,
-    };
+pub fn orders(view: &View, server: &ServerId, life: u64) -> Option<Orders> {
+    speaks_for(&view.state, server, life).then(|| view.orders(server)).flatten()
+}
+
+/// A hash that identifies orders. Never 0: that means *none known*.
+///
+/// # Panics
+/// Never: orders have text keys only.
+#[must_use]
+pub fn hash_of(orders: Option<&Orders>) -> u64 {
     let bytes = serde_json::to_vec(&orders).expect("orders have text keys only");
     let hash = blake3::hash(&bytes);
     let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
-    (orders, u64::from_be_bytes(*first).max(1))
+    u64::from_be_bytes(*first).max(1)
 }
 
 /// Whether to answer a held request now: the orders differ from those that the server has, or this

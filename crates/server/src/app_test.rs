@@ -78,7 +78,7 @@ fn received(orders: &AppOrders, asked_ms: u64) -> Received {
         members: Vec::new(),
         heard: cohort_core::ids::BootEpoch(0),
     };
-    Received { orders, asked_ms, valid_ms: 0, leader: None }
+    Received { orders, asked_ms, valid_ms: 0, leader: None, voters: Default::default() }
 }
 
 fn now(ms: u64) -> BootTime<'static> {

@@ -2,10 +2,17 @@
 //!
 //! One request is open at a time. The shell sends it to a member and steps with the response; after
 //! [`Effect::Obey`] the orders are in force, and go stale by this server's own clock.
+//!
+//! One server's key speaks for one server, so no member commands others alone: what it says counts
+//! once a second one says the same. A server that carries a member takes its own word, and a group
+//! that has one member takes that one's.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_core::ids::{AppId, Incarnation, ServerId};
 use cohort_core::orders::{AppOrders, MemberAddress, Orders};
 
+use crate::answers::hash_of;
 use crate::copies::RETURNS_MS;
 
 /// How long orders are valid, in milliseconds from the request, by the server's own clock. 5 s:
@@ -19,6 +26,15 @@ pub const WAIT_MS_MAX: u64 = 2_000;
 pub const CHANGE_MS_MAX: u64 = WAIT_MS_MAX + 1_000;
 /// Longest wait for a response to a request for orders, in milliseconds: two read rounds.
 pub const ANSWER_MS_MAX: u64 = 3_000;
+
+/// Members that must say the same.
+const WITNESSES: usize = 2;
+/// Requests for changed orders to one member until the next one gets one, so that no member holds
+/// back new orders for ever. 15: half a minute.
+const HELD_BY_ONE_MAX: u32 = 15;
+/// Members that are asked because another one named them, not the group's own word. 16: more than
+/// carry a log.
+const NAMED_MAX: usize = 16;
 
 /// Shortest pause after no member responded, in milliseconds; doubled with each round.
 const PAUSE_MS_MIN: u64 = 100;
@@ -35,9 +51,16 @@ pub struct Received {
     pub valid_ms: u64,
     /// The leader's server, as far as the member knew.
     pub leader: Option<ServerId>,
+    /// The servers whose members vote.
+    pub voters: BTreeSet<ServerId>,
 }
 
 impl Received {
+    /// Whether a member said the same here as in `other`.
+    fn says(&self, other: &Received) -> bool {
+        (&self.orders, &self.voters) == (&other.orders, &other.voters)
+    }
+
     /// Whether these orders still permit starting something disruptive.
     #[must_use]
     pub fn fresh(&self, now_ms: u64) -> bool {
@@ -112,7 +135,8 @@ pub enum Input {
         valid_ms: u64,
         /// The leader's server, as far as the member knows.
         leader: Option<ServerId>,
-        hash: u64,
+        /// The servers whose members vote.
+        voters: BTreeSet<ServerId>,
     },
     /// [`Question::Change`] was answered, or is not needed any more; or [`Question::Kill`] ended.
     Changed,
@@ -128,6 +152,8 @@ pub enum Input {
 #[derive(Debug, Clone, Copy)]
 pub struct Members<'a> {
     pub known: &'a [MemberAddress],
+    /// The servers whose members vote; empty if that is not known.
+    pub voters: &'a BTreeSet<ServerId>,
     /// This server's own address, if it carries a member itself.
     pub own: Option<&'a str>,
 }
@@ -157,6 +183,14 @@ pub struct Asking {
     incarnation: Incarnation,
     preferred: Option<ServerId>,
     turn: usize,
+    /// Requests for changed orders so far.
+    held: u32,
+    /// Members that answered when they were asked last.
+    answering: BTreeSet<ServerId>,
+    /// What members said that no other one has confirmed yet.
+    said: BTreeMap<ServerId, Received>,
+    /// The orders that were obeyed last.
+    in_force: Option<Received>,
     pause_ms: u64,
     /// Rounds of all members without an answer.
     rounds: u32,
@@ -166,6 +200,8 @@ pub struct Asking {
     refused_ms: Option<u64>,
     /// How often another agent spoke for the server after that.
     displaced: u32,
+    /// The members that said so.
+    displaced_by: BTreeSet<ServerId>,
     asked_ms: u64,
     open: Open,
 }
@@ -179,11 +215,16 @@ impl Asking {
             incarnation,
             preferred: None,
             turn: 0,
+            held: 0,
+            answering: BTreeSet::new(),
+            said: BTreeMap::new(),
+            in_force: None,
             pause_ms: PAUSE_MS_MIN,
             rounds: 0,
             introduced: false,
             refused_ms: None,
             displaced: 0,
+            displaced_by: BTreeSet::new(),
             asked_ms: 0,
             open: Open::Nothing,
         }
@@ -205,32 +246,32 @@ impl Asking {
             },
             (
                 Open::Orders(whom),
-                Input::Orders { orders: Some(orders), valid_ms, leader, hash, .. },
+                Input::Orders { orders: Some(orders), valid_ms, leader, voters, .. },
             ) => {
                 let (orders, asked_ms) = (*orders, self.asked_ms);
                 // A hostile member must not make orders valid forever.
                 let valid_ms = valid_ms.min(ORDERS_VALID_MS);
-                self.answered(Received { orders, asked_ms, valid_ms, leader }, hash, whom)
+                let received = Received { orders, asked_ms, valid_ms, leader, voters };
+                self.answered(now_ms, members, received, whom)
             }
             (Open::Orders(whom), Input::Orders { orders: None, elsewhere, .. }) => {
                 // While the group refuses this agent, it asks less and less often.
                 self.rounds = 0;
                 self.preferred = Some(whom.server.clone());
-                self.turn = 0;
-                let displaced = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
-                self.displaced += u32::from(displaced.is_some());
-                // Once: a request of an earlier process that came late.
-                let displaced = displaced.filter(|_| self.displaced > 1);
-                let displaced = displaced.map(|host| Effect::Displaced { host });
+                let elsewhere = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
+                // Not that one's word alone.
+                self.turn = usize::from(elsewhere.is_some());
+                let displaced = elsewhere.and_then(|host| self.displaced(members, &whom, host));
                 displaced.into_iter().chain([self.join(whom, AfterJoin::Rest)]).collect()
             }
             (Open::Orders(whom), _) => {
+                self.answering.remove(&whom.server);
                 self.turn = self.turn.wrapping_add(1);
                 self.open = Open::Kill;
                 vec![Effect::Ask(whom, Question::Kill)]
             }
             (Open::Kill, _) => self.ask_on(now_ms, members),
-            (Open::Join { after: AfterJoin::Rest, .. }, input) => match input {
+            (Open::Join { whom, after: AfterJoin::Rest }, input) => match input {
                 // It can ask for orders immediately.
                 Input::Joined(true) => {
                     self.introduced = true;
@@ -238,13 +279,15 @@ impl Asking {
                 }
                 // What it knows is from before the other one took its place.
                 Input::RunsElsewhere { host } if self.displaced > 0 => {
-                    vec![Effect::Displaced { host }, self.rest(now_ms)]
+                    let displaced = self.displaced(members, &whom, host);
+                    self.turn = self.turn.wrapping_add(1);
+                    displaced.into_iter().chain([self.rest(now_ms)]).collect()
                 }
                 _ => vec![self.rest(now_ms)],
             },
             (Open::Join { whom, after: AfterJoin::Change { known } }, input) => {
                 self.introduced = input == Input::Joined(true);
-                vec![self.hold(whom, known)]
+                vec![self.hold(members, whom, known)]
             }
             // Not the same one again: it may be gone, and others know where the leader is.
             (Open::Change, Input::NoAnswer) => {
@@ -255,7 +298,14 @@ impl Asking {
         }
     }
 
-    fn answered(&mut self, received: Received, hash: u64, whom: Whom) -> Vec<Effect> {
+    fn answered(
+        &mut self,
+        now_ms: u64,
+        members: Members<'_>,
+        received: Received,
+        whom: Whom,
+    ) -> Vec<Effect> {
+        self.answering.insert(whom.server.clone());
         let incarnation = received.orders.incarnation;
         if incarnation < self.incarnation {
             self.turn = self.turn.wrapping_add(1);
@@ -264,19 +314,79 @@ impl Asking {
             let ask = Effect::AskRegistry { tell: false };
             return vec![Effect::OldIncarnation { server, incarnation }, ask];
         }
+        let Some(received) = self.witnessed(now_ms, members, &whom, received) else {
+            self.turn = self.turn.wrapping_add(1);
+            return self.ask_on(now_ms, members);
+        };
         self.heard(&whom);
         self.incarnation = incarnation;
+        let known = hash_of(Some(&received.orders));
         let next = if self.introduced {
-            self.hold(whom, hash)
+            self.hold(members, whom, known)
         } else {
             // Reports a new address to the group; the same one changes nothing.
-            self.join(whom, AfterJoin::Change { known: hash })
+            self.join(whom, AfterJoin::Change { known })
         };
         vec![Effect::Obey(Box::new(received)), next]
     }
 
-    fn hold(&mut self, whom: Whom, known: u64) -> Effect {
+    /// The orders, if enough members say the same, or said so before. They are valid from the
+    /// earlier request on: either member may be the one that is to be believed.
+    fn witnessed(
+        &mut self,
+        now_ms: u64,
+        members: Members<'_>,
+        whom: &Whom,
+        received: Received,
+    ) -> Option<Received> {
+        let alone = self.suffices(members, whom)
+            || self.in_force.as_ref().is_some_and(|it| it.says(&received));
+        let says_the_same = |(server, said): &(&ServerId, &Received)| {
+            **server != whom.server && said.fresh(now_ms) && said.says(&received)
+        };
+        let confirmed_ms = match alone {
+            true => Some(received.asked_ms),
+            false => self.said.iter().filter(says_the_same).map(|(_, said)| said.asked_ms).max(),
+        };
+        let Some(confirmed_ms) = confirmed_ms else {
+            self.said.insert(whom.server.clone(), received);
+            return None;
+        };
+        self.said.clear();
+        self.in_force = Some(received.clone());
+        Some(Received { asked_ms: received.asked_ms.min(confirmed_ms), ..received })
+    }
+
+    /// Whether a member's word is enough: it is this server's own, the only voter's, or that of
+    /// the only member.
+    fn suffices(&self, members: Members<'_>, whom: &Whom) -> bool {
+        let candidates = self.candidates(members);
+        let mut others = candidates.iter().filter(|other| other.server != self.server);
+        let only_voter = members.voters.len() == 1 && members.voters.contains(&whom.server);
+        whom.server == self.server || only_voter || others.all(|other| other == whom)
+    }
+
+    /// A member says that another agent speaks for this server.
+    fn displaced(&mut self, members: Members<'_>, whom: &Whom, host: String) -> Option<Effect> {
+        self.displaced += 1;
+        self.displaced_by.insert(whom.server.clone());
+        // Once: a request of an earlier process that came late.
+        let displaced = self.displaced > 1
+            && (self.suffices(members, whom) || self.displaced_by.len() >= WITNESSES);
+        displaced.then_some(Effect::Displaced { host })
+    }
+
+    fn hold(&mut self, members: Members<'_>, mut whom: Whom, known: u64) -> Effect {
         self.open = Open::Change;
+        self.held = self.held.wrapping_add(1);
+        if whom.server != self.server && self.held.is_multiple_of(HELD_BY_ONE_MAX) {
+            let candidates = self.candidates(members);
+            let other = |other: &Whom| *other != whom && self.answering.contains(&other.server);
+            if let Some(turn) = candidates.iter().position(other) {
+                self.turn = turn;
+                whom = candidates[turn].clone();
+            }
+        }
         Effect::Ask(whom, Question::Change { known })
     }
 
@@ -344,6 +454,14 @@ impl Asking {
         candidates.sort_by_key(|whom| {
             (Some(&whom.server) != self.preferred.as_ref(), whom.server != self.server)
         });
+        // A server that was away long may know one of the present members: the others are asked
+        // whether it says the truth.
+        let named = self.said.values().flat_map(|said| &said.orders.members).take(NAMED_MAX);
+        for member in named {
+            if !candidates.iter().any(|whom| whom.server == member.server) {
+                candidates.push(whom(member));
+            }
+        }
         candidates
     }
 }

@@ -57,7 +57,13 @@ fn only_fresh_orders_of_this_incarnation_and_a_higher_number_replace_a_member() 
             members: Vec::new(),
             heard: BootEpoch(0),
         };
-        let received = Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None };
+        let received = Received {
+            orders,
+            asked_ms: 1_000,
+            valid_ms: 500,
+            leader: None,
+            voters: Default::default(),
+        };
         carries_another(&received, now_ms, FIRST, MemberId(4))
     };
     assert!(!replaced(1_000, FIRST, Some(4)));
@@ -79,7 +85,7 @@ fn received(member: Option<u64>, heard: u64) -> Received {
         members: Vec::new(),
         heard: BootEpoch(heard),
     };
-    Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None }
+    Received { orders, asked_ms: 1_000, valid_ms: 500, leader: None, voters: Default::default() }
 }
 
 #[test]

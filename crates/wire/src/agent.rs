@@ -121,10 +121,11 @@ pub struct OrdersAnswer {
     pub elsewhere: Option<String>,
     /// How long they are valid, from the request on, by the server's own boot-time clock.
     pub orders_valid_ms: u64,
-    pub hash: u64,
     pub kill: Vec<SignedKill>,
     /// The leader's server, if known.
     pub leader: Option<ServerId>,
+    /// The servers whose members vote.
+    pub voters: BTreeSet<ServerId>,
     /// How far the server's clock is ahead of most others', in milliseconds; 0 if it agrees with
     /// them, `None` if the member cannot tell, and in the answer to a held request.
     pub clock_ahead_ms: Option<i64>,

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -176,9 +176,9 @@ fn control() {
             orders: None,
             elsewhere: Some("10.0.0.9".to_owned()),
             orders_valid_ms: 5_000,
-            hash: 7,
             kill: vec![signed()],
             leader: Some(server("web-1")),
+            voters: BTreeSet::from([server("web-1")]),
             clock_ahead_ms: Some(-90_000),
             revocations: 9,
         }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cohort_consensus::Status;
+use cohort_consensus::{RaftId, Status};
 use cohort_core::State;
 use cohort_core::ids::{ClockMs, MemberId, ServerId};
 use cohort_core::orders::Orders;
@@ -62,6 +62,15 @@ impl View {
     #[must_use]
     pub fn leader(&self) -> Option<&ServerId> {
         self.survey.server_of(&self.state, MemberId(self.raft.leader?.0))
+    }
+
+    /// The servers whose members vote.
+    #[must_use]
+    pub fn voters(&self) -> BTreeSet<ServerId> {
+        let votes = |member: &MemberId| self.raft.configuration.is_voter(RaftId(member.0));
+        let servers = self.state.servers.iter();
+        let voters = servers.filter(|(_, server)| server.member.as_ref().is_some_and(votes));
+        voters.map(|(id, _)| id.clone()).collect()
     }
 
     /// The orders of a server; `None` if it is not in the group.

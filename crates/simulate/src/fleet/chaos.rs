@@ -474,9 +474,12 @@ impl Chaos {
             .or_else(|| self.fleet.groups.values().find_map(|group| group.whole().err()))
             .or_else(|| {
                 let mut groups = self.fleet.groups.iter();
-                let known = |id: &GroupId| self.fleet.registry.members.get(id);
+                let known = |id: &GroupId| {
+                    let members = self.fleet.registry.members.get(id)?.iter();
+                    Some(members.map(|place| place.at.clone()).collect::<Vec<_>>())
+                };
                 let other = groups
-                    .find(|(id, group)| known(id) != Some(&group.log.state.member_addresses()));
+                    .find(|(id, group)| known(id) != Some(group.log.state.member_addresses()));
                 other.map(|(id, _)| format!("{id}: {OTHER_MEMBERS}: {:?}", known(id)))
             })
     }

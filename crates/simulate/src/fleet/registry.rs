@@ -6,8 +6,7 @@ use std::sync::Arc;
 use cohort_consensus::{Index, Term};
 use cohort_core::gate::{ForeignVerdict, RegistryView};
 use cohort_core::ids::{AppId, GroupId, Version};
-use cohort_core::orders::MemberAddress;
-use cohort_server::records::Record;
+use cohort_server::records::{MemberPlace, Record};
 
 /// When a group decided what is written, in its own order of events.
 type Stamp = (Term, Index);
@@ -19,7 +18,7 @@ pub(crate) struct Registry {
     /// Its content, as leaders read it; shared with those that have read it.
     pub(crate) view: Arc<RegistryView>,
     /// Where the members of each group are.
-    pub(crate) members: BTreeMap<GroupId, Vec<MemberAddress>>,
+    pub(crate) members: BTreeMap<GroupId, Vec<MemberPlace>>,
     /// Whether it is unreachable.
     pub(crate) away: bool,
     /// Whether it answers, but fails at every write.
@@ -67,7 +66,7 @@ impl Registry {
     fn take(&mut self, group: GroupId, record: Record) {
         match record {
             Record::Members(members) => {
-                self.members.insert(group, members.into_iter().map(|place| place.at).collect());
+                self.members.insert(group, members);
             }
             Record::Verdict { app, verdict, .. } => {
                 let verdict = ForeignVerdict {

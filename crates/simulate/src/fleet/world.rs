@@ -14,7 +14,7 @@ use cohort_core::phase::{Phase, PhaseName};
 use cohort_core::policy::Policy;
 use cohort_core::release::Release;
 use cohort_server::leading::Placer;
-use cohort_server::records::Record;
+use cohort_server::records::{MemberPlace, Record};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -126,7 +126,9 @@ impl Fleet {
         let platform = group.log.state.platform.clone().expect("set up with one");
         let info = GroupInfo { labels: map, platform };
         Arc::make_mut(&mut self.registry.view).groups.insert(id.clone(), info);
-        self.registry.members.insert(id.clone(), group.log.state.member_addresses());
+        let members = group.log.state.member_addresses().into_iter();
+        let members = members.map(|at| MemberPlace { at, voter: true }).collect();
+        self.registry.members.insert(id.clone(), members);
         self.groups.insert(id.clone(), group);
         id
     }

@@ -1,6 +1,8 @@
 //! How a virtual server asks for its orders and follows them, and what it and the hub tell each
 //! other about places.
 
+use std::collections::BTreeSet;
+
 use cohort_core::ids::BootEpoch;
 use cohort_core::orders::{Orders, Source};
 use cohort_core::steps::AppRecord;
@@ -9,6 +11,7 @@ use cohort_server::asking::{
 };
 use cohort_server::membership::{Obedience, OwnLog, obedience};
 use cohort_server::outbox::ANSWER_MS_MAX as TAKEN_MS_MAX;
+use cohort_server::records::MemberPlace;
 
 use super::member::INCARNATION;
 use super::{Agent, Around, Hub, KILL_MS_MAX, Open, Server, TELL_HUB_EVERY_MS};
@@ -75,7 +78,11 @@ impl Server {
             let Agent { asking, book, .. } = &mut self.agent;
             let book = book.borrow();
             let own = carries.then_some(address.as_str());
-            let effects = asking.step(now_ms, Members { known: book.current(), own }, given);
+            let effects = asking.step(
+                now_ms,
+                Members { known: book.current(), voters: &book.voters, own },
+                given,
+            );
             drop(book);
             for effect in effects {
                 match effect {
@@ -117,8 +124,8 @@ impl Server {
 
     /// Orders, as if they had been answered to a question asked at `asked_ms`.
     pub(crate) fn obey(&mut self, orders: Orders, asked_ms: u64) {
-        let (valid_ms, leader) = (ORDERS_VALID_MS, None);
-        self.take_orders(Received { orders, asked_ms, valid_ms, leader });
+        let (valid_ms, leader, voters) = (ORDERS_VALID_MS, None, BTreeSet::new());
+        self.take_orders(Received { orders, asked_ms, valid_ms, leader, voters });
     }
 
     fn take_orders(&mut self, mut received: Received) {
@@ -146,7 +153,11 @@ impl Server {
             self.agent.tell_hub_ms = Some(self.now_ms);
         }
         let members = &received.orders.members;
-        self.agent.book.borrow_mut().learn(members);
+        {
+            let mut book = self.agent.book.borrow_mut();
+            book.learn(members);
+            book.voters.clone_from(&received.voters);
+        }
         let leader = received.leader.as_ref();
         if let Some(found) = leader.and_then(|it| members.iter().find(|m| m.server == *it)) {
             let (server, address) = (found.server.clone(), found.address.clone());
@@ -186,7 +197,10 @@ impl Server {
             self.tell_hub(hub);
         }
         let mut book = self.agent.book.borrow_mut();
-        book.learn(hub.members);
+        let member = |place: &MemberPlace| place.at.clone();
+        book.learn(&hub.members.iter().map(member).collect::<Vec<_>>());
+        let voters = hub.members.iter().filter(|place| place.voter);
+        book.voters = voters.map(|place| place.at.server.clone()).collect();
         if let Some(member) = &self.member {
             book.learn_more(&member.view.state.member_addresses());
         }

@@ -385,8 +385,12 @@ impl Carried {
                     self.contacts.retain(|server| known.contains_key(server));
                     self.machines.retain(|server| known.contains_key(server));
                 }
-                if view.state.servers != self.view.state.servers {
-                    self.book.borrow_mut().learn(&view.state.member_addresses());
+                if view.state.servers != self.view.state.servers
+                    || view.raft.configuration != self.view.raft.configuration
+                {
+                    let mut book = self.book.borrow_mut();
+                    book.learn(&view.state.member_addresses());
+                    book.voters = view.voters();
                 }
                 if news || view.killed != self.view.killed {
                     self.orders.clear();

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_core::ids::{Digest, ServerId};
-use cohort_core::orders::{FetchOrder, MemberAddress, Source};
+use cohort_core::orders::{FetchOrder, Source};
+use cohort_server::records::MemberPlace;
 use cohort_transfer::tracker::{
     HAVE_RUNS_MAX, REPORTS_MAX, TransferAnswer, TransferReport, TransferRequest,
 };
@@ -33,7 +34,7 @@ pub(crate) type Holdings = BTreeMap<ServerId, (Place, BTreeMap<Digest, UnitSet>)
 /// What the hub knows of a group.
 pub(crate) struct Hub<'a> {
     /// Its members, as its leader wrote them.
-    pub(crate) members: &'a [MemberAddress],
+    pub(crate) members: &'a [MemberPlace],
     /// Where each server is, as it told itself.
     pub(crate) places: &'a RefCell<BTreeMap<ServerId, Place>>,
 }

@@ -130,17 +130,23 @@ impl Carried {
     fn orders_of(&mut self, request: &Request) -> (Option<Orders>, u64) {
         let (server, life) = (&request.from.server, request.life());
         let known = self.orders.entry((server.clone(), life));
-        known.or_insert_with(|| answers::orders(&self.view, server, life)).clone()
+        let orders = || {
+            let orders = answers::orders(&self.view, server, life);
+            let hash = answers::hash_of(orders.as_ref());
+            (orders, hash)
+        };
+        known.or_insert_with(orders).clone()
     }
 
     pub(super) fn orders(&mut self, request: &Request) -> Answer {
-        let (orders, hash) = self.orders_of(request);
+        let (orders, _) = self.orders_of(request);
+        let voters = self.view.voters();
         let (mut orders, leader) = (orders.map(Box::new), self.view.leader().cloned());
         if let Some(orders) = &mut orders {
             orders.heard = start_of(orders.heard);
         }
         let elsewhere = answers::elsewhere(&self.view.state, &request.from.server, request.life());
-        Answer::Orders { orders, elsewhere, valid_ms: ORDERS_VALID_MS, leader, hash }
+        Answer::Orders { orders, elsewhere, valid_ms: ORDERS_VALID_MS, leader, voters }
     }
 
     /// Answers the held questions whose orders have changed, or whose time is up.
