@@ -12,6 +12,7 @@ use cohort_core::Rejection;
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
 use cohort_identity::{Peer, Role};
+use cohort_registry::attest::{ATTEST, AttestRequest, Attestation};
 use cohort_server::answers::{self, FORWARD_MS_MAX, REPORTS_MAX};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::{Input, Proposed};
@@ -27,6 +28,7 @@ use cohort_wire::kill::{KillAnswer, SignedKill};
 use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 use serde::de::DeserializeOwned;
 
+use crate::attesting;
 use crate::contacts::monotonic_ms;
 use crate::member::View;
 use crate::revoking;
@@ -57,6 +59,7 @@ fn endpoints() -> (Router<Arc<Shared>>, Endpoints) {
         .post(CLAIM_MEMBER, AGENTS, claim_member)
         .post(COMMAND, operators, command)
         .post(FORWARD, AGENTS, forward)
+        .post(ATTEST, AGENTS, attest)
         .post(CONTACTS, AGENTS, contacts)
         .get(STATUS, ALL, status)
         .get(POLICIES, ALL, policies)
@@ -335,6 +338,15 @@ async fn forward(
             Err(ApiError::unavailable("outcome_unknown", "the command was not confirmed"))
         }
     }
+}
+
+/// The member here attests what the leader writes to the registry for the group.
+async fn attest(
+    Context(shared): Cx,
+    asked: Asked<AttestRequest>,
+) -> Result<Json<Attestation>, ApiError> {
+    let Asked { server, handle, body } = asked.by_member()?;
+    attesting::attest(&shared, &server, &handle, &body).await.map(Json)
 }
 
 async fn contacts(

@@ -16,6 +16,7 @@
 
 mod app;
 mod app_thread;
+mod attesting;
 mod budgets;
 mod complaint;
 pub mod config;

@@ -29,6 +29,7 @@ use cohort_wire::agent::{CLAIM_MEMBER, ClaimMemberAnswer, ToGroup};
 use cohort_wire::http::Call;
 use tokio::sync::watch;
 
+use crate::attesting::Attesting;
 use crate::complaint::Complaint;
 use crate::contacts::monotonic_ms;
 use crate::duties;
@@ -45,6 +46,8 @@ use crate::whereabouts;
 pub(crate) const FOLDER: &str = "member";
 /// How long the registry may take to name the group's incarnation.
 const INCARNATION_DEADLINE: Duration = Duration::from_secs(2);
+/// How long it may take to tell the registry, with what other members attest.
+const TELL_DEADLINE: Duration = Duration::from_secs(6);
 /// How long a member may take to answer a claim.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
 /// Pauses while this server carries no member, between looks at the registry.
@@ -66,7 +69,7 @@ impl Starter {
         let kept = |error: cohort_store::StoreError| AgentError::kept("group's log")(error);
         if let Some(identity) = RedbStore::identity_in(&folder).map_err(kept)? {
             let incarnation = Incarnation(identity.incarnation);
-            let present = present_incarnation(&self.shared, incarnation).await;
+            let present = present_incarnation(&self.shared).await;
             match found(&identity.group, incarnation, &self.shared.group, present) {
                 Found::Open => {
                     let store = RedbStore::open(&folder, &identity).map_err(kept)?;
@@ -334,22 +337,34 @@ impl Drop for SetAtEnd {
     }
 }
 
-/// The group's incarnation, as the registry has it, for a member of `own`; none while it does not
-/// answer. A registry that has lost it, or has an earlier one, is told.
-async fn present_incarnation(shared: &Shared, own: Incarnation) -> Option<Incarnation> {
-    let (registry, group) = (&*shared.registry, &shared.group);
-    let asked = async {
-        let present = typed::read_bootstrap(registry, group).await?;
-        if present.as_ref().is_none_or(|present| present.incarnation < own) {
-            let server = shared.server();
-            if typed::restore_bootstrap(registry, group, own, server).await? {
-                tracing::warn!(incarnation = %own, "the hub had lost the group's incarnation");
-            }
-        }
-        Ok::<_, RegistryError>(present.filter(|present| !present.restored))
-    };
-    match tokio::time::timeout(INCARNATION_DEADLINE, asked).await {
-        Ok(Ok(bootstrap)) => bootstrap.map(|bootstrap| bootstrap.incarnation),
+/// The group's incarnation, as the registry has it; none while it does not answer, or if a member
+/// wrote it.
+async fn present_incarnation(shared: &Shared) -> Option<Incarnation> {
+    let asked = typed::read_bootstrap(&*shared.registry, &shared.group);
+    named(INCARNATION_DEADLINE, asked)
+        .await
+        .flatten()
+        .filter(|it| !it.restored)
+        .map(|it| it.incarnation)
+}
+
+/// Tells a registry that has lost the group's incarnation, or has an earlier one.
+async fn tell_incarnation(shared: &Shared, handle: &MemberHandle) {
+    let attesting = Attesting { shared, handle };
+    let (own, server) = (handle.incarnation, shared.server());
+    let told = typed::restore_bootstrap(&attesting, &shared.group, own, server);
+    if named(TELL_DEADLINE, told).await == Some(true) {
+        tracing::warn!(incarnation = %own, "the hub had lost the group's incarnation");
+    }
+}
+
+/// The registry's answer about the incarnation, if it comes in time.
+async fn named<T>(
+    deadline: Duration,
+    asked: impl Future<Output = Result<T, RegistryError>>,
+) -> Option<T> {
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
             let error = chain(&error);
             tracing::debug!(error, "the registry did not name the group's incarnation");
@@ -361,7 +376,7 @@ async fn present_incarnation(shared: &Shared, own: Incarnation) -> Option<Incarn
 
 /// Ends the agent when the group was recovered, or gave this server another member.
 async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(), AgentError> {
-    let MemberHandle { incarnation, member, view, .. } = handle;
+    let MemberHandle { incarnation, member, ref view, .. } = handle;
     let mut look = 0;
     loop {
         look += 1;
@@ -375,8 +390,11 @@ async fn watch_retirement(shared: Arc<Shared>, handle: MemberHandle) -> Result<(
             whereabouts::find_members(&shared, false).await;
         }
         if !retired && asks_for_incarnation(look, has_leader) {
-            let present = present_incarnation(&shared, incarnation).await;
+            let present = present_incarnation(&shared).await;
             retired = present.is_some_and(|present| present > incarnation);
+            if present.is_none_or(|present| present < incarnation) {
+                tell_incarnation(&shared, &handle).await;
+            }
         }
         if retired {
             return Err(AgentError::Retired { incarnation, member });

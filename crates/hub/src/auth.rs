@@ -26,6 +26,8 @@ use cohort_wire::hub::LABEL_BYTES_MAX;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::standing::Standing;
+
 /// Roles that may read the fleet's state.
 pub(crate) const READERS: &[Role] = &[Role::Viewer, Role::Operator, Role::Agent, Role::Hub];
 /// Roles that may write to the registry; each only the keys that it owns.
@@ -66,12 +68,18 @@ impl Author {
 }
 
 /// Whether a caller may make this transaction, and whether each value is valid for its key.
+/// `attesters`: the servers that stand behind it, besides the caller.
 ///
 /// `now` is the registry's state: a fenced record must not be replaced by an older one.
 ///
 /// # Errors
 /// 403, 400 for a value that is not valid for its key, 409 for a stale one.
-pub(crate) fn check_txn(author: &Author, txn: &Txn, now: &State) -> Result<(), ApiError> {
+pub(crate) fn check_txn(
+    author: &Author,
+    attesters: &[Author],
+    txn: &Txn,
+    now: &State,
+) -> Result<(), ApiError> {
     let peer = &author.peer;
     let group = match peer.role {
         Role::Agent => group_of(author, now)?,
@@ -82,13 +90,18 @@ pub(crate) fn check_txn(author: &Author, txn: &Txn, now: &State) -> Result<(), A
             );
         }
     };
-    txn.then.iter().try_for_each(|op| check_op(peer, &group, op, &txn.compare, now))
+    let of_group = |attester: &&Author| group_of(attester, now).is_ok_and(|of| of == group);
+    let behind = attesters.iter().filter(of_group).map(|attester| server_of(&attester.peer));
+    let server = server_of(peer);
+    let behind = behind.chain([server.clone()]).collect();
+    let standing = Standing { group: &group, author: &server, behind };
+    txn.then.iter().try_for_each(|op| check_op(peer, &standing, op, &txn.compare, now))
 }
 
 /// Whether an agent may make this change.
 fn check_op(
     agent: &Peer,
-    group: &GroupId,
+    standing: &Standing<'_>,
     op: &Op,
     compare: &[Compare],
     now: &State,
@@ -98,8 +111,15 @@ fn check_op(
         return Err(ApiError::bad_request(format!("`{key}` is not a key of the registry")));
     };
     let once = compare.contains(&Compare::absent(key));
-    if check_agent(&server_of(agent), group, place, op, once, now)? {
-        return Ok(());
+    let Standing { group, author, .. } = standing;
+    let alone = match &place {
+        Place::Server { .. } => true,
+        // Starting the first incarnation, which one server does.
+        Place::Bootstrap { .. } => once && names_no_incarnation(op),
+        _ => false,
+    };
+    if check_agent(author, group, place.clone(), op, once, now)? {
+        return if alone { Ok(()) } else { standing.check(&place, op, now) };
     }
     Err(ApiError::forbidden(format!("{agent} may not write `{key}`"))
         .hint("agents write records of their own group"))
@@ -176,6 +196,11 @@ fn check_agent(
         | Place::Kill { .. } => return Ok(false),
     }
     Ok(true)
+}
+
+/// Whether it is a bootstrap whose incarnation the registry issues.
+fn names_no_incarnation(op: &Op) -> bool {
+    required::<BootstrapRecord>(op).is_ok_and(|record| record.incarnation.is_none())
 }
 
 /// The highest incarnation in a transaction; 0 if none is named.

@@ -28,6 +28,7 @@ mod registry_api;
 mod removed;
 mod room;
 mod routes;
+mod standing;
 mod upkeep;
 mod upload;
 

@@ -270,7 +270,8 @@ pub(crate) async fn remove_server(
     blocking(move || removed.add(&gone, now())).await??;
     if let Some(pair) = pair {
         let compare = vec![Compare::unchanged_since(&key, pair.mod_revision)];
-        let txn = Txn { compare, then: vec![Op::Delete { key }] };
+        let then = vec![Op::Delete { key }];
+        let txn = Txn { compare, then, ..Txn::default() };
         if !app.registry.txn(txn).await?.succeeded {
             let changed = format!("server {server} has just changed: retry");
             return Err(ApiError::conflict(changed).into());

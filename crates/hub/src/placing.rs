@@ -86,7 +86,7 @@ impl Placed {
             };
             check_room(registry, &record).await?;
             let compare = vec![Compare::unchanged_since(&info_key, revision)];
-            if !registry.txn(Txn { compare, then }).await?.succeeded {
+            if !registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
                 continue;
             }
             let members = read_members(registry, &info.group).await?;

@@ -15,6 +15,7 @@ use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 use crate::app::{App, blocking, now};
 use crate::auth::{Author, check_txn, highest_incarnation};
 use crate::refusal::{Answer, Refusal};
+use crate::standing::attesters;
 
 pub(crate) async fn range(
     State(app): State<Arc<App>>,
@@ -36,7 +37,8 @@ pub(crate) async fn txn(
 ) -> Answer<Answered<TxnAnswer>> {
     let author = app.author(caller, certificate);
     // First without the writer's lock, so that a caller without permission blocks no one.
-    app.registry.read(|state| check_txn(&author, &txn, state))?;
+    let attesters = attesters(&app, &author, &txn)?;
+    app.registry.read(|state| check_txn(&author, &attesters, &txn, state))?;
     note_seen(&app, &author, seen).await?;
     // What the fleet knows and the registry does not is written again, and shows that it is lost.
     if app.has_forgotten(&author) {
@@ -44,9 +46,9 @@ pub(crate) async fn txn(
     }
     check_issued(&app, highest_incarnation(&txn))?;
     app.metrics.changes.inc();
-    let made = app
-        .registry
-        .txn_checked(txn, move |state, txn| check_txn(&author, txn, state).map_err(Refusal::from));
+    let made = app.registry.txn_checked(txn, move |state, txn| {
+        check_txn(&author, &attesters, txn, state).map_err(Refusal::from)
+    });
     let answer = made.await?;
     Ok(tell(&app, answer))
 }

@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use cohort_base::Cause;
 use serde::{Deserialize, Serialize};
 
+use crate::attest::Attestation;
+
 /// The longest key. The longest of the layout, a verdict's with four names, needs 420.
 pub const KEY_BYTES_MAX: usize = 512;
 /// The longest value. A group's record needs a few KiB; this leaves room and stays below etcd's
@@ -153,6 +155,9 @@ pub struct Txn {
     /// Changes if they hold; each key at most once.
     #[serde(default)]
     pub then: Vec<Op>,
+    /// Members that stand behind the changes of their group's records; only the hub asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attested: Vec<Attestation>,
 }
 
 /// The outcome of a transaction.

@@ -270,6 +270,7 @@ async fn a_transaction_of_many_keys_is_one_revision() {
     let txn = Txn {
         compare: vec![Compare::absent("/a")],
         then: vec![Op::put("/a", "1"), Op::put("/b", "1")],
+        ..Txn::default()
     };
     assert!(registry.txn(txn.clone()).await.expect("txn").succeeded);
     assert!(!registry.txn(txn).await.expect("txn").succeeded);

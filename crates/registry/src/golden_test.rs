@@ -52,6 +52,7 @@ fn messages() {
     let txn = Txn {
         compare: vec![Compare::unchanged_since("/a", 7), Compare::absent("/c")],
         then: vec![Op::put("/a", "1"), Op::Delete { key: "/b".into() }],
+        ..Txn::default()
     };
     let events = vec![Event::Put(pair()), deleted()];
     let seen = Seen { revision: 7, proof: "5e".repeat(32) };

@@ -12,6 +12,7 @@
 //! [`state`] is the behaviour as plain data; [`embedded`] makes it durable.
 
 pub mod api;
+pub mod attest;
 pub mod embedded;
 pub mod fleet;
 pub mod keys;

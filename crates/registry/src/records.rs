@@ -80,6 +80,15 @@ pub struct BootstrapRecord {
     pub recovered_because: Option<String>,
 }
 
+impl BootstrapRecord {
+    /// Of a group that is in this incarnation, written again by a server of it.
+    #[must_use]
+    pub fn restored(group: GroupId, incarnation: Incarnation, server: ServerId) -> Self {
+        let (schema, first_server, incarnation) = (SCHEMA, server, Some(incarnation));
+        BootstrapRecord { schema, group, incarnation, first_server, recovered_because: None }
+    }
+}
+
 /// A group's incarnation and the server that started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {

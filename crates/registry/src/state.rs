@@ -110,6 +110,13 @@ impl State {
         self.pairs.get(key)
     }
 
+    /// All pairs whose keys begin with this.
+    pub fn under(&self, prefix: &str) -> impl Iterator<Item = &KeyValue> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let pairs = self.pairs.range::<str, _>(from);
+        pairs.take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, pair)| pair)
+    }
+
     /// Reads pairs.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ fn a_transaction_does_all_or_nothing() {
     let txn = |compare: Compare| Txn {
         compare: vec![compare],
         then: vec![Op::put("/lock", "a"), Op::put("/x", "then")],
+        ..Txn::default()
     };
     assert_eq!(run(&mut state, &txn(Compare::absent("/lock"))), (true, 2));
     assert_eq!(run(&mut state, &txn(Compare::absent("/lock"))), (false, 2));
@@ -66,6 +67,7 @@ fn a_transaction_does_all_or_nothing() {
     let both = Txn {
         compare: vec![Compare::unchanged_since("/lock", 3), Compare::absent("/x")],
         then: vec![delete("/lock")],
+        ..Txn::default()
     };
     assert_eq!(run(&mut state, &both), (false, 3), "every comparison has to hold");
 }
@@ -193,8 +195,7 @@ proptest! {
                     let there = state.get(&key).map_or(0, |pair| pair.mod_revision);
                     let txn = Txn {
                         compare: vec![Compare::unchanged_since(&key, *revision)],
-                        then: vec![Op::put(&key, value.to_string())],
-                    };
+                        then: vec![Op::put(&key, value.to_string())], ..Txn::default() };
                     let (succeeded, _) = run(&mut state, &txn);
                     prop_assert_eq!(succeeded, there == *revision);
                 }

@@ -103,7 +103,7 @@ pub async fn tell_server(registry: &dyn Registry, own: &ServerRecord) -> Answer<
         };
         let compare = vec![Compare::unchanged_since(&key, seen_revision)];
         let then = vec![Op::put(&key, encode(&record))];
-        if registry.txn(Txn { compare, then }).await?.succeeded {
+        if registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
             return Ok(told);
         }
     }
@@ -160,16 +160,10 @@ pub async fn restore_bootstrap(
             }
             seen_revision = pair.mod_revision;
         }
-        let record = BootstrapRecord {
-            schema: SCHEMA,
-            group: group.clone(),
-            incarnation: Some(incarnation),
-            first_server: server.clone(),
-            recovered_because: None,
-        };
+        let record = BootstrapRecord::restored(group.clone(), incarnation, server.clone());
         let compare = vec![Compare::unchanged_since(&key, seen_revision)];
         let then = vec![Op::put(&key, encode(&record))];
-        if registry.txn(Txn { compare, then }).await?.succeeded {
+        if registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
             return Ok(true);
         }
     }
@@ -201,6 +195,7 @@ pub async fn bootstrap_group(
         let txn = Txn {
             compare: vec![Compare::absent(&key)],
             then: vec![Op::put(&key, encode(&record))],
+            ..Txn::default()
         };
         registry.txn(txn).await?;
     }
@@ -231,6 +226,7 @@ pub async fn recover_group(
     let txn = Txn {
         compare: vec![Compare::unchanged_since(&key, pair.mod_revision)],
         then: vec![Op::put(&key, encode(&record)), Op::Delete { key: keys::members(group) }],
+        ..Txn::default()
     };
     let answer = registry.txn(txn).await?;
     Ok(answer.succeeded.then(|| Bootstrap {
@@ -265,6 +261,7 @@ where
         let txn = Txn {
             compare: vec![Compare::unchanged_since(&key, seen_revision)],
             then: vec![Op::put(&key, encode(record))],
+            ..Txn::default()
         };
         match registry.txn(txn).await {
             Ok(answer) if answer.succeeded => return Ok(FencedPut::Written),
@@ -472,7 +469,7 @@ pub async fn write_intent(
         let record = encode(&IntentRecord { schema: SCHEMA, signed: signed.clone() });
         let (there, away) = if removes { (&removed, &policy) } else { (&policy, &removed) };
         let then = vec![Op::put(there, record), Op::Delete { key: away.clone() }];
-        if registry.txn(Txn { compare, then }).await?.succeeded {
+        if registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
             return Ok(IntentPut::Written);
         }
     }

@@ -101,9 +101,6 @@ impl Written {
 #[must_use]
 pub fn due(state: &State, configuration: &Configuration, written: &Written) -> Vec<Record> {
     let mut due = Vec::new();
-    if let Some(platform) = state.platform.clone().filter(|_| !written.info) {
-        due.push(Record::Info { labels: (*state.labels).clone(), platform });
-    }
     if !written.bootstrap {
         due.push(Record::Bootstrap { incarnation: state.incarnation });
     }
@@ -114,6 +111,10 @@ pub fn due(state: &State, configuration: &Configuration, written: &Written) -> V
     let members: Vec<MemberPlace> = state.member_addresses().into_iter().map(place).collect();
     if written.members.as_ref() != Some(&members) {
         due.push(Record::Members(members));
+    }
+    // The voters stand behind everything else.
+    if let Some(platform) = state.platform.clone().filter(|_| !written.info) {
+        due.push(Record::Info { labels: (*state.labels).clone(), platform });
     }
     for (id, app) in &state.apps {
         let progress = progress(id, app);

@@ -62,7 +62,7 @@ fn a_new_leadership_writes_the_groups_labels_and_members_once() {
     let state = group();
     let mut written = Written::default();
     let records = due(&state, &voters(), &written);
-    let [Record::Info { .. }, Record::Bootstrap { incarnation }, Record::Members(members)] =
+    let [Record::Bootstrap { incarnation }, Record::Members(members), Record::Info { .. }] =
         &records[..]
     else {
         panic!("{records:?}")

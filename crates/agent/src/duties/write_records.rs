@@ -6,17 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cohort_core::Body;
 use cohort_core::errand::Errand;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_registry::records::{
-    GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, Stamp, VerdictRecord,
-};
+use cohort_registry::records::{GroupRecord, Stamp};
 use cohort_registry::{FencedPut, Registry, RegistryError, typed};
 use cohort_server::answers::COMMAND_MS_MAX;
 use cohort_server::member::View;
-use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
+use cohort_server::records::{Record, Written, due};
 use tokio::sync::watch;
 
 use super::read_registry::RETRY;
 use super::{tell, until_leading};
+use crate::attesting::{Attesting, group_info, members_record, progress_record, verdict_of};
 use crate::shared::{MemberHandle, Shared};
 
 /// How often a leader without news looks for records that are due.
@@ -78,11 +77,13 @@ async fn write_all(
         // Not only where it is: the hub may have lost what its own server is.
         typed::tell_server(&*shared.registry, &shared.record).await?;
         let has = |app: &AppId| state.apps.contains_key(app);
-        typed::forget_ghosts(&*shared.registry, &state.group, stamp, has).await?;
+        let attesting = Attesting { shared, handle };
+        typed::forget_ghosts(&attesting, &state.group, stamp, has).await?;
     }
+    let attesting = Attesting { shared, handle };
     let mut refused = None;
     for record in due(state, &view.raft.configuration, written) {
-        match write(&*shared.registry, shared.server(), &state.group, stamp, &record).await {
+        match write(&attesting, shared.server(), &state.group, stamp, &record).await {
             Ok(()) => {
                 if let Some(body) = written.took(record) {
                     acknowledge(shared, handle, body).await;
@@ -107,7 +108,7 @@ async fn write(
     match record.clone() {
         Record::Info { labels, platform } => {
             let known = typed::read_group_info(registry, &group).await?;
-            let info = GroupInfo { schema: SCHEMA, group, labels, platform };
+            let info = group_info(group, labels, platform);
             if known.as_ref() != Some(&info) {
                 typed::write_group_info(registry, &info).await?;
             }
@@ -116,19 +117,14 @@ async fn write(
             typed::restore_bootstrap(registry, &group, incarnation, server).await?;
         }
         Record::Members(members) => {
-            let member = |MemberPlace { at, voter }| MemberRecord {
-                voter,
-                server: at.server,
-                address: at.address,
-                member: at.member,
-            };
-            let members = members.into_iter().map(member).collect();
-            let record = MembersRecord { schema: SCHEMA, group, stamp, members };
+            let record = members_record(group, stamp, members);
             let put = typed::write_members(registry, &record).await?;
             in_order(&record.group, server, put)?;
         }
         Record::Progress(progress) => {
-            let record = progress_record(group, stamp, progress);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let since = now.map_or(0, |since| since.as_secs());
+            let record = progress_record(group, stamp, since, progress);
             // One that is there says when the phase began.
             let known = typed::read_group_record(registry, &record.group, &record.app).await?;
             if !known.is_some_and(|known| says(&known, &record)) {
@@ -138,9 +134,7 @@ async fn write(
         }
         Record::Gone { app, .. } => typed::forget_app(registry, &group, &app).await?,
         Record::Verdict { app, verdict, .. } => {
-            let record = VerdictRecord { schema: SCHEMA, bad: verdict.bad, stamp };
-            let (version, platform) = (verdict.version, verdict.platform);
-            let verdict = GroupVerdict { app, version, platform, group, record };
+            let verdict = verdict_of(group, stamp, app, verdict);
             let known = typed::read_verdict(registry, &verdict).await?;
             if known.is_none_or(|known| known.bad != verdict.record.bad) {
                 let put = typed::write_verdict(registry, &verdict).await?;
@@ -171,22 +165,6 @@ fn says(known: &GroupRecord, record: &GroupRecord) -> bool {
     let (stamp, since) = (known.stamp, known.since);
     stamp.incarnation == record.stamp.incarnation
         && *known == GroupRecord { stamp, since, ..record.clone() }
-}
-
-fn progress_record(group: GroupId, stamp: Stamp, progress: Progress) -> GroupRecord {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    GroupRecord {
-        schema: SCHEMA,
-        group,
-        app: progress.app,
-        stamp,
-        sequence: progress.sequence,
-        state: progress.phase,
-        running: progress.running,
-        target: progress.target,
-        held_reason: progress.held_reason,
-        since: now.map_or(0, |since| since.as_secs()),
-    }
 }
 
 /// Tells the group that the registry has a record; if that gets lost, the record is written again.

@@ -1,10 +1,10 @@
 //! Acknowledged writes survive a restart; a registry from a backup bootstraps nothing.
 
-use cohort_core::ids::{GroupId, Incarnation, ServerId};
+use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_hub::{Hub, HubError};
 use cohort_identity::{Authority, Role};
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::{MembersRecord, SCHEMA, ServerRecord, Stamp};
+use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
 use cohort_registry::typed::{
     Told, bootstrap_group, list, read_bootstrap, read_server, restore_bootstrap, tell_server,
     write_members,
@@ -186,7 +186,9 @@ async fn a_record_of_a_life_that_the_hub_never_began_is_taken_by_a_restored_one_
     let (group, me) = (GroupId::new("intel.zone-a").unwrap(), ServerId::new("a-1").unwrap());
     let members = |incarnation| {
         let stamp = Stamp { incarnation: Incarnation(incarnation), term: 1, index: 1 };
-        MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![] }
+        let (server, address) = (me.clone(), "127.0.0.1:7417".to_owned());
+        let only = MemberRecord { server, address, member: MemberId(1), voter: true };
+        MembersRecord { schema: SCHEMA, group: group.clone(), stamp, members: vec![only] }
     };
     let error = write_members(&agent.registry(), &members(5000)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");

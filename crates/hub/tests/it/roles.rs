@@ -1,11 +1,12 @@
 //! Who may write what, over real mutual TLS, and the whole matrix of roles and routes.
 
-use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, ServerId, Version};
+use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, Platform, ServerId, Version};
 use cohort_core::kill::KillScope;
-use cohort_identity::Role;
+use cohort_identity::{Role, UnixTime};
+use cohort_registry::attest::Attestation;
 use cohort_registry::records::{
-    BootstrapRecord, GroupRecord, GroupVerdict, MembersRecord, SCHEMA, ServerRecord, Stamp,
-    VerdictRecord, decode, encode,
+    BootstrapRecord, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, ServerRecord,
+    Stamp, VerdictRecord, decode, encode,
 };
 use cohort_registry::typed::{
     bootstrap_group, get, read_server, write_group_record, write_members, write_verdict,
@@ -69,8 +70,11 @@ async fn an_agent_writes_what_belongs_to_its_own_group() {
     assert!(matches!(written, FencedPut::Written));
     let late = write_group_record(&registry, &record("intel.zone-a", 4)).await.unwrap();
     assert!(matches!(late, FencedPut::Late));
-    let members =
-        |group: GroupId| MembersRecord { schema: SCHEMA, group, stamp: stamp(1), members: vec![] };
+    let members = |group: GroupId| {
+        let (server, address) = (me.clone(), "127.0.0.1:7417".to_owned());
+        let only = MemberRecord { server, address, member: MemberId(1), voter: true };
+        MembersRecord { schema: SCHEMA, group, stamp: stamp(1), members: vec![only] }
+    };
     let written = write_members(&registry, &members(own.clone())).await.unwrap();
     assert!(matches!(written, FencedPut::Written));
     let verdict = |group: GroupId| GroupVerdict {
@@ -254,5 +258,62 @@ async fn of_writers_that_do_not_look_the_newest_stays() {
         assert!(last < Some(record.stamp), "{last:?} before {:?}", record.stamp);
         last = Some(record.stamp);
     }
+    hub.stop().await;
+}
+
+/// One stolen key of a group's server decides nothing for the group.
+#[tokio::test]
+async fn an_agent_writes_its_groups_records_only_with_others_that_attest_them() {
+    let hub = Running::start().await;
+    let (_, first) = hub.join_agent("a-1", "zone-a").await;
+    hub.join_agent("a-2", "zone-a").await;
+    let (_, hostile) = hub.join_agent("a-3", "zone-a").await;
+    hub.join_agent("b-1", "zone-b").await;
+    let own = group("intel.zone-a");
+    let members = |index, names: &[&str]| {
+        let member = |name: &&str| MemberRecord {
+            server: ServerId::new(*name).unwrap(),
+            address: "127.0.0.1:7417".to_owned(),
+            member: MemberId(1),
+            voter: true,
+        };
+        let members = names.iter().map(member).collect();
+        MembersRecord { schema: SCHEMA, group: own.clone(), stamp: stamp(index), members }
+    };
+    let attested = |by: &[&str], txn: &Txn| {
+        let sign = |name: &&str| {
+            let identity = hub.identity(Role::Agent, name);
+            Attestation::sign(&identity, &own, &txn.then, UnixTime::now()).unwrap()
+        };
+        Txn { attested: by.iter().map(sign).collect(), ..txn.clone() }
+    };
+    let (first, hostile) = (first.registry(), hostile.registry());
+    bootstrap_group(&first, &own, &ServerId::new("a-1").unwrap()).await.unwrap();
+    // The founder is alone; then there are three.
+    let _ = write_members(&first, &members(1, &["a-1"])).await.unwrap();
+    let all = ["a-1", "a-2", "a-3"];
+    let three = put(keys::members(&own), encode(&members(2, &all)));
+    forbidden(first.txn(three.clone()).await);
+    assert!(first.txn(attested(&["a-2"], &three)).await.unwrap().succeeded);
+
+    let version = Version::new("1.0.0").unwrap();
+    let platform = Platform::new("linux/amd64").unwrap();
+    let key = keys::verdict(&app(), &version, &platform, &own);
+    let verdict =
+        put(key.clone(), encode(&VerdictRecord { schema: SCHEMA, bad: None, stamp: stamp(3) }));
+    let of_its_own = put(keys::members(&own), encode(&members(u64::MAX, &["a-3"])));
+    let gone = Txn { then: vec![Op::Delete { key }], ..Txn::default() };
+    for txn in [&verdict, &of_its_own, &gone] {
+        forbidden(hostile.txn(txn.clone()).await);
+        // Its own signature, twice; that of another group's server; and one that is for something
+        // else.
+        forbidden(hostile.txn(attested(&["a-3", "a-3"], txn)).await);
+        forbidden(hostile.txn(attested(&["b-1"], txn)).await);
+        let other = attested(&["a-1"], &three).attested;
+        forbidden(hostile.txn(Txn { attested: other, ..txn.clone() }).await);
+    }
+    assert!(hostile.txn(attested(&["a-2"], &verdict)).await.unwrap().succeeded);
+    let too_many = attested(&["a-2"; 33], &verdict);
+    invalid(hostile.txn(too_many).await);
     hub.stop().await;
 }
