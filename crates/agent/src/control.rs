@@ -11,7 +11,7 @@ use cohort_consensus::RaftId;
 use cohort_core::Rejection;
 use cohort_core::ids::{MemberId, ServerId};
 use cohort_distribute::{Participant, TRANSFER, TransferAnswer, TransferRequest};
-use cohort_identity::{Peer, Role};
+use cohort_identity::{Peer, Role, UnixTime};
 use cohort_registry::attest::{ATTEST, AttestRequest, Attestation};
 use cohort_server::answers::{self, FORWARD_MS_MAX, REPORTS_MAX};
 use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
@@ -169,6 +169,7 @@ async fn orders(
     };
     let life = body.life;
     note(&shared, &view, &server, body);
+    shared.proofs.check(&view.state, shared.identity.current().roots(), UnixTime::now())?;
     let answer = answer(&shared, &view, (&server, life), ORDERS_VALID_MS);
     let clock_ahead_ms = shared.contacts.clock_ahead_ms(&server, view.leads());
     Ok(Json(OrdersAnswer { clock_ahead_ms, ..answer }))

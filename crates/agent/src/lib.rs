@@ -37,6 +37,7 @@ mod metrics;
 mod net;
 mod pressure;
 mod probe;
+mod proofs;
 mod renewal;
 mod reporter;
 mod revoking;

@@ -44,6 +44,7 @@ use crate::member::{Inputs, View};
 use crate::membership::FOLDER as MEMBER_FOLDER;
 use crate::metrics::Metrics;
 use crate::probe::Readiness;
+use crate::proofs::Proofs;
 use crate::submitted::{Follows, Submitted};
 use crate::tasks::Tasks;
 
@@ -99,6 +100,8 @@ pub(crate) struct Shared {
     /// The group answers, and has no orders for this agent: why.
     pub refusal: Mutex<Option<Refusal>>,
     pub complaints: Complaints,
+    /// The policies in the group's log that an operator signed, as far as they were verified here.
+    pub proofs: Proofs,
     /// The group says that this server's clock differs from the others'.
     pub clock_off: AtomicBool,
     pub tasks: Tasks,

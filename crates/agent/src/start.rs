@@ -47,6 +47,7 @@ use crate::membership::{Starter, retire};
 use crate::metrics::Metrics;
 use crate::net::{Net, take};
 use crate::probe::{Readiness, router as probe_router};
+use crate::proofs::Proofs;
 use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::space::Held;
@@ -227,6 +228,7 @@ pub(crate) async fn open(
         life: RandomState::new().hash_one(std::process::id()),
         refusal: Mutex::default(),
         complaints: Complaints::default(),
+        proofs: Proofs::default(),
         clock_off: AtomicBool::default(),
         tasks,
         registry: Arc::new(registry),

@@ -391,7 +391,7 @@ pub(crate) fn add(name: &str) -> Body {
 pub(crate) fn policy() -> Body {
     let policy = serde_json::json!({ "app": "web", "channel": "stable" });
     let policy = serde_json::from_value(policy).unwrap();
-    Body::SetPolicy { policy, revision: Revision(1) }
+    Body::SetPolicy { policy, revision: Revision(1), proof: Default::default() }
 }
 
 /// A handle on a member whose view and inputs are the test's.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::command::{Body, CLOCK_STEP_MS_MAX, Command, Event, Limited, Rejection, WhyNot};
 use crate::ids::{BootEpoch, ClockMs, MemberId, Platform, Revision, ServerId};
 use crate::phase::Phase;
-use crate::policy::Policy;
+use crate::policy::{Policy, Proof};
 use crate::reason::DebtReason;
 use crate::shared::Shared;
 use crate::state::{
@@ -72,13 +72,17 @@ impl State {
                 self.feature_level = self.feature_level.max(*level);
                 Ok(())
             }
-            Body::SetPolicy { policy, revision } => self.set_policy(policy, *revision),
+            Body::SetPolicy { policy, revision, proof } => {
+                self.set_policy(policy, *revision, proof)
+            }
             Body::Report { report } => self.report(report, actor, events),
             Body::Plan { app, generation, step } => {
                 let costs = self.clear(app, step)?;
                 self.planned(app, *generation, actor, events)?.take(step, costs)
             }
-            Body::RemoveApp { app, revision } => self.turn(app, actor, events)?.remove(*revision),
+            Body::RemoveApp { app, revision, proof } => {
+                self.turn(app, actor, events)?.remove(*revision, proof)
+            }
             Body::Adopt { app, release } => self.turn(app, actor, events)?.adopt(release),
             Body::StartRollout { app, release, revision, lead } => {
                 self.turn(app, actor, events)?.start_rollout(release, *revision, lead)
@@ -210,7 +214,7 @@ impl State {
         Ok(())
     }
 
-    fn set_policy(&mut self, policy: &Policy, revision: Revision) -> Applied {
+    fn set_policy(&mut self, policy: &Policy, revision: Revision, proof: &Proof) -> Applied {
         if let Some(app) = self.apps.get_mut(&policy.app) {
             if matches!(app.phase, Phase::Removing { .. }) {
                 let (state, why) = (app.phase.name(), WhyNot::BeingRemoved);
@@ -219,6 +223,7 @@ impl State {
             if revision > app.revision {
                 app.revision = revision;
                 app.policy = policy.clone().into();
+                app.proof = proof.clone();
                 app.set_checks(revision, &policy.checks);
             }
         } else if self.outlived(&policy.app, revision) {
@@ -230,6 +235,7 @@ impl State {
             return Err(Rejection::Limit { what: Limited::ServerApps, max });
         } else {
             let mut app = App::new(revision, policy.clone());
+            app.proof = proof.clone();
             app.generation = self.first_generation;
             let servers = self.servers.keys().map(|id| (id.clone(), Shared::default()));
             app.servers = servers.collect::<BTreeMap<_, _>>().into();

@@ -10,7 +10,7 @@ use crate::ids::{
 };
 use crate::orders::Purpose;
 use crate::phase::PhaseName;
-use crate::policy::Policy;
+use crate::policy::{Policy, Proof};
 use crate::reason::Reason;
 use crate::release::Release;
 use crate::report::Report;
@@ -66,9 +66,9 @@ pub enum Body {
     /// Every member supports more than the current feature level; a lower level has no effect.
     RaiseFeatureLevel { level: u32 },
     /// The registry has a new policy, or one for a new app; an older revision has no effect.
-    SetPolicy { policy: Policy, revision: Revision },
+    SetPolicy { policy: Policy, revision: Revision, proof: Proof },
     /// An operator removed the app, at this revision of the registry: no server is to run it.
-    RemoveApp { app: AppId, revision: Revision },
+    RemoveApp { app: AppId, revision: Revision, proof: Proof },
     /// The release that every server was found running becomes `last_good`.
     Adopt { app: AppId, release: Release },
     /// Starts a rollout, even mid-rollout; planned with this revision of the policy.

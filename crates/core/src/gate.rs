@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{AppId, GroupId, Platform, Revision, Version};
-use crate::policy::Policy;
+use crate::policy::{Policy, Proof};
 use crate::reason::Reason;
 use crate::state::State;
 use crate::waiting::WaitingOn;
@@ -13,6 +13,8 @@ use crate::waiting::WaitingOn;
 pub struct RegistryView {
     /// The apps' policies, with their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
+    /// What operators signed of policies and removals.
+    pub proofs: BTreeMap<AppId, Proof>,
     /// The apps whose policies this version cannot read.
     pub unusable: BTreeSet<AppId>,
     /// The apps that were removed, each with the revision of that.

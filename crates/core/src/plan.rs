@@ -10,6 +10,7 @@ use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command, Planned}
 use crate::gate::RegistryView;
 use crate::ids::{AppId, ClockMs, ServerId};
 use crate::phase::{Milestone, Phase};
+use crate::policy::Proof;
 use crate::prestage;
 use crate::refused::Refused;
 use crate::release::Release;
@@ -149,15 +150,16 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     let mut plan = Plan::default();
     for (id, revision) in seen.registry.iter().flat_map(|view| &view.removed) {
         if state.apps.get(id).is_some_and(|app| *revision > app.revision) {
-            plan.commands.push(Body::RemoveApp { app: id.clone(), revision: *revision });
+            let (app, revision, proof) = (id.clone(), *revision, proof_of(seen, id));
+            plan.commands.push(Body::RemoveApp { app, revision, proof });
         }
     }
     for (id, (revision, policy)) in seen.registry.iter().flat_map(|view| &view.policies) {
         let takes =
             |app: &App| *revision > app.revision && !matches!(app.phase, Phase::Removing { .. });
         if state.apps.get(id).map_or(!state.outlived(id, *revision), takes) {
-            let (policy, revision) = (policy.clone(), *revision);
-            plan.commands.push(Body::SetPolicy { policy, revision });
+            let (policy, revision, proof) = (policy.clone(), *revision, proof_of(seen, id));
+            plan.commands.push(Body::SetPolicy { policy, revision, proof });
         }
     }
     let mut round = Round::new(state, seen, leader);
@@ -167,6 +169,11 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
         Planner { state, seen, leader, id, app, round: &mut round, plan: &mut plan }.app();
     }
     plan
+}
+
+fn proof_of(seen: &Observations, app: &AppId) -> Proof {
+    let proof = seen.registry.as_ref().and_then(|view| view.proofs.get(app));
+    proof.cloned().unwrap_or_default()
 }
 
 /// What a round knows of the group's capacity, for all its apps.

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Channel, CheckName};
+use crate::shared::Shared;
 
 /// Most checks of an app: every server runs each of them every few seconds.
 pub const CHECKS_MAX: usize = 16;
@@ -19,6 +20,12 @@ pub const WAVE_SIZES_MAX: usize = 64;
 pub const PATH_BYTES_MAX: usize = 1024;
 /// Longest duration in a policy: 30 days, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
+
+/// What an operator signed, as the registry has it: an opaque text here. Members verify it before
+/// they give orders by it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Proof(pub Shared<String>);
 
 /// An app's policy, as in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::ids::{
 };
 use crate::orders::{Fence, Purpose};
 use crate::phase::Phase;
-use crate::policy::Policy;
+use crate::policy::{Policy, Proof};
 use crate::reason::{DebtReason, Unfit};
 use crate::rejection::Rejection;
 use crate::release::Release;
@@ -146,6 +146,8 @@ pub struct App {
     pub revision: Revision,
     /// The policy for the next rollout; one in progress keeps its own.
     pub policy: Shared<Policy>,
+    /// What an operator signed at `revision`: the policy, or the app's removal.
+    pub proof: Proof,
     /// The sets of checks in use, oldest first; the last is the policy's.
     pub check_sets: Vec<CheckSet>,
     /// The newest checks that `last_good` was seen to pass: what a server must pass on the way
@@ -328,6 +330,7 @@ impl App {
         App {
             revision,
             policy: policy.into(),
+            proof: Proof::default(),
             check_sets: vec![CheckSet { revision, checks }],
             good_checks: revision,
             generation: Generation(0),

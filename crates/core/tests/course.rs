@@ -28,9 +28,10 @@ fn started(number: u8, auto_revert: bool) -> State {
     policy.update.auto_revert = auto_revert;
     let revision = Revision(2);
     let (app, release, lead) = (app(), release(number), server(0));
-    for body in
-        [Body::SetPolicy { policy, revision }, Body::StartRollout { app, release, revision, lead }]
-    {
+    for body in [
+        Body::SetPolicy { policy, revision, proof: Default::default() },
+        Body::StartRollout { app, release, revision, lead },
+    ] {
         state.apply(&command(None, body)).expect("accepted");
     }
     state
@@ -191,7 +192,12 @@ fn a_change_is_no_longer_free_once_another_app_of_the_server_serves_again() {
     let mut state = started(REVERT, true);
     let db = AppId::new("db").unwrap();
     let policy = Policy { app: db.clone(), ..policy(1, 0) };
-    state.apply(&command(None, Body::SetPolicy { policy, revision: Revision(2) })).unwrap();
+    state
+        .apply(&command(
+            None,
+            Body::SetPolicy { policy, revision: Revision(2), proof: Default::default() },
+        ))
+        .unwrap();
     let fence = Fence { incarnation: state.incarnation, generation: state.apps[&db].generation };
     let here = state.apps.get_mut(&db).unwrap().servers.get_mut(&server(0)).unwrap();
     here.activation = Some(Activation {
@@ -225,7 +231,7 @@ fn a_server_that_cannot_stop_a_removed_app_holds_up_the_others() {
     let mut state = group();
     let policy = policy(1, 0);
     let mut take = |body| state.apply(&command(None, body)).map(|_| ());
-    take(Body::SetPolicy { policy, revision: Revision(2) }).unwrap();
+    take(Body::SetPolicy { policy, revision: Revision(2), proof: Default::default() }).unwrap();
     let report = |n, fence, outcome| {
         let (server, app, boot_epoch) = (server(n), app(), BootEpoch(1));
         let sequence = if fence == Fence::default() { 1 } else { 2 };
@@ -238,7 +244,7 @@ fn a_server_that_cannot_stop_a_removed_app_holds_up_the_others() {
         take(report(n, Fence::default(), found)).unwrap();
     }
     take(Body::Adopt { app: app(), release: release(1) }).unwrap();
-    take(Body::RemoveApp { app: app(), revision: Revision(3) }).unwrap();
+    take(Body::RemoveApp { app: app(), revision: Revision(3), proof: Default::default() }).unwrap();
     let grant = |state: &State, n| {
         let generation = state.apps[&app()].generation;
         let step =

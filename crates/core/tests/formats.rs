@@ -75,8 +75,8 @@ fn bodies() -> Vec<Body> {
         Body::RetireMember { server: server(1), member: MemberId(2) },
         Body::PlaceMember { server: server(1), carries: true },
         Body::RaiseFeatureLevel { level: 2 },
-        Body::SetPolicy { policy: policy(1, 0), revision: Revision(3) },
-        Body::RemoveApp { app: app(), revision: Revision(4) },
+        Body::SetPolicy { policy: policy(1, 0), revision: Revision(3), proof: Default::default() },
+        Body::RemoveApp { app: app(), revision: Revision(4), proof: Default::default() },
         Body::Adopt { app: app(), release: release(1) },
         Body::StartRollout {
             app: app(),

@@ -45,6 +45,7 @@ impl Play {
         play.take(Body::SetPolicy {
             policy: policy(1, 0),
             revision: cohort_core::ids::Revision(1),
+            proof: Default::default(),
         });
         for n in 0..3 {
             play.say(n, Outcome::Found { release: None, in_service: false });

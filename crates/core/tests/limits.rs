@@ -41,16 +41,25 @@ fn add(state: &mut State, n: usize) -> Result<(), Rejection> {
 
 fn apply_policy(state: &mut State, n: usize) -> Result<(), Rejection> {
     let policy = Policy { app: AppId::new(format!("app-{n}")).unwrap(), ..policy(1, 0) };
-    state.apply(&command(None, Body::SetPolicy { policy, revision: Revision(1) })).map(|_| ())
+    state
+        .apply(&command(
+            None,
+            Body::SetPolicy { policy, revision: Revision(1), proof: Default::default() },
+        ))
+        .map(|_| ())
 }
 
 /// Adds an app to a group without servers and removes it.
 fn add_and_remove(state: &mut State, n: usize, revision: u64) {
     let app = AppId::new(format!("app-{n}")).unwrap();
     let policy = Policy { app: app.clone(), ..policy(1, 0) };
-    let set = Body::SetPolicy { policy, revision: Revision(revision) };
+    let set = Body::SetPolicy { policy, revision: Revision(revision), proof: Default::default() };
     state.apply(&command(None, set)).unwrap();
-    let remove = Body::RemoveApp { app: app.clone(), revision: Revision(revision + 1) };
+    let remove = Body::RemoveApp {
+        app: app.clone(),
+        revision: Revision(revision + 1),
+        proof: Default::default(),
+    };
     state.apply(&command(None, remove)).unwrap();
     let record = state.apps[&app].record;
     state.apply(&command(None, Body::RecordWritten { app, record })).unwrap();
@@ -71,7 +80,11 @@ fn a_removed_app_comes_back_only_with_a_newer_policy_and_the_oldest_removal_is_f
         let seen = Observations { leader, registry, ..Observations::default() };
         let planned = cohort_core::plan(&state, &seen).commands;
         assert_eq!(planned.iter().any(|body| matches!(body, Body::SetPolicy { .. })), taken);
-        let set = Body::SetPolicy { policy: policy.clone(), revision: Revision(revision) };
+        let set = Body::SetPolicy {
+            policy: policy.clone(),
+            revision: Revision(revision),
+            proof: Default::default(),
+        };
         state.apply(&command(None, set)).unwrap();
         assert_eq!((state.apps.len(), state.removed.len()), if taken { (1, 0) } else { (0, 1) });
     }
@@ -151,7 +164,9 @@ fn a_group_remembers_no_more_than_its_limits() {
         let here = known.servers.values_mut().last().unwrap();
         (here.running, here.checks) = (Some(release(1)), newest);
         let policy = Policy { checks: vec![checks(n as u64)], ..policy(1, 0) };
-        state.apply(&command(None, Body::SetPolicy { policy, revision })).unwrap();
+        state
+            .apply(&command(None, Body::SetPolicy { policy, revision, proof: Default::default() }))
+            .unwrap();
     }
     assert_eq!(state.apps[&app()].check_sets.len(), CHECK_SETS_MAX);
     state.check().unwrap();

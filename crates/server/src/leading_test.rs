@@ -260,7 +260,7 @@ fn with_app() -> State {
     let mut state = state();
     let policy = serde_json::json!({ "app": "web", "channel": "stable" });
     let policy = serde_json::from_value(policy).unwrap();
-    let body = Body::SetPolicy { policy, revision: Revision(1) };
+    let body = Body::SetPolicy { policy, revision: Revision(1), proof: Default::default() };
     let (version, incarnation, actor) = (COMMAND_VERSION, Incarnation(1), "ann".to_owned());
     state.apply(&Command { version, incarnation, actor, request: None, body }).unwrap();
     state

@@ -82,7 +82,7 @@ fn a_record_is_due_until_the_group_knows_that_it_is_written() {
     let mut state = group();
     let policy: Policy =
         serde_json::from_value(serde_json::json!({"app": "web", "channel": "stable"})).unwrap();
-    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy });
+    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy, proof: Default::default() });
     let mut written = Written::default();
     for record in due(&state, &voters(), &written) {
         if !matches!(record, Record::Progress(_)) {
@@ -117,7 +117,7 @@ fn a_new_leadership_writes_again_what_the_registry_may_have_lost() {
     let mut state = group();
     let policy: Policy =
         serde_json::from_value(serde_json::json!({"app": "web", "channel": "stable"})).unwrap();
-    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy });
+    apply(&mut state, Body::SetPolicy { revision: Revision(1), policy, proof: Default::default() });
     let app = state.apps.get_mut(&web()).unwrap();
     let (good, ending) = (release("1.0.0"), Ending::Completed);
     let (at, by) = (ClockMs(1), "leader".to_owned());

@@ -122,7 +122,11 @@ fn apply(state: &mut State, body: Body) -> Result<(), String> {
 
 fn policy(revision: u64) -> Body {
     let text = "app = \"web\"\nchannel = \"stable\"\n[update]\napprove_after_wave = 1\n";
-    Body::SetPolicy { policy: toml::from_str(text).unwrap(), revision: Revision(revision) }
+    Body::SetPolicy {
+        policy: toml::from_str(text).unwrap(),
+        revision: Revision(revision),
+        proof: Default::default(),
+    }
 }
 
 /// A group in this phase, in which every wait could be.

@@ -22,6 +22,8 @@ use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
+use crate::proofs::proof_of;
+
 use super::{bounded, fault, still_leads, tell, until_deposed, until_leading};
 use crate::shared::{MemberHandle, Shared};
 use cohort_wire::revocation::Revocations;
@@ -243,7 +245,7 @@ struct Trust<'a> {
 }
 
 /// The policy in an intent, by the rules of this version.
-fn policy_of(intent: &AppIntent) -> Result<Policy, HubFault> {
+pub(crate) fn policy_of(intent: &AppIntent) -> Result<Policy, HubFault> {
     let damaged = |text: String| HubFault::Damaged { text: bounded(text) };
     let Wanted::Policy(policy) = &intent.wanted else {
         return Err(damaged("it is signed as a removal".to_owned()));
@@ -264,12 +266,14 @@ async fn read_view(
     let mut unusable = Unusable::new();
     let mut view = RegistryView::default();
     for signed in typed::intents(registry, keys::POLICIES).await? {
+        let proof = proof_of(&signed.1);
         let read = proven(signed, trust).and_then(|intent| {
             let policy = policy_of(&intent).map_err(|fault| (intent.app.clone(), fault))?;
             Ok((intent, policy))
         });
         match read {
             Ok((intent, policy)) => {
+                view.proofs.insert(intent.app.clone(), proof);
                 view.policies.insert(intent.app, (intent.revision, policy));
             }
             Err((app, fault)) => {
@@ -278,8 +282,10 @@ async fn read_view(
         }
     }
     for signed in typed::intents(registry, keys::REMOVED).await? {
+        let proof = proof_of(&signed.1);
         match proven(signed, trust) {
             Ok(AppIntent { app, revision, wanted: Wanted::Removal, .. }) => {
+                view.proofs.insert(app.clone(), proof);
                 view.removed.insert(app, revision);
             }
             Ok(AppIntent { app, .. }) => {

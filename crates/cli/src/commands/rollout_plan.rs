@@ -124,6 +124,7 @@ fn kept_by(
         bad: verdict.record.bad.clone(),
     });
     let view = RegistryView {
+        proofs: BTreeMap::new(),
         unusable: BTreeSet::new(),
         policies: BTreeMap::new(),
         removed: BTreeMap::new(),

@@ -4,6 +4,7 @@ use super::{Applied, Turn};
 use crate::command::WhyNot;
 use crate::ids::{GroupId, Revision, ServerId};
 use crate::phase::Phase;
+use crate::policy::Proof;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::release::Rollback;
 use crate::state::{OVERRULED_MAX, Pause, Rollout};
@@ -100,12 +101,13 @@ impl Turn<'_> {
 
     /// any state ─► removing: the servers stop the app, as many at a time as `max_unavailable`
     /// allows. Without effect if a policy was written after the removal.
-    pub(crate) fn remove(&mut self, revision: Revision) -> Applied {
+    pub(crate) fn remove(&mut self, revision: Revision, proof: &Proof) -> Applied {
         let app = &mut *self.app;
         if revision <= app.revision {
             return self.not_now(WhyNot::PolicyChanged);
         }
         app.revision = revision;
+        app.proof = proof.clone();
         if matches!(app.phase, Phase::Removing { .. }) {
             return Ok(());
         }

@@ -28,7 +28,11 @@ pub(crate) fn group() -> State {
         rack: None,
         process: Process::default(),
     }));
-    bodies.push(Body::SetPolicy { policy: policy(2, 1), revision: Revision(1) });
+    bodies.push(Body::SetPolicy {
+        policy: policy(2, 1),
+        revision: Revision(1),
+        proof: Default::default(),
+    });
     for body in bodies {
         state.apply(&command(None, body)).expect("setting up is always taken");
     }
@@ -133,12 +137,14 @@ impl Wish {
                 Body::AddServer { server, address, rack: None, process }
             }
             2 if n < 64 => Body::RemoveServer { server },
-            2 if n > 245 => Body::RemoveApp { app, revision: Revision(n % 8) },
+            2 if n > 245 => {
+                Body::RemoveApp { app, revision: Revision(n % 8), proof: Default::default() }
+            }
             3 => Body::AllocateMember { server },
             4 => Body::RetireMember { server, member: MemberId(n % 8) },
             5 => {
                 let policy = policy(u32::from(self.number % 3) + 1, u32::from(self.number % 2));
-                Body::SetPolicy { policy, revision: Revision(n % 5) }
+                Body::SetPolicy { policy, revision: Revision(n % 5), proof: Default::default() }
             }
             6 => Body::Adopt { app, release },
             7 | 8 => {
