@@ -32,7 +32,8 @@ impl Proofs {
     /// Verifies the policies that were not verified yet.
     ///
     /// # Errors
-    /// The answer for whoever asks for orders: an app is in the log without an operator's word.
+    /// The answer for a server that asks for orders: an app is in the log without an operator's
+    /// word.
     pub(crate) fn check(
         &self,
         state: &State,

@@ -4,8 +4,10 @@
 //! | record | needs |
 //! | --- | --- |
 //! | the members | most of the voters that it names |
-//! | anything else of the group | most of the voters that the hub knows; none known: as below |
-//! | all of them | another server than the author, unless the author is the only voter, or founds the group |
+//! | any other | most of the voters that the hub knows, if any |
+//!
+//! And each needs another server than its author, unless that is the only voter, or founds the
+//! group.
 
 use std::collections::BTreeSet;
 
@@ -105,7 +107,7 @@ impl Standing<'_> {
             return Ok(());
         }
         let voters = voters.len();
-        Err(self.refused(format!("{behind} of {voters} voters stand behind it, {most} must")))
+        Err(self.refused(&format!("{behind} of {voters} voters stand behind it, {most} must")))
     }
 
     fn another_of(&self, servers: &BTreeSet<ServerId>) -> Result<(), ApiError> {
@@ -113,10 +115,10 @@ impl Standing<'_> {
         if others.peek().is_none() || others.any(|server| self.behind.contains(server)) {
             return Ok(());
         }
-        Err(self.refused("no other server stands behind it".to_owned()))
+        Err(self.refused("no other server stands behind it"))
     }
 
-    fn refused(&self, why: String) -> ApiError {
+    fn refused(&self, why: &str) -> ApiError {
         let Standing { group, author, .. } = self;
         ApiError::forbidden(format!("{author} may not write for {group} alone: {why}"))
             .hint(format!("cohort group show {group}"))

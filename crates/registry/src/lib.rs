@@ -11,6 +11,8 @@
 //! **Where to start reading.** [`api`] is the contract, [`keys`] and [`records`] are the content,
 //! [`state`] is the behaviour as plain data; [`embedded`] makes it durable.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 pub mod api;
 pub mod attest;
 pub mod embedded;
