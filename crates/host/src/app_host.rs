@@ -113,6 +113,9 @@ impl AppHost {
         let releases = Releases::open(&config.install_dir).map_err(folders)?;
         let state = releases.create_state_dir(config.run_as);
         state.map_err(|error| folders(error.into()))?;
+        if let Some(reader) = config.run_as {
+            releases.open_to(reader).map_err(|error| folders(error.into()))?;
+        }
         let (file, record) = record::open(&folder, app.as_str())?;
         Ok(AppHost {
             traffic: watch::Sender::new(Traffic::Starting),

@@ -40,6 +40,29 @@ const NEXT: &str = ".current-new";
 /// marker contains the whole digest.
 const DIGEST_DIGITS: usize = 12;
 
+/// Gives the files below `folder` to a group that may read what their owner may: the marker, which
+/// says that this is done, last.
+fn open_files_to(folder: &Path, gid: u32) -> Result<(), FileError> {
+    let mut marker = None;
+    for entry in fs::read_dir(folder).on_path("read", folder)? {
+        let path = entry.on_path("read", folder)?.path();
+        let metadata = fs::symlink_metadata(&path).on_path("inspect", &path)?;
+        if metadata.is_dir() {
+            open_files_to(&path, gid)?;
+        } else if path.ends_with(MARKER) {
+            marker = Some(path);
+        } else if metadata.is_file() {
+            lchown(&path, None, Some(gid)).on_path("set group of", &path)?;
+            let mode = metadata.mode() & 0o777;
+            let open = fs::Permissions::from_mode(mode | (mode & 0o500) >> 3);
+            fs::set_permissions(&path, open).on_path("set permissions of", &path)?;
+        }
+    }
+    let marked =
+        marker.map(|marker| lchown(&marker, None, Some(gid)).on_path("set group of", &marker));
+    marked.unwrap_or(Ok(()))
+}
+
 /// The directories of one app's releases.
 #[derive(Debug, Clone)]
 pub(crate) struct Releases {
@@ -91,6 +114,21 @@ impl Releases {
         }
         // Nobody else can put a link here: the directory above is the agent's.
         lchown(&path, Some(uid), Some(gid)).on_path("set owner of", &path)
+    }
+
+    /// Lets `reader` read the releases that were unpacked for another user, after `service_user` has
+    /// changed. Nobody but the agent can write there, so no link leads out.
+    pub(crate) fn open_to(&self, reader: RunAs) -> Result<(), FileError> {
+        let folder = self.folder();
+        for entry in fs::read_dir(&folder).on_path("read", &folder)? {
+            let path = entry.on_path("read", &folder)?.path();
+            let marker = fs::symlink_metadata(path.join(MARKER));
+            let other = marker.is_ok_and(|marker| marker.gid() != reader.gid);
+            if other {
+                open_files_to(&path, reader.gid)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes everything but what the app's service has written.

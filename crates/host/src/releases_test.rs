@@ -48,3 +48,30 @@ fn a_marker_is_a_file_of_the_agents_own() {
         assert_eq!(read_marker(folder.path()), None, "somebody else's");
     }
 }
+
+#[test]
+fn another_service_user_can_read_what_was_unpacked_before() {
+    if own_user() != 0 {
+        return;
+    }
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let install_dir = folder.path().join("web");
+    let releases = Releases::open(&install_dir).unwrap();
+    let release = releases.path_of(&release_of("2.0.0"));
+    fs::create_dir_all(release.join("bin")).unwrap();
+    let (private, link) = (release.join("bin/run"), release.join("link"));
+    fs::write(&private, "#!/bin/sh").unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let outside = folder.path().join("outside");
+    fs::write(&outside, "").unwrap();
+    symlink(&outside, &link).unwrap();
+    write_marker(&release, &marker()).unwrap();
+    for gid in [65_534, 12_345] {
+        releases.open_to(RunAs { uid: 1, gid }).unwrap();
+        let run = fs::metadata(&private).unwrap();
+        assert_eq!((run.uid(), run.gid(), run.mode() & 0o777), (0, gid, 0o750));
+        assert_eq!(fs::metadata(release.join(MARKER)).unwrap().gid(), gid);
+        assert_eq!(fs::metadata(&outside).unwrap().gid(), 0, "a link is not followed");
+    }
+    assert_eq!(read_marker(&release), Some(marker()));
+}
