@@ -42,3 +42,14 @@ fn a_cause_is_found_by_its_type() {
     let found = causes(&error).filter_map(|cause| cause.downcast_ref::<Said>()).last();
     assert_eq!(found.map(|said| said.0), Some("inner"));
 }
+
+#[test]
+fn a_cause_that_draws_its_source_becomes_one_line() {
+    let drawn =
+        "TOML parse error at line 2, column 5\n  |\n2 | a == 1\n  |   ^\nexpected a value\n";
+    let line = "TOML parse error at line 2, column 5: expected a value";
+    assert_eq!(
+        chain(&said(&["cannot parse web.toml", drawn])),
+        format!("cannot parse web.toml: {line}")
+    );
+}

@@ -1,5 +1,6 @@
 //! Keys of TOML files. An unknown key is rejected with its line and the key probably meant.
 
+use cohort_base::chain;
 use cohort_view::hint::Hint;
 use cohort_wire::limits::RESPONSE_BYTES_MAX;
 use serde::de::DeserializeOwned;
@@ -44,7 +45,7 @@ pub(crate) fn read<T: DeserializeOwned>(
     known: KnownKeys<'_>,
 ) -> Result<T, Failure> {
     let malformed = |error: &toml::de::Error| {
-        let error = format!("cannot parse {file}: {}", error.to_string().trim_end());
+        let error = format!("cannot parse {file}: {}", chain(error));
         Failure::new("malformed", error).exit(Exit::Usage)
     };
     let document = DeTable::parse(text).map_err(|error| malformed(&error))?;

@@ -116,8 +116,8 @@ impl Releases {
         lchown(&path, Some(uid), Some(gid)).on_path("set owner of", &path)
     }
 
-    /// Lets `reader` read the releases that were unpacked for another user, after `service_user` has
-    /// changed. Nobody but the agent can write there, so no link leads out.
+    /// Lets `reader` read the releases that were unpacked for another user, after `service_user`
+    /// has changed. Nobody but the agent can write there, so no link leads out.
     pub(crate) fn open_to(&self, reader: RunAs) -> Result<(), FileError> {
         let folder = self.folder();
         for entry in fs::read_dir(&folder).on_path("read", &folder)? {
