@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cohort_artifact::ChannelPointer;
+use cohort_artifact::{ChannelPointer, RoleInRoot};
 use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, Revision};
 use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
@@ -29,6 +29,8 @@ pub(crate) enum Answer<'a> {
     TokenRevoke { id: &'a str, revoked: bool },
     Publish(PublishAnswer<'a>),
     RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },
+    // Version of the newest root; each role has `role`, `threshold` and `keys`.
+    RepositoryKeys { root: u64, roles: &'a [RoleInRoot] },
     ChannelSet(&'a ChannelPointer),
     ChannelList(&'a [ChannelPointer]),
     AppApply { app: &'a AppId, revision: Revision, changed: bool },

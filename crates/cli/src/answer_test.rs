@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use cohort_artifact::{KeyRole, RoleInRoot};
 use cohort_core::ids::{Digest, Incarnation, Revision, ServerId};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
@@ -28,6 +29,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::TokenRevoke { .. } => "token revoke",
         Answer::Publish(_) => "publish",
         Answer::RepositoryPush { .. } => "repository push",
+        Answer::RepositoryKeys { .. } => "repository keys",
         Answer::ChannelSet(_) => "channel set",
         Answer::ChannelList(_) => "channel list",
         Answer::AppApply { .. } => "app apply",
@@ -115,6 +117,7 @@ fn every_answer_is_as_its_golden_file_says() {
         "set_at": "2027-01-15T08:00:00Z",
     }));
     let pointers = [pointer.unwrap()];
+    let roles = [RoleInRoot { role: KeyRole::Root, threshold: 1, keys: vec!["ab".repeat(32)] }];
     let token = TokenAnswer {
         id: "t1".to_owned(),
         token: "cohort1:t1:…".to_owned(),
@@ -176,6 +179,7 @@ fn every_answer_is_as_its_golden_file_says() {
             there: 5,
             timestamp: 6,
         },
+        Answer::RepositoryKeys { root: 3, roles: &roles },
         Answer::ChannelSet(&pointers[0]),
         Answer::ChannelList(&pointers),
         Answer::AppApply { app: &app, revision: Revision(7), changed: true },

@@ -121,7 +121,8 @@ fn commands_of(flag: Flag) -> (&'static [&'static str], Option<Flag>) {
                 &["publish dist --app web --version 1.0.0", "channel set web stable 1.0.0"];
             (commands, Some(Flag::Repository))
         }
-        Flag::Repository => (&["repository push s3://bucket/prefix"], None),
+        Flag::Repository => (&["repository push s3://bucket/prefix"], Some(Flag::RootKey)),
+        Flag::RootKey => (&["repository rotate-key targets", "repository threshold root 2"], None),
     }
 }
 

@@ -65,11 +65,13 @@ pub(crate) async fn put(
     if is_new {
         taken.keep();
     }
-    if is_new && name == TIMESTAMP {
+    let ends = name == TIMESTAMP || name == Repository::KEY_CHANGE;
+    if is_new && ends {
         app.unpublished.published(&by);
     }
     if let Some(bucket) = &app.bucket {
-        bucket.send(&name).await?;
+        // A change of keys has a timestamp, after which everything that is new is sent.
+        bucket.send(if ends { TIMESTAMP } else { &name }).await?;
     }
     app.metrics.uploads.inc();
     tracing::info!(%by, file = name, "uploaded");

@@ -165,6 +165,7 @@ pub enum Flag {
     HubAddress,
     Keys,
     Repository,
+    RootKey,
 }
 
 impl Flag {
@@ -181,6 +182,7 @@ impl Flag {
             Flag::HubAddress => "--hub-address HOST:7418",
             Flag::Keys => "--keys DIR",
             Flag::Repository => "--repository DIR",
+            Flag::RootKey => "--root-key FILE",
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod kill;
 pub(crate) mod mirror;
 pub(crate) mod publish;
 pub(crate) mod repository;
+pub(crate) mod repository_keys;
 pub(crate) mod revoke;
 pub(crate) mod rollout;
 pub(crate) mod rollout_plan;
