@@ -49,7 +49,7 @@ pub(crate) async fn token(
         );
     }
     let addresses = token_addresses(&app, request.addresses, &headers)?;
-    let anchors = Anchors::of(&authority.fingerprint(), trusted_root(&app).await?.as_deref());
+    let anchors = Anchors::of(&authority.fingerprint(), trusted_root(&app, None).await?.as_deref());
     let tokens = Arc::clone(&app.tokens);
     let grant = JoinGrant { role: request.role, name: request.name };
     let (role, now) = (request.role, now());
@@ -111,7 +111,7 @@ pub(crate) async fn join(
     let authority = app.authority()?;
     let JoinRequest { token_id, token_secret, request: identity, server } = request;
     // First: whoever has no token learns nothing of the fleet.
-    app.tokens.check_secret(&token_id, &token_secret)?;
+    let root = app.tokens.check_secret(&token_id, &token_secret)?;
     let identity = IdentityRequest::from_text(&identity)?;
     let peer = identity.peer().clone();
     // Everything that can be wrong with the server is checked before the token is used up.
@@ -160,7 +160,7 @@ pub(crate) async fn join(
         certificate,
         authority: authority.certificate_pem().to_owned(),
         hub: app.identity.current().peer().name.clone(),
-        trusted_root: trusted_root(&app).await?,
+        trusted_root: trusted_root(&app, root).await?,
         mirrors: app.config.mirrors.clone(),
         repository_port: app.repository_port,
         group,
@@ -189,10 +189,11 @@ pub(crate) async fn renew(
     Ok(Json(RenewAnswer { certificate }))
 }
 
-/// The repository's root that joining servers trust first; `None` without a repository.
-async fn trusted_root(app: &App) -> Result<Option<String>, Refusal> {
+/// The repository's root that joining servers trust first, if there is one with this SHA-256, else
+/// the newest; `None` without a repository.
+async fn trusted_root(app: &App, sha256: Option<String>) -> Result<Option<String>, Refusal> {
     let config = app.config.clone();
-    let read = blocking(move || config.read_trusted_root()).await?;
+    let read = blocking(move || config.read_trusted_root(sha256.as_deref())).await?;
     Ok(read.map_err(|error| {
         tracing::error!(reason = chain(&error), "cannot read the trusted root");
         ApiError::internal("cannot read the repository's root")
