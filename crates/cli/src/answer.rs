@@ -13,7 +13,7 @@ use cohort_view::plan::RolloutPlan;
 use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
-use cohort_wire::hub::TokenAnswer;
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
@@ -55,6 +55,8 @@ pub(crate) enum Answer<'a> {
     KillSwitch(Switch<'a>),
     Revoke(Revoked),
     RevokedList(&'a [Revoked]),
+    // Show, rotate and finish.
+    Authority(&'a AuthorityStatus),
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },

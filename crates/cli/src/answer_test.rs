@@ -12,7 +12,7 @@ use cohort_view::plan::{Offered, plan};
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
-use cohort_wire::hub::TokenAnswer;
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
@@ -51,6 +51,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::KillSwitch(_) => "kill on",
         Answer::Revoke(_) => "server revoke",
         Answer::RevokedList(_) => "server revoked",
+        Answer::Authority(_) => "authority show",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -117,6 +118,13 @@ fn every_answer_is_as_its_golden_file_says() {
         "set_at": "2027-01-15T08:00:00Z",
     }));
     let pointers = [pointer.unwrap()];
+    let authority = AuthorityStatus {
+        issuer: "ab".repeat(32),
+        trusts: vec!["ab".repeat(32), "cd".repeat(32)],
+        servers: 3,
+        behind: vec!["web-1".parse().unwrap()],
+        apps: vec!["web".parse().unwrap()],
+    };
     let roles = [RoleInRoot { role: KeyRole::Root, threshold: 1, keys: vec!["ab".repeat(32)] }];
     let token = TokenAnswer {
         id: "t1".to_owned(),
@@ -205,6 +213,7 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
         Answer::Revoke(revoked_peer()),
         Answer::RevokedList(&[revoked_peer()]),
+        Answer::Authority(&authority),
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

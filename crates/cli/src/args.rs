@@ -106,6 +106,9 @@ pub(crate) enum Command {
     /// Revoke people's certificates
     #[command(subcommand)]
     Person(commands::revoke::PersonCommand),
+    /// Replace the authority that issues certificates
+    #[command(subcommand)]
+    Authority(commands::authority::AuthorityCommand),
     /// Manage your identity and context directory
     #[command(subcommand)]
     Context(commands::context::ContextCommand),

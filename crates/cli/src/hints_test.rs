@@ -21,7 +21,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
         Some(Command::Agent { hub: None }) => Command::AppApply,
         Some(Command::AppApply) => Command::AppRemove { app: app() },
         Some(Command::AppRemove { .. }) => Command::AppShow { app: app(), group: group() },
-        Some(Command::AppShow { .. }) => Command::ChannelSet {
+        Some(Command::AppShow { .. }) => Command::AuthorityFinish,
+        Some(Command::AuthorityFinish) => Command::ChannelSet {
             app: Some(app()),
             channel: text("stable"),
             version: Some("1.0.0".parse().unwrap()),

@@ -256,3 +256,19 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+#[test]
+fn an_authority_of_ones_own_has_to_be_one() {
+    let fleet = Fleet::new(&[], None);
+    let init = |cert: &str, key: &str| {
+        fleet.run(&["init", "--dir", "own", "--authority", cert, "--authority-key", key])
+    };
+    // The operator's certificate certifies nobody.
+    let (code, refused) = init("fleet/operator/cert.pem", "fleet/operator/key.pem");
+    assert_eq!((code, &refused["kind"]), (1, &"authority".into()), "{refused}");
+    let (code, refused) = init("fleet/authority/ca.pem", "fleet/operator/key.pem");
+    assert_eq!(code, 1, "{refused}");
+    let (code, made) = init("fleet/authority/ca.pem", "fleet/authority/ca-key.pem");
+    assert_eq!(code, 0, "{made}");
+    fleet.fails(&["init", "--dir", "x", "--authority", "cert.pem"]);
+}

@@ -252,3 +252,76 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
         "the working copy is gone"
     );
 }
+
+/// *A stolen hub*: its authority is replaced, and people follow by renewing.
+#[test]
+fn the_authority_is_replaced_by_two_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let token = ["token", "create", "--role", "viewer", "--name"];
+    for name in ["ann", "bob"] {
+        let (_, token, _) = hub.run("fleet", &[&token[..], &[name]].concat());
+        fs::write(dir.path().join("token"), token).unwrap();
+        let join = ["context", "join", "token", "--role", "viewer", "--name", name];
+        let (code, _, err) = hub.run(name, &join);
+        assert_eq!(code, 0, "{err}");
+    }
+    fs::write(dir.path().join("web.toml"), "app = \"web\"\nchannel = \"stable\"\n").unwrap();
+    let apply = ["app", "apply", "-f", "web.toml"];
+    assert_eq!(hub.run("fleet", &apply).0, 0);
+    let (_, before) = hub.json("fleet", &["authority", "show"]);
+    assert_eq!(hub.run("fleet", &["authority", "finish"]).0, 1, "nothing to finish");
+    assert_eq!(hub.run("ann", &["authority", "rotate"]).0, 1, "operators only");
+    let (code, during) = hub.json("fleet", &["authority", "rotate"]);
+    assert_eq!(code, 0, "{during}");
+    assert_ne!(during["issuer"], before["issuer"]);
+    assert_eq!(during["trusts"][1], before["issuer"]);
+    assert_eq!(hub.run("fleet", &["authority", "rotate"]).0, 1, "one at a time");
+    assert_eq!(hub.run("ann", &["context", "renew"]).0, 0);
+    assert_eq!(hub.run("bob", &["status"]).0, 0, "the old certificate is still good");
+    let refused = |by: &str| {
+        let (code, refused) = hub.json("fleet", &["authority", "finish"]);
+        assert_eq!((code, &refused["kind"]), (1, &"conflict".into()), "{refused}");
+        assert!(refused["hints"].to_string().contains(by), "{refused}");
+    };
+    refused("app apply");
+    assert_eq!(hub.json("fleet", &apply).1["changed"], true, "signed again");
+    assert_eq!(hub.json("fleet", &apply).1["changed"], false);
+    assert_eq!(hub.run("fleet", &["kill", "on"]).0, 0);
+    refused("kill off");
+    assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
+    let (code, after) = hub.json("fleet", &["authority", "finish"]);
+    assert_eq!(code, 0, "{after}");
+    assert_eq!(after["trusts"], serde_json::json!([during["issuer"]]));
+    assert_eq!(hub.run("ann", &["context", "renew"]).0, 0);
+    assert_eq!(hub.run("fleet", &["token", "create"]).0, 0, "by what the operator trusts now");
+    let (code, _, _) = hub.run("bob", &["context", "renew"]);
+    assert_eq!(code, 1, "whoever has not followed joins again");
+}
+
+/// *A leaver among the operators*.
+#[test]
+fn an_operator_who_has_left_is_refused_and_what_she_signed_is_signed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let token = ["token", "create", "--role", "operator", "--name", "eve"];
+    let (_, token, _) = hub.run("fleet", &token);
+    fs::write(dir.path().join("token"), token).unwrap();
+    let join = ["context", "join", "token", "--role", "operator", "--name", "eve"];
+    assert_eq!(hub.run("eve", &join).0, 0);
+    fs::write(dir.path().join("web.toml"), "app = \"web\"\nchannel = \"stable\"\n").unwrap();
+    let apply = ["app", "apply", "-f", "web.toml"];
+    assert_eq!(hub.run("eve", &apply).0, 0);
+    let (code, _, err) = hub.run("fleet", &["person", "revoke", "eve", "--reason", "left"]);
+    assert_eq!(code, 0, "{err}");
+    for args in [&["token", "create"][..], &["context", "renew"], &["kill", "on"], &apply] {
+        assert_eq!(hub.run("eve", args).0, 1, "{args:?}");
+    }
+    let (_, again) = hub.json("fleet", &apply);
+    assert_eq!(again["changed"], true, "the same policy, now signed by one who stays: {again}");
+    let (_, revoked) = hub.json("fleet", &["person", "revoked"]);
+    assert_eq!(
+        (&revoked[0]["peer"], &revoked[0]["reason"]),
+        (&"operator/eve".into(), &"left".into())
+    );
+}

@@ -49,7 +49,7 @@ pub(crate) async fn token(
         );
     }
     let addresses = token_addresses(&app, request.addresses, &headers)?;
-    let anchors = Anchors::of(&authority.fingerprint(), trusted_root(&app, None).await?.as_deref());
+    let anchors = Anchors::of(&authority.anchor(), trusted_root(&app, None).await?.as_deref());
     let tokens = Arc::clone(&app.tokens);
     let grant = JoinGrant { role: request.role, name: request.name };
     let (role, now) = (request.role, now());
@@ -158,7 +158,7 @@ pub(crate) async fn join(
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
     Ok(Json(JoinAnswer {
         certificate,
-        authority: authority.certificate_pem().to_owned(),
+        authority: authority.anchor_pem().to_owned(),
         hub: app.identity.current().peer().name.clone(),
         trusted_root: trusted_root(&app, root).await?,
         mirrors: app.config.mirrors.clone(),
@@ -183,10 +183,11 @@ pub(crate) async fn renew(
     let identity = IdentityRequest::from_text(&request.request)?;
     let allowed = peer.clone();
     let issued_at = app.issue_time(&peer);
+    let authorities = authority.trusted_pem();
     let issue = move || authority.issue(&identity, &allowed, group.as_deref(), issued_at);
     let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
     tracing::info!(%peer, "certificate renewed");
-    Ok(Json(RenewAnswer { certificate }))
+    Ok(Json(RenewAnswer { certificate, authorities }))
 }
 
 /// The repository's root that joining servers trust first, if there is one with this SHA-256, else

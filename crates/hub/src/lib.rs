@@ -15,6 +15,7 @@
 
 mod app;
 mod auth;
+mod authority;
 mod bucket;
 mod config;
 mod heard;
@@ -51,6 +52,7 @@ use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::revocation::{RevocationError, Revocations};
 use cohort_wire::tls::IdentitySlot;
+use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -178,7 +180,9 @@ impl Hub {
             listen(config.repository_listen, "repository").await?;
         let app = Arc::new(App {
             registry,
-            authority,
+            authority: RwLock::new(authority),
+            rotating: Mutex::new(()),
+            followed: parking_lot::Mutex::default(),
             secret,
             identity: IdentitySlot::refusing(
                 identity,

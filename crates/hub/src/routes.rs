@@ -15,13 +15,14 @@ use cohort_identity::{Peer, Role, TokenState};
 use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{ApiError, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::hub::{
-    FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
+    AUTHORITY, FINISH_AUTHORITY, FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH,
+    RENEW, REVOKE_TOKEN, ROTATE_AUTHORITY, TOKEN,
 };
 
 use crate::app::{App, now};
 use crate::auth::{FORWARDERS, OPERATORS, PUBLISHERS, READERS, WRITERS};
 use crate::metrics::{OfRole, Route};
-use crate::{joining, operating, registry_api, upload};
+use crate::{authority, joining, operating, registry_api, upload};
 
 /// The API, and who may use what of it; only joining needs no certificate.
 pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
@@ -39,6 +40,10 @@ pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
         .get(KILL, readers, operating::kill_status)
         .post(KILL, Who::Roles(FORWARDERS), operating::kill)
         .post(REVOCATIONS, Who::Roles(FORWARDERS), operating::revocations)
+        .post(AUTHORITY, Who::Roles(&[Role::Agent]), authority::follow)
+        .get(AUTHORITY, operators, authority::status)
+        .post(ROTATE_AUTHORITY, operators, authority::rotate)
+        .post(FINISH_AUTHORITY, operators, authority::finish)
         .post("/v1/policies/{app}", operators, operating::policy)
         .post("/v1/policies/{app}/remove", operators, operating::remove_app)
         .post("/v1/groups/{group}/recover", operators, operating::recover)

@@ -100,7 +100,7 @@ async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
 /// Renews the hub's own certificate, if the authority is here.
 async fn renew_certificate(app: &App) {
     let current = app.identity.current();
-    let Some(authority) = app.authority.clone() else { return };
+    let Some(authority) = app.authority.read().clone() else { return };
     if !current.is_expiring(now()) {
         return;
     }

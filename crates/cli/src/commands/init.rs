@@ -16,7 +16,7 @@ use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::context::{self, ContextFile};
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::layers::absolute;
+use crate::layers::{absolute, read_file};
 use crate::passphrase;
 
 #[derive(Debug, Args)]
@@ -40,6 +40,12 @@ pub(crate) struct InitArgs {
     /// Label whose value is part of a group's name; repeatable [default: platform, zone]
     #[arg(long = "group-by", value_name = "LABEL")]
     grouping: Vec<String>,
+    /// Certificate (PEM) of an authority of your own, such as an intermediate, instead of a new one
+    #[arg(long, value_name = "FILE", requires = "authority_key")]
+    authority: Option<PathBuf>,
+    /// Key (PEM) of --authority
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    authority_key: Option<PathBuf>,
     /// Directory for the root key, which is written there only: a drive that you take away
     #[arg(long, value_name = "DIR")]
     offline_root: Option<PathBuf>,
@@ -66,7 +72,14 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     }
     fs::create_dir_all(&dir).on_path("create directory", &dir).or_fail("file")?;
     let now = UnixTime::now();
-    let authority = Authority::create(&config.authority_dir(), now).or_fail("authority")?;
+    let authority = match args.authority.as_ref().zip(args.authority_key.as_ref()) {
+        None => Authority::create(&config.authority_dir(), now),
+        Some((certificate, key)) => {
+            let (certificate, key) = (read_file(certificate)?, read_file(key)?);
+            Authority::import(&config.authority_dir(), &certificate, &key, now)
+        }
+    };
+    let authority = authority.or_fail("authority")?;
     let identity = |role, name: &PeerName, folder: &Path| {
         let peer = Peer { role, name: name.clone() };
         let identity = authority.make_identity(&peer, LIFETIME, now).or_fail("authority")?;

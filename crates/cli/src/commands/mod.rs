@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod app;
+pub(crate) mod authority;
 pub(crate) mod channel;
 pub(crate) mod completions;
 pub(crate) mod confine;
@@ -71,6 +72,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Kill(args) => once(kill::run(&global, &args)),
         Command::Server(args) => once(revoke::server(&global, &args)),
         Command::Person(args) => once(revoke::person(&global, &args)),
+        Command::Authority(args) => once(authority::run(&global, &args)),
         Command::Context(args) => once(context::run(&global, &args)),
         Command::Completions(args) => Ok(completions::run(&args)),
     }

@@ -158,7 +158,7 @@ fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
     }
     let grant = JoinGrant { role: args.role, name: args.name.clone() };
     let root = config.read_trusted_root(None).or_fail("file")?;
-    let anchors = Anchors::of(&authority.fingerprint(), root.as_deref());
+    let anchors = Anchors::of(&authority.anchor(), root.as_deref());
     let token = tokens.create(grant, &anchors, addresses, expires_at, now).or_fail("token")?;
     Ok(TokenAnswer { id: token.id.clone(), token: token.to_text(), expires_at })
 }
