@@ -116,7 +116,8 @@ pub enum KeyError {
     },
     #[error(
         "key file {} has a passphrase, and there is no terminal to ask for it; \
-         set COHORT_KEY_PASSPHRASE_FILE, or for the hub: cohort repository passphrase FILE --remove",
+         set COHORT_KEY_PASSPHRASE_FILE, or for the hub: \
+         cohort repository passphrase FILE --remove",
         path.display()
     )]
     Locked { path: PathBuf },
@@ -216,7 +217,7 @@ impl SigningKey {
     }
 
     fn of_pkcs8(pkcs8: Vec<u8>) -> Result<Self, Cause> {
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|error| error.to_string())?;
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|_| "it is not an Ed25519 key")?;
         Ok(Self::of_pair(&pair, pkcs8))
     }
 

@@ -56,7 +56,7 @@ impl Fleet {
         let failed = err.lines().last().unwrap_or_default().as_bytes().to_vec();
         let text = if out.is_empty() { failed } else { out };
         let code = ran.status.code().unwrap();
-        (code, serde_json::from_slice(&text).unwrap_or_else(|_| Value::String(err)))
+        (code, serde_json::from_slice(&text).unwrap_or(Value::String(err)))
     }
 
     fn done(&self, args: &[&str]) -> Value {

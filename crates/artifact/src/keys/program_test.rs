@@ -12,7 +12,8 @@ fn key(folder: &Path, script: &str) -> SigningKey {
     let tough::schema::key::Key::Ed25519 { keyval, .. } = public.public() else { panic!() };
     let public = hex::encode(&*keyval.public);
     let text = format!(
-        "public_key = \"{public}\"\ncommand = [\"/bin/sh\", \"-c\", '''{script}''']\ntimeout_s = 1\n"
+        "public_key = \"{public}\"\ntimeout_s = 1\n\
+         command = [\"/bin/sh\", \"-c\", '''{script}''']\n"
     );
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

@@ -117,7 +117,9 @@ pub(crate) struct PassphraseArgs {
 pub(crate) async fn run(global: &Global, command: &KeyCommand) -> Result<Exit, Failure> {
     match command {
         KeyCommand::Keys { place } => {
-            show(global, &place.open_to_read(global, None).await?)?;
+            let workplace = place.open_to_read(global, None).await?;
+            let (version, roles) = workplace.repository().roles().or_fail("repository")?;
+            show(global, version, &roles);
             Ok(Exit::Done)
         }
         KeyCommand::RotateKey(args) => rotate(global, args).await,
@@ -183,9 +185,7 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         note("the repository names the new key already");
     } else {
         let change = KeyChange::Replace { role, old: args.key.clone(), new };
-        workplace.repository().change_keys(&keys, &change).await.or_fail("keys")?;
-        show(global, &workplace)?;
-        workplace.finish_key_change().await?;
+        change_and_show(global, workplace, &keys, &change).await?;
     }
     durable::rename(&waiting, &old).on_path("write key file", &old).or_fail("file")?;
     note(&format!("the new {role} key is {}", old.display()));
@@ -240,11 +240,23 @@ impl Signing {
         change: &KeyChange,
     ) -> Result<Exit, Failure> {
         let workplace = self.place.open_to_read(global, None).await?;
-        workplace.repository().change_keys(keys, change).await.or_fail("keys")?;
-        show(global, &workplace)?;
-        workplace.finish_key_change().await?;
+        change_and_show(global, workplace, keys, change).await?;
         Ok(Exit::Done)
     }
+}
+
+async fn change_and_show(
+    global: &Global,
+    workplace: Workplace,
+    keys: &Keys,
+    change: &KeyChange,
+) -> Result<(), Failure> {
+    workplace.repository().change_keys(keys, change).await.or_fail("keys")?;
+    let (version, roles) = workplace.repository().roles().or_fail("repository")?;
+    // Nothing has changed until the hub has it.
+    workplace.finish_key_change().await?;
+    show(global, version, &roles);
+    Ok(())
 }
 
 fn made_or_read(file: &Path, with_passphrase: bool) -> Result<SigningKey, Failure> {
@@ -256,18 +268,16 @@ fn made_or_read(file: &Path, with_passphrase: bool) -> Result<SigningKey, Failur
     SigningKey::load(file, &passphrase::ask).or_fail("keys")
 }
 
-fn show(global: &Global, workplace: &Workplace) -> Result<(), Failure> {
-    let (version, roles) = workplace.repository().roles().or_fail("repository")?;
-    global.output.answer(&Answer::RepositoryKeys { root: version, roles: &roles }, || {
+fn show(global: &Global, version: u64, roles: &[RoleInRoot]) {
+    global.output.answer(&Answer::RepositoryKeys { root: version, roles }, || {
         let mut rows = table(look(), &["ROLE", "NEEDS", "KEYS"]);
-        for RoleInRoot { role, threshold, keys } in &roles {
+        for RoleInRoot { role, threshold, keys } in roles {
             let ids = keys.iter().map(|id| id.chars().take(ID_DIGITS).collect::<String>());
             let ids = ids.collect::<Vec<_>>().join(" ");
             rows.add_row([cell(role), cell(threshold), cell(ids)]);
         }
         format!("root version {version}\n{}", render(&rows))
     });
-    Ok(())
 }
 
 fn set_passphrase(args: &PassphraseArgs) -> Result<Exit, Failure> {
