@@ -239,7 +239,20 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
     assert_eq!((code, &again["already_there"]), (0, &Value::Bool(true)), "{again}");
     let (code, _) = publish("1.1.0");
     assert_eq!(code, 0);
+    // Keys change from there, too: in one request.
+    let root_key = dir.join("fleet/keys/root.pem");
     let keys = dir.join("ci/keys");
+    let rotate = |role: &str| {
+        let flags = ["--root-key", root_key.to_str().unwrap(), "--keys", keys.to_str().unwrap()];
+        hub.json("ci", &[&["repository", "rotate-key", role][..], &flags].concat())
+    };
+    for (nth, role) in ["targets", "root", "snapshot", "timestamp"].into_iter().enumerate() {
+        let (code, answer) = rotate(role);
+        assert_eq!((code, &answer["root"]), (0, &Value::from(nth + 2)), "{role}: {answer}");
+        let (code, answer) = publish(&format!("1.2.{nth}"));
+        assert_eq!(code, 0, "{role}: {answer}");
+    }
+    assert_eq!(hub.json("fleet", &["repository", "keys"]).1["root"], 5, "the hub has them");
     let set = ["channel", "set", "web", "stable", "1.1.0", "--keys", keys.to_str().unwrap()];
     let (code, pointer) = hub.json("ci", &set);
     assert_eq!((code, &pointer["serial"]), (0, &Value::from(1)), "{pointer}");

@@ -1,5 +1,7 @@
 //! Replacing the authority while agents and people talk to the hub.
 
+use std::slice::from_ref;
+
 use cohort_identity::{Authority, Identity, Role, UnixTime};
 use cohort_wire::http::{ApiError, Call, CallError, Client};
 use cohort_wire::hub::{
@@ -102,11 +104,11 @@ async fn the_authority_is_replaced_while_everyone_works_and_ends_when_all_have_f
         caller(&hub, &operator).post("/v1/policies/web", &body).await.unwrap();
 
     let status = finish(&hub, &operator, false).await.unwrap();
-    assert_eq!(status.trusts, [status.issuer.clone()]);
+    assert_eq!(status.trusts, from_ref(&status.issuer));
     // What only the old one certified counts no more, not even to renew.
     assert!(is_cut_off(&caller(&hub, &hub.identity(Role::Operator, "ada"))).await);
     let last = renew(&hub, &first).await.unwrap();
-    assert_eq!(last.trusted(), [status.issuer.clone()]);
+    assert_eq!(last.trusted(), from_ref(&status.issuer));
     assert_eq!(follow(&hub, &last).await.trusts, last.trusted());
 
     // The same after a restart, and the key of the old one is gone.
