@@ -13,6 +13,7 @@ use cohort_view::plan::RolloutPlan;
 use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::audit::AuditEntry;
 use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
@@ -57,6 +58,9 @@ pub(crate) enum Answer<'a> {
     RevokedList(&'a [Revoked]),
     // Show, rotate and finish.
     Authority(&'a AuthorityStatus),
+    AuditShow(&'a [AuditEntry]),
+    // The number of the last line, and its SHA-256.
+    AuditVerify { lines: usize, last: u64, hash: &'a str },
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },

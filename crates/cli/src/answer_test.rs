@@ -12,6 +12,7 @@ use cohort_view::plan::{Offered, plan};
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::audit::AuditEntry;
 use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
@@ -52,6 +53,8 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::Revoke(_) => "server revoke",
         Answer::RevokedList(_) => "server revoked",
         Answer::Authority(_) => "authority show",
+        Answer::AuditShow(_) => "audit show",
+        Answer::AuditVerify { .. } => "audit verify",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -118,6 +121,15 @@ fn every_answer_is_as_its_golden_file_says() {
         "set_at": "2027-01-15T08:00:00Z",
     }));
     let pointers = [pointer.unwrap()];
+    let audited = [AuditEntry {
+        seq: 3,
+        at: 4,
+        by: "operator `ada`".to_owned(),
+        proof: "its certificate".to_owned(),
+        from: "10.0.0.1".to_owned(),
+        what: "server web-1 removed".to_owned(),
+        before: "ab".repeat(32),
+    }];
     let authority = AuthorityStatus {
         issuer: "ab".repeat(32),
         trusts: vec!["ab".repeat(32), "cd".repeat(32)],
@@ -214,6 +226,8 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::Revoke(revoked_peer()),
         Answer::RevokedList(&[revoked_peer()]),
         Answer::Authority(&authority),
+        Answer::AuditShow(&audited),
+        Answer::AuditVerify { lines: 2, last: 3, hash: "abab" },
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

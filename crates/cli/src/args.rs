@@ -106,6 +106,9 @@ pub(crate) enum Command {
     /// Revoke people's certificates
     #[command(subcommand)]
     Person(commands::revoke::PersonCommand),
+    /// Show and verify who changed what
+    #[command(subcommand)]
+    Audit(commands::audit::AuditCommand),
     /// Replace the authority that issues certificates
     #[command(subcommand)]
     Authority(commands::authority::AuthorityCommand),

@@ -67,6 +67,7 @@ fn help_is_as_documented() {
         "rollout",
         "rollout plan",
         "group",
+        "audit",
         "authority",
         "kill",
         "kill on",

@@ -338,3 +338,70 @@ fn an_operator_who_has_left_is_refused_and_what_she_signed_is_signed_again() {
         (&"operator/eve".into(), &"left".into())
     );
 }
+
+/// Who, proven how, what, from where; and what somebody with the hub's disk cannot hide.
+#[test]
+fn changes_are_audited_and_the_trail_cannot_be_changed_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hub = hub(dir.path());
+    let token = ["token", "create", "--role", "viewer", "--name", "ann"];
+    let (_, token, _) = hub.run("fleet", &token);
+    fs::write(dir.path().join("token"), token).unwrap();
+    let join = ["context", "join", "token", "--role", "viewer", "--name", "ann"];
+    assert_eq!(hub.run("ann", &join).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "on", "--reason", "bad night"]).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
+    assert_eq!(hub.run("fleet", &["person", "revoke", "ann", "--role", "viewer"]).0, 0);
+    assert_eq!(hub.run("fleet", &["status"]).0, 0, "reading is no change");
+    let (code, shown) = hub.json("fleet", &["audit", "show"]);
+    assert_eq!(code, 0, "{shown}");
+    let shown = shown.as_array().unwrap();
+    assert_eq!(shown.len(), 5, "{shown:?}");
+    for (entry, (by, what)) in shown.iter().zip([
+        ("operator `operator`", "join token"),
+        ("nobody", "viewer `ann` joined"),
+        ("operator `operator`", "bad night"),
+        ("operator `operator`", "kill switch of fleet off"),
+        ("operator `operator`", "viewer/ann"),
+    ]) {
+        assert_eq!((&entry["by"], &entry["from"]), (&by.into(), &"127.0.0.1".into()));
+        assert!(entry["what"].as_str().unwrap().contains(what), "{entry}");
+    }
+    assert_eq!(hub.json("fleet", &["audit", "show", "--last", "2"]).1.as_array().unwrap().len(), 2);
+    let (code, export, _) = hub.run("fleet", &["audit", "export"]);
+    assert_eq!((code, export.lines().count()), (0, 5));
+    fs::write(dir.path().join("export"), &export).unwrap();
+    let verify = ["audit", "verify", "--export", "export"];
+    assert_eq!(hub.json("fleet", &verify).1["last"], 5);
+
+    let path = dir.path().join("fleet/audit/00000000000000000001.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("bad night", "all well!")).unwrap();
+    assert_eq!(hub.json("fleet", &["audit", "verify"]).1["kind"], "broken");
+    let without_second: String = whole
+        .lines()
+        .enumerate()
+        .filter(|(nth, _)| *nth != 1)
+        .map(|(_, it)| format!("{it}\n"))
+        .collect();
+    fs::write(&path, without_second).unwrap();
+    assert_eq!(hub.json("fleet", &["audit", "verify"]).1["kind"], "broken");
+    // Rewritten as a whole: only an earlier export shows it.
+    fs::remove_file(&path).unwrap();
+    hub.child.kill().unwrap();
+    hub.child.wait().unwrap();
+    let again = ["hub", "--config", "fleet/hub.toml"];
+    let listen = fs::read_to_string(dir.path().join("fleet/context.toml")).unwrap();
+    let address = listen.split('"').find(|part| part.starts_with("127.0.0.1:")).unwrap();
+    hub.child = command(dir.path())
+        .args(again)
+        .args(["--listen", address])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while hub.run("fleet", &["token", "create"]).0 != 0 {
+        assert!(hub.child.try_wait().unwrap().is_none(), "the hub runs");
+    }
+    assert_eq!(hub.run("fleet", &["audit", "verify"]).0, 0);
+    assert_eq!(hub.json("fleet", &verify).1["kind"], "broken");
+}

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditLog;
 use crate::auth::{Author, group_of, server_of};
 use crate::bucket::BucketCopy;
 use crate::config::HubConfig;
@@ -39,6 +40,7 @@ pub(crate) struct App {
     pub(crate) secret: Secret,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) removed: Arc<Removed>,
+    pub(crate) audit: AuditLog,
     pub(crate) heard: Heard,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,

@@ -17,6 +17,7 @@ use cohort_wire::hub::{
 
 use crate::HubError;
 use crate::app::{App, blocking, now};
+use crate::audit;
 use crate::auth::server_of;
 use crate::refusal::{Answer, Refusal};
 
@@ -56,6 +57,7 @@ pub(crate) async fn rotate(
     let dir = app.config.authority_dir();
     let next = replace(&app, move |authority| authority.rotate(&dir, now())).await?;
     app.followed.lock().clear();
+    audit::note(format!("authority {} issues from now on", next.fingerprint()));
     tracing::warn!(%by, authority = next.fingerprint(), "a new authority issues; both are trusted");
     Ok(Json(status_of(&app, &next).await?))
 }
@@ -77,6 +79,7 @@ pub(crate) async fn finish(
     // Those that are not used yet name the old authority.
     let tokens = Arc::clone(&app.tokens);
     let tokens_revoked = blocking(move || tokens.revoke_unused()).await??;
+    audit::note(format!("authority {} alone is trusted", next.fingerprint()));
     tracing::warn!(%by, authority = next.fingerprint(), tokens_revoked, "the old authority ended");
     Ok(Json(status_of(&app, &next).await?))
 }

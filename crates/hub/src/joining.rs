@@ -17,6 +17,7 @@ use cohort_wire::hub::{
 };
 
 use crate::app::{App, blocking, now};
+use crate::audit;
 use crate::auth::{group_of, server_of};
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
@@ -60,6 +61,7 @@ pub(crate) async fn token(
         tokens.create(grant, &anchors, &addresses, expires_at, now)
     })
     .await??;
+    audit::note(format!("join token {} created for role {role}, valid for {valid_s} s", token.id));
     tracing::info!(%by, token = token.id, %role, valid_s, "join token created");
     let text = token.to_text();
     Ok(Json(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
@@ -100,6 +102,7 @@ pub(crate) async fn revoke_token(
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
     blocking(move || tokens.revoke(&id)).await??;
+    audit::note(format!("join token {} revoked", request.id));
     tracing::info!(%by, token = request.id, "join token revoked");
     Ok(Json(()))
 }
@@ -113,6 +116,7 @@ pub(crate) async fn join(
     // First: whoever has no token learns nothing of the fleet.
     let root = app.tokens.check_secret(&token_id, &token_secret)?;
     let identity = IdentityRequest::from_text(&identity)?;
+    let used = token_id.clone();
     let peer = identity.peer().clone();
     // Everything that can be wrong with the server is checked before the token is used up.
     let placed = match (peer.role, server) {
@@ -155,6 +159,7 @@ pub(crate) async fn join(
         None => None,
     };
     app.metrics.joined.inc();
+    audit::note(format!("{peer} joined with join token {used}"));
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
     Ok(Json(JoinAnswer {
         certificate,
@@ -186,6 +191,7 @@ pub(crate) async fn renew(
     let authorities = authority.trusted_pem();
     let issue = move || authority.issue(&identity, &allowed, group.as_deref(), issued_at);
     let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
+    audit::note("certificate renewed");
     tracing::info!(%peer, "certificate renewed");
     Ok(Json(RenewAnswer { certificate, authorities }))
 }

@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod app;
+mod audit;
 mod auth;
 mod authority;
 mod bucket;
@@ -62,6 +63,7 @@ pub use config::HubConfig;
 pub use upload::{UploadError, upload};
 
 use app::{App, now};
+use audit::{AuditError, AuditLog};
 use bucket::BucketCopy;
 use heard::Heard;
 use metrics::Metrics;
@@ -97,6 +99,8 @@ pub enum HubError {
     NothingToConfirm,
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
+    #[error("cannot open the audit trail")]
+    Audit(#[from] AuditError),
     #[error(
         "the hub has no certificate in {} and no authority to issue one; \
          run `cohort init --dir DIR` first",
@@ -189,6 +193,7 @@ impl Hub {
                 Revocations::open(&config.data_dir.join("revocations.json"), now())?,
             ),
             tokens: Arc::new(tokens),
+            audit: AuditLog::open(&config.data_dir.join("audit"))?,
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
             heard: Heard::new(Instant::now()),
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),

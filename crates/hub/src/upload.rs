@@ -21,6 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
+use crate::audit;
 use crate::quota::Taken;
 use crate::refusal::{self, Refusal};
 
@@ -67,6 +68,7 @@ pub(crate) async fn put(
     }
     let ends = name == TIMESTAMP || name == Repository::KEY_CHANGE;
     if is_new && ends {
+        audit::note(if name == TIMESTAMP { "published" } else { "keys of the repository changed" });
         app.unpublished.published(&by);
     }
     if let Some(bucket) = &app.bucket {
