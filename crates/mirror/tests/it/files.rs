@@ -42,10 +42,10 @@ async fn a_new_root_is_found_although_it_was_absent() {
     assert_eq!(cache.get("/metadata/2.root.json").await.0, 404);
     origin.put("/metadata/2.root.json", "second");
     let end = Instant::now() + DEADLINE;
-    while cache.get("/metadata/2.root.json").await.0 == 404 {
+    // On a busy machine, an origin that is late counts as away, and the last answer stands.
+    while cache.get("/metadata/2.root.json").await != (200, Some("second".into())) {
         assert!(Instant::now() < end, "the cache has not found the new root");
     }
-    assert_eq!(text(&cache, "/metadata/2.root.json").await, "second");
 }
 
 #[tokio::test]
