@@ -10,7 +10,9 @@ use cohort_base::chain::chain;
 use cohort_identity::{Identity, IdentityError, UnixTime};
 use cohort_server::renewal::{Age, Asked, Next, Renewal};
 use cohort_wire::http::{Call, CallError, Client, Target};
-use cohort_wire::hub::{RENEW, RenewAnswer, RenewRequest};
+use cohort_wire::hub::{
+    AUTHORITY, AuthorityAnswer, AuthorityRequest, RENEW, RenewAnswer, RenewRequest,
+};
 use cohort_wire::tls::IdentitySlot;
 
 use crate::shared::Shared;
@@ -43,7 +45,11 @@ async fn look(
     slot: &IdentitySlot,
 ) -> Duration {
     let identity = slot.current();
-    let mut next = renewal.look(age(&identity, UnixTime::now()));
+    let mut age = age(&identity, UnixTime::now());
+    if age == Age::Fresh && is_replaced(hub, client, &identity).await {
+        age = Age::Replaced;
+    }
+    let mut next = renewal.look(age);
     loop {
         let address = match next {
             Next::Ask { address } => address,
@@ -54,6 +60,8 @@ async fn look(
                 slot.replace(renewed);
                 client.forget_connections();
                 tracing::info!("certificate renewed");
+                // So that the hub knows.
+                let _ = is_replaced(hub, client, &slot.current()).await;
                 Asked::Renewed
             }
             Err(error) => {
@@ -66,6 +74,19 @@ async fn look(
             }
         });
     }
+}
+
+/// Tells the hub which authority the certificate is of, and whether a renewal would change that, or
+/// which authorities are trusted. A hub that does not answer changes nothing.
+async fn is_replaced(hub: &[Target], client: &Client, identity: &Identity) -> bool {
+    let request = AuthorityRequest { issuer: identity.issuer(), trusts: identity.trusted() };
+    let call = Call::post(AUTHORITY, &request).idempotent();
+    let answered: Result<(_, AuthorityAnswer), _> = client.call_any(hub, 0, call).await;
+    let Ok((_, AuthorityAnswer { issuer, mut trusts })) = answered else { return false };
+    let mut trusted = request.trusts;
+    trusted.sort();
+    trusts.sort();
+    request.issuer != Some(issuer) || trusted != trusts
 }
 
 fn age(identity: &Identity, now: UnixTime) -> Age {
@@ -89,7 +110,7 @@ async fn renew_at(
     let request = Identity::prepare_request(dir, identity.peer().clone())?.to_text();
     let call = Call::post(RENEW, &RenewRequest { request });
     let answer: RenewAnswer = client.call_json(hub, call).await.map_err(RenewalError::Call)?;
-    Ok(identity.accept_renewal(dir, &answer.certificate, UnixTime::now())?)
+    Ok(identity.accept_renewal(dir, &answer.certificate, &answer.authorities, UnixTime::now())?)
 }
 
 #[cfg(test)]
@@ -130,7 +151,10 @@ mod renewal_test {
             counted.fetch_add(1, Ordering::Relaxed);
             let request = IdentityRequest::from_text(&request.request).unwrap();
             let issued = issuer.authority.issue(&request, &server(), None, UnixTime::now());
-            Json(RenewAnswer { certificate: issued.unwrap() })
+            Json(RenewAnswer {
+                certificate: issued.unwrap(),
+                authorities: issuer.authority.trusted_pem(),
+            })
         };
         let handler = Handler::Http(Router::new().route(RENEW, post(renew)));
         let peer = Peer::new(Role::Hub, "hub").unwrap();
@@ -153,11 +177,47 @@ mod renewal_test {
         assert_eq!(count.load(Ordering::Relaxed), 1, "fresh: no second request");
     }
 
+    /// The hub's authority is replaced: a fresh certificate is renewed, once, and both are trusted.
+    #[tokio::test]
+    async fn a_fresh_certificate_of_a_replaced_authority_is_renewed() {
+        let lab = Arc::new(Lab::new().await);
+        let new = lab.authority.rotate(&lab.path("ca"), UnixTime::now()).unwrap();
+        let new = Arc::new(new);
+        let count = Arc::new(AtomicUsize::new(0));
+        let (issuer, counted) = (Arc::clone(&new), Arc::clone(&count));
+        let renew = async move |Json(request): Json<RenewRequest>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let request = IdentityRequest::from_text(&request.request).unwrap();
+            let certificate = issuer.issue(&request, &server(), None, UnixTime::now()).unwrap();
+            Json(RenewAnswer { certificate, authorities: issuer.trusted_pem() })
+        };
+        let follow = {
+            let new = Arc::clone(&new);
+            async move |Json(_): Json<AuthorityRequest>| {
+                Json(AuthorityAnswer { issuer: new.fingerprint(), trusts: new.trusted() })
+            }
+        };
+        let routes = Router::new().route(RENEW, post(renew)).route(AUTHORITY, post(follow));
+        let peer = Peer::new(Role::Hub, "hub").unwrap();
+        let hub = [target(&lab.serve_as(peer, Alpn::Hub, Handler::Http(routes)).await)];
+        let (slot, dir) = (slot(&lab, 10), lab.path("identity"));
+        let client = Client::new(Arc::clone(&slot));
+        let mut renewal = Renewal::new(hub.len());
+        for _ in 0..2 {
+            look(&mut renewal, &dir, &hub, &client, &slot).await;
+            assert_eq!(slot.current().issuer(), Some(new.fingerprint()));
+            assert_eq!(Identity::load(&dir).unwrap().trusted(), new.trusted());
+            assert_eq!(count.load(Ordering::Relaxed), 1);
+        }
+    }
+
     #[tokio::test]
     async fn a_certificate_for_another_key_leaves_the_old_one_and_ends_the_round() {
         let lab = Arc::new(Lab::new().await);
-        let wrong =
-            async |Json(_): Json<RenewRequest>| Json(RenewAnswer { certificate: String::new() });
+        let wrong = async |Json(_): Json<RenewRequest>| {
+            let authorities = String::new();
+            Json(RenewAnswer { certificate: String::new(), authorities })
+        };
         let handler = Handler::Http(Router::new().route(RENEW, post(wrong)));
         let peer = Peer::new(Role::Hub, "hub").unwrap();
         let first = target(&lab.serve_as(peer, Alpn::Hub, handler).await);

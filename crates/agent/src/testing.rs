@@ -67,7 +67,7 @@ impl Lab {
     pub(crate) async fn new() -> Lab {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(&folder.path().join("ca"), UnixTime::now()).unwrap();
-        let keys = Keys::create(&folder.path().join("keys")).unwrap();
+        let keys = Keys::generate().unwrap();
         let repository = folder.path().join("repository");
         let repository =
             Repository::create(&repository, &keys, Lifetimes::default()).await.unwrap();

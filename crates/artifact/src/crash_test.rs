@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::client::ClientLimits;
 use crate::steps::Faults;
 use crate::{
-    Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
-    UnitHashes, blob_path, units_path,
+    KeyChange, KeyRole, Keys, Lifetimes, Mirror, PublishRequest, Repository, SigningKey,
+    TrustOptions, TrustedRepository, UnitHashes, blob_path, units_path,
 };
 
 impl Faults {
@@ -153,5 +153,34 @@ async fn renewing_survives_dying_at_every_point() {
         let faults = dying.faults.points_left.unwrap();
         assert_eq!(faults.load(Ordering::SeqCst), 0);
         assert_eq!(consistent_version(&reader, fixture.repository.dir()).await, "1.0.0");
+    }
+}
+
+/// A change of keys that dies between any two steps is completed by the next signature.
+#[tokio::test]
+async fn changing_keys_survives_dying_at_every_point() {
+    for role in [KeyRole::Root, KeyRole::Targets, KeyRole::Snapshot, KeyRole::Timestamp] {
+        let mut last = false;
+        for points in 0.. {
+            let fixture = Fixture::new().await;
+            fixture.repository.publish(&fixture.keys, &fixture.request("1.0.0")).await.unwrap();
+            let reader = fixture.reader("store").await;
+            assert_eq!(consistent_version(&reader, fixture.repository.dir()).await, "1.0.0");
+            let (new, mut keys) = (SigningKey::generate().unwrap(), fixture.keys.clone());
+            keys.of_mut(role).push(new.clone());
+            let change = KeyChange::Replace { role, old: None, new };
+            let dying = fixture.dying_after(points);
+            let died = dying.change_keys(&keys, &change).await.is_err();
+            let repository = &fixture.repository;
+            repository.renew_timestamp_if_due(&keys.timestamp).await.unwrap();
+            assert_eq!(consistent_version(&reader, repository.dir()).await, "1.0.0");
+            repository.publish(&keys, &fixture.request("1.1.0")).await.unwrap();
+            assert_eq!(consistent_version(&reader, repository.dir()).await, "1.1.0");
+            if !died {
+                last = true;
+                break;
+            }
+        }
+        assert!(last);
     }
 }

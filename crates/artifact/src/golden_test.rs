@@ -17,6 +17,7 @@ use crate::trust_state::{Bundle, State};
 use crate::{
     ChannelPointer, Delta, Format, Keys, Lifetimes, MANIFEST_SCHEMA, Manifest, PackageFile,
     Protocols, Rollback, SigningKey, UNIT_BYTES, UnitHasher, UnitHashes, digest_of_bytes,
+    no_passphrase,
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -97,7 +98,7 @@ fn what_a_reader_has_seen() {
     // Each file in a bundle names its own format version; the contents are pinned below.
     let [root, timestamp, snapshot, targets] =
         ["root", "timestamp", "snapshot", "targets"].map(|role| format!("signed {role}"));
-    let bundle = Bundle { root, timestamp, snapshot, targets };
+    let bundle = Bundle { roots: vec![root], timestamp, snapshot, targets };
     hold(&golden("trust-bundle.jsonl"), from_ref(&bundle));
     hold(&golden("trust-state.jsonl"), &[State::new("ab".repeat(32), bundle)]);
 }
@@ -138,16 +139,16 @@ fn key(seed: u8) -> SigningKey {
     let path = folder.path().join("key.pem");
     fs::write(&path, pem::encode(&pem::Pem::new("PRIVATE KEY", pkcs8))).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    SigningKey::load(&path).unwrap()
+    SigningKey::load(&path, &no_passphrase).unwrap()
 }
 
 #[tokio::test]
 async fn signed_metadata() {
-    let [root_key, targets, snapshot, timestamp] = [1, 2, 3, 4].map(key);
-    let keys = Keys { targets, snapshot, timestamp, root: Some(root_key.clone()) };
+    let [root, targets, snapshot, timestamp] = [1, 2, 3, 4].map(|seed| vec![key(seed)]);
+    let keys = Keys { targets, snapshot, timestamp, root };
     let lifetimes = Lifetimes::default();
     let root = new_root(&keys, later(then(), lifetimes.root_s)).unwrap();
-    let signed = sign(&root, root.clone(), &root_key).await.unwrap();
+    let signed = sign(&root, root.clone(), &keys.root).await.unwrap();
     let mut targets = new_targets(then());
     let name = TargetName::new("channels/web/stable.json").unwrap();
     targets.targets.insert(name, target_of(b"channel"));

@@ -23,6 +23,7 @@ mod checks;
 pub mod client;
 mod delta;
 mod digest;
+mod key_change;
 mod keys;
 mod layout;
 mod lifetimes;
@@ -51,7 +52,8 @@ pub use cohort_core::ids::{AppId, Channel, Digest, Platform, Version};
 pub use cohort_core::release::Rollback;
 pub use delta::{DeltaError, DeltaInput, DeltaMaker, Method, apply_delta};
 pub use digest::{digest_of, digest_of_bytes};
-pub use keys::{KeyError, Keys, SigningKey};
+pub use key_change::{KeyChange, KeyChangeError, RoleInRoot};
+pub use keys::{AskPassphrase, KeyError, KeyRole, Keys, SigningKey, no_passphrase};
 pub use layout::{blob_path, channel_target, manifest_target, units_path};
 pub use lifetimes::{Expiries, Lifetimes};
 pub use manifest::{

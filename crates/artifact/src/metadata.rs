@@ -6,18 +6,17 @@ use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::rand::SystemRandom;
-use cohort_base::{Cause, OnPath as _};
+use cohort_base::{Cause, FileError, OnPath as _};
 use jiff::Timestamp as Time;
 use serde::de::DeserializeOwned;
-use tough::editor::signed::SignedRole;
+use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::{
-    Hashes, KeyHolder, Metafile, Role as TufRole, RoleKeys, RoleType, Root, Signed, Snapshot,
+    Hashes, Metafile, Role as TufRole, RoleKeys, RoleType, Root, Signature, Signed, Snapshot,
     Target, Targets, Timestamp,
 };
 
 use crate::digest::sha256;
-use crate::keys::{Keys, SigningKey};
+use crate::keys::{KeyRole, Keys, SigningKey};
 use crate::layout::METADATA_DIR;
 use crate::lifetimes::Lifetimes;
 use crate::repository::RepositoryError;
@@ -35,6 +34,9 @@ pub(crate) struct Current {
     pub(crate) timestamp: Signed<Timestamp>,
     pub(crate) snapshot: Signed<Snapshot>,
     pub(crate) targets: Signed<Targets>,
+    /// A change of keys has written its root, and not yet the timestamp that goes with it: what is
+    /// here is to be signed next, the timestamp on disk belongs to the keys of before.
+    pub(crate) interrupted: bool,
 }
 
 /// A signed role, ready to write.
@@ -45,9 +47,14 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
+    /// A signed role that another publisher has made.
+    pub(crate) fn of(bytes: Vec<u8>, version: NonZeroU64) -> Self {
+        Self { name: String::new(), bytes, version }
+    }
+
     /// How another role refers to this one: by version, length and SHA-256, so that files from
     /// different states cannot be mixed.
-    fn reference(&self) -> Metafile {
+    pub(crate) fn reference(&self) -> Metafile {
         Metafile {
             length: Some(self.bytes.len() as u64),
             hashes: Some(hashes(&self.bytes)),
@@ -73,31 +80,94 @@ pub(crate) fn target_of(bytes: &[u8]) -> Target {
 
 /// Reads the newest state of a repository.
 pub(crate) fn read_current(repository: &Path) -> Result<Current, RepositoryError> {
+    let root = read_root(repository)?;
+    match read_chain(repository, root.clone()) {
+        Err(error @ RepositoryError::BadSignature { .. }) => {
+            read_interrupted(repository, root)?.ok_or(error)
+        }
+        current => current,
+    }
+}
+
+/// The newest root, signed by its own keys.
+pub(crate) fn read_root(repository: &Path) -> Result<Signed<Root>, RepositoryError> {
     let root: Signed<Root> = read(&newest_root(repository)?)?;
     verify(&root, &root)?;
+    Ok(root)
+}
+
+/// What the timestamp leads to, all of it signed by the keys of `root`.
+fn read_chain(repository: &Path, root: Signed<Root>) -> Result<Current, RepositoryError> {
     let metadata = repository.join(METADATA_DIR);
     let timestamp: Signed<Timestamp> = read(&metadata.join("timestamp.json"))?;
     verify(&root, &timestamp)?;
-    let incomplete = || RepositoryError::Damaged {
-        path: metadata.clone(),
-        source: "a role does not name the next one".into(),
-    };
-    let version = timestamp.signed.meta.get("snapshot.json").ok_or_else(incomplete)?.version;
+    let version = named(repository, &timestamp.signed.meta, "snapshot.json")?;
+    let (snapshot, targets) = read_lists(repository, &root, version)?;
+    Ok(Current { root, timestamp, snapshot, targets, interrupted: false })
+}
+
+/// A snapshot and the targets that it names, signed by the keys of `root`.
+fn read_lists(
+    repository: &Path,
+    root: &Signed<Root>,
+    version: NonZeroU64,
+) -> Result<(Signed<Snapshot>, Signed<Targets>), RepositoryError> {
+    let metadata = repository.join(METADATA_DIR);
     let snapshot: Signed<Snapshot> = read(&metadata.join(format!("{version}.snapshot.json")))?;
-    verify(&root, &snapshot)?;
-    let version = snapshot.signed.meta.get("targets.json").ok_or_else(incomplete)?.version;
+    verify(root, &snapshot)?;
+    let version = named(repository, &snapshot.signed.meta, "targets.json")?;
     let targets: Signed<Targets> = read(&metadata.join(format!("{version}.targets.json")))?;
-    verify(&root, &targets)?;
-    Ok(Current { root, timestamp, snapshot, targets })
+    verify(root, &targets)?;
+    Ok((snapshot, targets))
+}
+
+fn named(
+    repository: &Path,
+    meta: &HashMap<String, Metafile>,
+    file: &str,
+) -> Result<NonZeroU64, RepositoryError> {
+    meta.get(file).map(|entry| entry.version).ok_or_else(|| RepositoryError::Damaged {
+        path: repository.join(METADATA_DIR),
+        source: "a role does not name the next one".into(),
+    })
+}
+
+/// The state that a change of keys was about to make current: its lists are on disk, signed by the
+/// keys of the newest root, while the timestamp still belongs to the root before. `None` if this is
+/// not what happened. Nothing that only former keys signed is taken.
+fn read_interrupted(
+    repository: &Path,
+    root: Signed<Root>,
+) -> Result<Option<Current>, RepositoryError> {
+    let metadata = repository.join(METADATA_DIR);
+    let Some(before) = NonZeroU64::new(root.signed.version.get() - 1) else { return Ok(None) };
+    let before: Signed<Root> = read(&metadata.join(format!("{before}.root.json")))?;
+    verify(&before, &before)?;
+    verify(&before, &root)?;
+    let Ok(old) = read_chain(repository, before) else { return Ok(None) };
+    let newest = highest(&metadata, "snapshot")?.and_then(NonZeroU64::new);
+    let Some(newest) = newest else { return Ok(None) };
+    let Ok((snapshot, targets)) = read_lists(repository, &root, newest) else { return Ok(None) };
+    let path = metadata.join(format!("{newest}.snapshot.json"));
+    let bytes = fs::read(&path).on_path("read", &path)?;
+    let reference = Ready::of(bytes, newest).reference();
+    let mut timestamp = old.timestamp;
+    timestamp.signed.meta.insert("snapshot.json".to_owned(), reference);
+    Ok(Some(Current { root, timestamp, snapshot, targets, interrupted: true }))
+}
+
+/// The paths of all roots, the newest first; none without a repository.
+pub(crate) fn roots(repository: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let metadata = repository.join(METADATA_DIR);
+    let mut versions = versions_of(&metadata, "root")?;
+    versions.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(versions.into_iter().map(|version| metadata.join(format!("{version}.root.json"))).collect())
 }
 
 /// The path of the root with the highest version.
 pub(crate) fn newest_root(repository: &Path) -> Result<PathBuf, RepositoryError> {
-    let metadata = repository.join(METADATA_DIR);
-    match highest(&metadata, "root")? {
-        Some(version) => Ok(metadata.join(format!("{version}.root.json"))),
-        None => Err(RepositoryError::NotARepository { path: repository.to_owned() }),
-    }
+    let newest = roots(repository)?.into_iter().next();
+    newest.ok_or_else(|| RepositoryError::NotARepository { path: repository.to_owned() })
 }
 
 fn read<T: TufRole + DeserializeOwned>(path: &Path) -> Result<Signed<T>, RepositoryError> {
@@ -119,18 +189,22 @@ fn verify<T: TufRole>(root: &Signed<Root>, role: &Signed<T>) -> Result<(), Repos
 
 /// The highest version of a role's file, used or not.
 fn highest(metadata: &Path, role: &str) -> Result<Option<u64>, RepositoryError> {
+    Ok(versions_of(metadata, role)?.into_iter().max())
+}
+
+fn versions_of(metadata: &Path, role: &str) -> Result<Vec<u64>, FileError> {
     let entries = match fs::read_dir(metadata) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.on_path("read folder", metadata)?,
     };
     let suffix = format!(".{role}.json");
-    let mut highest = None;
+    let mut versions = Vec::new();
     for entry in entries {
         let name = entry.on_path("read folder", metadata)?.file_name();
         let version = name.to_str().and_then(|name| name.strip_suffix(&suffix));
-        highest = highest.max(version.and_then(|version| version.parse().ok()));
+        versions.extend(version.and_then(|version| version.parse::<u64>().ok()));
     }
-    Ok(highest)
+    Ok(versions)
 }
 
 /// The next version: the Unix time in seconds, or `current` plus one if that is higher.
@@ -153,9 +227,8 @@ pub(crate) fn next_version(
     Ok(version_after(written.unwrap_or(current).max(current)))
 }
 
-/// A new root, version 1, with one key for each role.
+/// A new root, version 1, with the given keys; one signature of each role counts.
 pub(crate) fn new_root(keys: &Keys, expires: Time) -> Result<Root, RepositoryError> {
-    let root_key = keys.root.as_ref().ok_or(RepositoryError::RootKeyMissing)?;
     let mut root = Root {
         spec_version: SPEC_VERSION.to_owned(),
         consistent_snapshot: true,
@@ -165,19 +238,35 @@ pub(crate) fn new_root(keys: &Keys, expires: Time) -> Result<Root, RepositoryErr
         roles: HashMap::new(),
         _extra: HashMap::new(),
     };
-    for (role, key) in [
-        (RoleType::Root, root_key),
-        (RoleType::Targets, &keys.targets),
-        (RoleType::Snapshot, &keys.snapshot),
-        (RoleType::Timestamp, &keys.timestamp),
-    ] {
-        let public = key.public();
-        let id = public.key_id().map_err(|error| sign_error(role, error))?;
-        root.keys.insert(id.clone(), public);
-        let threshold = NonZeroU64::MIN;
-        root.roles.insert(role, RoleKeys { keyids: vec![id], threshold, _extra: HashMap::new() });
+    for role in KeyRole::ALL {
+        let none =
+            RoleKeys { keyids: Vec::new(), threshold: NonZeroU64::MIN, _extra: HashMap::new() };
+        root.roles.insert(role.of_tuf(), none);
+        for key in keys.of(role) {
+            add_key(&mut root, role, key)?;
+        }
     }
     Ok(root)
+}
+
+/// Lets a key sign for a role.
+pub(crate) fn add_key(
+    root: &mut Root,
+    role: KeyRole,
+    key: &SigningKey,
+) -> Result<(), RepositoryError> {
+    let id = id_of(role.of_tuf(), key)?;
+    root.keys.insert(id.clone(), key.public().clone());
+    if let Some(of_role) = root.roles.get_mut(&role.of_tuf())
+        && !of_role.keyids.contains(&id)
+    {
+        of_role.keyids.push(id);
+    }
+    Ok(())
+}
+
+fn id_of(role: RoleType, key: &SigningKey) -> Result<Decoded<Hex>, RepositoryError> {
+    key.public().key_id().map_err(|error| sign_error(role, error))
 }
 
 /// Empty targets, before anything is published.
@@ -214,36 +303,64 @@ pub(crate) async fn sign_chain(
 /// Signs a timestamp that names a snapshot.
 pub(crate) async fn sign_timestamp(
     root: &Root,
-    key: &SigningKey,
+    keys: &[SigningKey],
     version: NonZeroU64,
     snapshot: Metafile,
     expires: Time,
 ) -> Result<Ready, RepositoryError> {
     let mut timestamp = Timestamp::new(SPEC_VERSION.to_owned(), version, expires);
     timestamp.meta.insert("snapshot.json".to_owned(), snapshot);
-    sign(root, timestamp, key).await
+    sign(root, timestamp, keys).await
 }
 
-/// Signs one role with its key; refuses a key that the root does not name for it.
-pub(crate) async fn sign<T: TufRole + Clone>(
+/// Signs one role with those of its keys that are at hand; refuses too few.
+pub(crate) async fn sign<T: TufRole>(
     root: &Root,
     role: T,
-    key: &SigningKey,
+    keys: &[SigningKey],
 ) -> Result<Ready, RepositoryError> {
-    let sources = key.source();
-    let signer = sources[0].as_sign().await.map_err(|error| sign_error(T::TYPE, error))?;
-    let named = root.roles.get(&T::TYPE).zip(root.key_id(signer.as_ref()));
-    if !named.is_some_and(|(role, id)| role.keyids.contains(&id)) {
-        return Err(RepositoryError::ForeignKey { role: T::TYPE.to_string() });
+    sign_for(&[root], role, keys).await
+}
+
+/// Signs one role so that it counts by each of `roots`.
+pub(crate) async fn sign_for<T: TufRole>(
+    roots: &[&Root],
+    role: T,
+    keys: &[SigningKey],
+) -> Result<Ready, RepositoryError> {
+    let bytes = role.canonical_form().map_err(|error| sign_error(T::TYPE, error))?;
+    let mut signatures: Vec<Signature> = Vec::new();
+    for key in keys {
+        let keyid = id_of(T::TYPE, key)?;
+        let names =
+            |root: &&Root| root.roles.get(&T::TYPE).is_some_and(|r| r.keyids.contains(&keyid));
+        let again = signatures.iter().any(|signature| signature.keyid == keyid);
+        if roots.iter().any(names) && !again {
+            let sig = key.sign(&bytes).await.map_err(|error| sign_error(T::TYPE, error))?.into();
+            signatures.push(Signature { keyid, sig });
+        }
+    }
+    for root in roots {
+        let of_role = root.roles.get(&T::TYPE);
+        let is_of_role = |signature: &&Signature| {
+            of_role.is_some_and(|of_role| of_role.keyids.contains(&signature.keyid))
+        };
+        let have = signatures.iter().filter(is_of_role).count() as u64;
+        let need = of_role.map_or(1, |of_role| of_role.threshold.get());
+        if have < need {
+            return Err(RepositoryError::MissingKey { role: T::TYPE.to_string(), have, need });
+        }
     }
     // Includes the version, except for the timestamp.
-    let name = role.filename(true);
-    let version = role.version();
-    let holder = KeyHolder::Root(root.clone());
-    let signed = SignedRole::new(role, &holder, &sources, &SystemRandom::new())
-        .await
-        .map_err(|error| sign_error(T::TYPE, error))?;
-    Ok(Ready { name, bytes: signed.buffer().clone(), version })
+    let (name, version) = (role.filename(true), role.version());
+    let signed = Signed { signed: role, signatures };
+    for root in roots {
+        root.verify_role(&signed).map_err(|error| sign_error(T::TYPE, error))?;
+    }
+    let mut bytes =
+        serde_json::to_vec_pretty(&signed).map_err(|error| sign_error(T::TYPE, error))?;
+    bytes.push(b'\n');
+    Ok(Ready { name, bytes, version })
 }
 
 fn sign_error(role: RoleType, cause: impl Into<Cause>) -> RepositoryError {

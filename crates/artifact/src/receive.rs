@@ -21,15 +21,22 @@ use crate::metadata::{self, Current};
 use crate::repository::{Repository, RepositoryError};
 use crate::repository_file::RepositoryFile;
 use crate::steps::Step;
+use crate::trust_state::BUNDLE_BYTES_MAX;
 use crate::units::root_of_units;
 
 /// Directory of unchecked uploads, below the repository.
 const INCOMING_DIR: &str = ".incoming";
 
 impl Repository {
+    /// The upload that changes keys: all its files in one, from [`Repository::signed_change`].
+    pub const KEY_CHANGE: &str = "key-change.json";
+
     /// Size limit of an upload with this name; `None` if no such file is accepted.
     #[must_use]
     pub fn upload_bytes_max(relative: &str) -> Option<u64> {
+        if relative == Self::KEY_CHANGE {
+            return Some(BUNDLE_BYTES_MAX);
+        }
         uploadable(relative).map(|file| file.bytes_max())
     }
 
@@ -67,6 +74,9 @@ impl Repository {
             file: relative.chars().take(200).collect(),
             source,
         };
+        if relative == Self::KEY_CHANGE {
+            return self.receive_key_change(file, refused).await;
+        }
         let kind =
             uploadable(relative).ok_or_else(|| refused("no such file is accepted".into()))?;
         let lock = self.lock().await?;
@@ -88,6 +98,27 @@ impl Repository {
             Ok(false) => Ok(false),
             Ok(true) => {
                 self.write(&lock, vec![Step::file(PathBuf::from(relative), file)]).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn receive_key_change(
+        &self,
+        file: NamedTempFile,
+        refused: impl Fn(Cause) -> RepositoryError,
+    ) -> Result<bool, RepositoryError> {
+        let lock = self.lock().await?;
+        let (repository, held) = (self.clone(), lock.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let _held = held;
+            repository.check_signed_change(&fs::read(file.path())?)
+        });
+        let checked = checked.await.map_err(|_| RepositoryError::Stopped)?;
+        match checked.map_err(refused)? {
+            None => Ok(false),
+            Some(steps) => {
+                self.write(&lock, steps).await?;
                 Ok(true)
             }
         }
@@ -126,7 +157,7 @@ impl Repository {
                 self.check_versioned::<Targets>(&read()?, *version, path)
             }
             RepositoryFile::Timestamp => self.check_timestamp(&read()?, path),
-            RepositoryFile::Root(_) => Err("a root is changed on the hub only".into()),
+            RepositoryFile::Root(_) => Err("a root comes in a change of keys".into()),
         }
     }
 
@@ -140,8 +171,7 @@ impl Repository {
             let same = existing == bytes;
             return if same { Ok(false) } else { Err("it exists with other content".into()) };
         }
-        match signed::<T>(&metadata::read_current(self.dir())?.root, bytes)?.signed.version().get()
-        {
+        match signed::<T>(&metadata::read_root(self.dir())?, bytes)?.signed.version().get() {
             found if found == version => Ok(true),
             found => Err(format!("it is version {found}").into()),
         }
@@ -152,7 +182,8 @@ impl Repository {
         if fs::read(path).is_ok_and(|existing| existing == bytes) {
             return Ok(false);
         }
-        let Current { root, timestamp, snapshot, targets } = metadata::read_current(self.dir())?;
+        let Current { root, timestamp, snapshot, targets, .. } =
+            metadata::read_current(self.dir())?;
         let new = signed::<Timestamp>(&root, bytes)?.signed;
         if new.version <= timestamp.signed.version {
             return Err(Refusal::Outdated);

@@ -58,10 +58,13 @@ pub enum RepositoryError {
     /// A role was not signed by the keys of the root.
     #[error("the repository's {role} metadata is not signed by the keys of its root")]
     BadSignature { role: String },
-    #[error("the {role} key is not the one in this repository's root")]
-    ForeignKey { role: String },
-    #[error("the root key is needed to create a repository")]
-    RootKeyMissing,
+    /// Too few of the keys at hand are named in the root.
+    #[error(
+        "{role} metadata needs {need} of the {role} keys in the repository's root; {have} given"
+    )]
+    MissingKey { role: String, have: u64, need: u64 },
+    #[error(transparent)]
+    KeyChange(#[from] crate::key_change::KeyChangeError),
     #[error("cannot sign {role} metadata")]
     Sign {
         role: String,
@@ -123,7 +126,7 @@ impl Repository {
     /// Creates an empty repository.
     ///
     /// # Errors
-    /// If one exists, the root key is missing, or a file cannot be written.
+    /// If one exists, a key is missing, or a file cannot be written.
     pub async fn create(
         dir: &Path,
         keys: &Keys,
@@ -140,8 +143,7 @@ impl Repository {
             .map_err(|error| repository.damaged(SETTINGS_FILE, error))?;
         let now = now();
         let root = metadata::new_root(keys, later(now, lifetimes.root_s))?;
-        let root_key = keys.root.as_ref().ok_or(RepositoryError::RootKeyMissing)?;
-        let signed_root = metadata::sign(&root, root.clone(), root_key).await?;
+        let signed_root = metadata::sign(&root, root.clone(), &keys.root).await?;
         let one = std::num::NonZeroU64::MIN;
         let targets = metadata::new_targets(now);
         let chain = metadata::sign_chain(&root, keys, targets, [one; 3], &lifetimes, now).await?;
@@ -178,9 +180,21 @@ impl Repository {
         Ok(Self { dir: dir.to_owned(), lifetimes, faults: Faults::default() })
     }
 
+    /// The paths of the repository's roots, the newest first; none if there is no repository.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn roots(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+        metadata::roots(dir)
+    }
+
     /// Sets the lifetimes of future signatures.
     pub(crate) fn with_lifetimes(self, lifetimes: Lifetimes) -> Self {
         Self { lifetimes, ..self }
+    }
+
+    pub(crate) fn lifetimes(&self) -> Lifetimes {
+        self.lifetimes
     }
 
     /// The directory to serve, with `metadata/`, `targets/` and `blobs/`.
@@ -237,11 +251,11 @@ impl Repository {
     }
 
     /// Signs a new timestamp for the same content, to keep a fleet fresh while nothing is
-    /// published. Needs only the timestamp key.
+    /// published. Needs only the timestamp key. Completes an interrupted change of keys.
     ///
     /// # Errors
     /// If the key is not this repository's, or a file cannot be written.
-    pub async fn renew_timestamp(&self, key: &SigningKey) -> Result<Expiries, RepositoryError> {
+    pub async fn renew_timestamp(&self, keys: &[SigningKey]) -> Result<Expiries, RepositoryError> {
         let lock = self.lock().await?;
         let mut current = metadata::read_current(&self.dir)?;
         let root = &current.root.signed;
@@ -253,7 +267,7 @@ impl Repository {
             .cloned()
             .ok_or_else(|| self.damaged("metadata/timestamp.json", "names no snapshot"))?;
         let version = metadata::version_after(old.version);
-        let ready = metadata::sign_timestamp(root, key, version, reference, expires).await?;
+        let ready = metadata::sign_timestamp(root, keys, version, reference, expires).await?;
         self.write(&lock, vec![Step::from(ready)]).await?;
         current.timestamp.signed = Timestamp { version, expires, ..current.timestamp.signed };
         Ok(expiries_of(&current))
@@ -265,13 +279,18 @@ impl Repository {
     /// As [`Repository::renew_timestamp`].
     pub async fn renew_timestamp_if_due(
         &self,
-        key: &SigningKey,
+        keys: &[SigningKey],
     ) -> Result<Expiries, RepositoryError> {
-        let expiries = self.expiries()?;
+        let current = metadata::read_current(&self.dir)?;
+        let expiries = expiries_of(&current);
         // With lifetimes below a day (tests, drills), after half of them.
         let renew_after_s = RENEW_AFTER_S.min(self.lifetimes.timestamp_s / 2);
         let due = later(now(), self.lifetimes.timestamp_s.saturating_sub(renew_after_s));
-        if expiries.timestamp <= due { self.renew_timestamp(key).await } else { Ok(expiries) }
+        if current.interrupted || expiries.timestamp <= due {
+            self.renew_timestamp(keys).await
+        } else {
+            Ok(expiries)
+        }
     }
 
     /// Adds to `changed` the target that points the channel to the version.
@@ -350,7 +369,7 @@ impl Repository {
         blobs: Vec<Step>,
         changed: BTreeMap<String, Vec<u8>>,
     ) -> Result<(), RepositoryError> {
-        let Current { root, timestamp, snapshot, targets } = current;
+        let Current { root, timestamp, snapshot, targets, interrupted: _ } = current;
         let mut targets = targets.signed;
         let mut steps = blobs;
         for (name, bytes) in changed {

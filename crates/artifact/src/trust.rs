@@ -280,6 +280,19 @@ impl TrustedRepository {
         self.accept(&mut on_disk, loaded)
     }
 
+    /// The SHA-256 hashes of the roots from the operator's to the newest, in hexadecimal; of the
+    /// operator's alone before the first refresh.
+    #[must_use]
+    pub fn root_hashes(&self) -> Vec<String> {
+        match self.known() {
+            Ok(loaded) => {
+                let roots = loaded.bundle.roots.iter();
+                roots.map(|root| hex::encode(sha256(root.as_bytes()))).collect()
+            }
+            Err(_) => vec![self.anchor_sha256.clone()],
+        }
+    }
+
     /// When the signatures expire; `None` before the first refresh.
     #[must_use]
     pub fn expiries(&self) -> Option<Expiries> {

@@ -23,14 +23,16 @@ const STATE_FILE: &str = "trusted.json";
 const STATE_SCHEMA: u32 = 1;
 
 /// Longest bundle, in bytes: targets of maximum length, escaped as a JSON text, and the small
-/// files.
+/// files, 256 roots of 3 KiB among them.
 pub(crate) const BUNDLE_BYTES_MAX: u64 = 2 * METADATA_BYTES_MAX + (2 << 20);
 
 /// The verified metadata files, byte for byte as signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Bundle {
-    pub(crate) root: String,
+    /// The chain of roots, from the operator's to the newest: a peer that was off while keys were
+    /// changed follows it.
+    pub(crate) roots: Vec<String>,
     pub(crate) timestamp: String,
     pub(crate) snapshot: String,
     pub(crate) targets: String,
@@ -46,6 +48,11 @@ struct SignedVersion {
     version: u64,
 }
 
+/// The version of a verified file; 0 for anything else.
+pub(crate) fn version_in(text: &str) -> u64 {
+    serde_json::from_str(text).map_or(0, |VersionOnly { signed }| signed.version)
+}
+
 impl Bundle {
     /// The files by the names under which a repository serves them.
     pub(crate) fn files(&self) -> Result<BTreeMap<String, Bytes>, TrustError> {
@@ -57,10 +64,12 @@ impl Bundle {
             Ok::<_, TrustError>((name, Bytes::from(text.to_owned())))
         };
         let mut files = BTreeMap::from([
-            versioned("root", &self.root)?,
             versioned("snapshot", &self.snapshot)?,
             versioned("targets", &self.targets)?,
         ]);
+        for root in &self.roots {
+            files.extend([versioned("root", root)?]);
+        }
         let timestamp = Bytes::from(self.timestamp.clone());
         files.insert("timestamp.json".to_owned(), timestamp);
         Ok(files)

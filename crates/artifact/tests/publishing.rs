@@ -149,7 +149,7 @@ async fn nothing_is_signed_on_top_of_what_somebody_slipped_in() {
     let mut strange = fixture.keys.clone();
     strange.snapshot = Keys::generate().unwrap().snapshot;
     let error = fixture.repository.publish(&strange, &request).await.unwrap_err();
-    assert!(matches!(error, RepositoryError::ForeignKey { .. }), "{error}");
+    assert!(matches!(error, RepositoryError::MissingKey { have: 0, .. }), "{error}");
     assert!(fixture.repository.publish(&fixture.keys, &request).await.is_ok());
 }
 
@@ -159,8 +159,8 @@ async fn a_folder_without_a_repository_is_told_apart() {
     let error = Repository::open(folder.path()).unwrap_err();
     assert!(matches!(error, RepositoryError::NotARepository { .. }), "{error}");
     let mut keys = Keys::generate().unwrap();
-    keys.root = None;
+    keys.root.clear();
     let dir = folder.path().join("new");
     let error = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap_err();
-    assert!(matches!(error, RepositoryError::RootKeyMissing), "{error}");
+    assert!(matches!(error, RepositoryError::MissingKey { have: 0, need: 1, .. }), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cohort_artifact::ChannelPointer;
+use cohort_artifact::{ChannelPointer, RoleInRoot};
 use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, Revision};
 use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
@@ -13,7 +13,8 @@ use cohort_view::plan::RolloutPlan;
 use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
-use cohort_wire::hub::TokenAnswer;
+use cohort_wire::audit::AuditEntry;
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
@@ -29,6 +30,8 @@ pub(crate) enum Answer<'a> {
     TokenRevoke { id: &'a str, revoked: bool },
     Publish(PublishAnswer<'a>),
     RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },
+    // Version of the newest root; each role has `role`, `threshold` and `keys`.
+    RepositoryKeys { root: u64, roles: &'a [RoleInRoot] },
     ChannelSet(&'a ChannelPointer),
     ChannelList(&'a [ChannelPointer]),
     AppApply { app: &'a AppId, revision: Revision, changed: bool },
@@ -53,6 +56,11 @@ pub(crate) enum Answer<'a> {
     KillSwitch(Switch<'a>),
     Revoke(Revoked),
     RevokedList(&'a [Revoked]),
+    // Show, rotate and finish.
+    Authority(&'a AuthorityStatus),
+    AuditShow(&'a [AuditEntry]),
+    // The number of the last line, and its SHA-256.
+    AuditVerify { lines: usize, last: u64, hash: &'a str },
     KillStatus { on: bool, switches: &'a [Switch<'a>], damaged: Vec<Damaged<'a>> },
     // Expiry, as Unix time in seconds.
     ContextShow { dir: &'a Path, you: &'a Peer, until: u64, hub: &'a [String] },

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use cohort_artifact::{KeyRole, RoleInRoot};
 use cohort_core::ids::{Digest, Incarnation, Revision, ServerId};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
@@ -11,7 +12,8 @@ use cohort_view::plan::{Offered, plan};
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
-use cohort_wire::hub::TokenAnswer;
+use cohort_wire::audit::AuditEntry;
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
@@ -28,6 +30,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::TokenRevoke { .. } => "token revoke",
         Answer::Publish(_) => "publish",
         Answer::RepositoryPush { .. } => "repository push",
+        Answer::RepositoryKeys { .. } => "repository keys",
         Answer::ChannelSet(_) => "channel set",
         Answer::ChannelList(_) => "channel list",
         Answer::AppApply { .. } => "app apply",
@@ -49,6 +52,9 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::KillSwitch(_) => "kill on",
         Answer::Revoke(_) => "server revoke",
         Answer::RevokedList(_) => "server revoked",
+        Answer::Authority(_) => "authority show",
+        Answer::AuditShow(_) => "audit show",
+        Answer::AuditVerify { .. } => "audit verify",
         Answer::KillStatus { .. } => "kill status",
         Answer::ContextShow { .. } => "context show",
         Answer::ContextJoin { .. } => "context join",
@@ -115,6 +121,23 @@ fn every_answer_is_as_its_golden_file_says() {
         "set_at": "2027-01-15T08:00:00Z",
     }));
     let pointers = [pointer.unwrap()];
+    let audited = [AuditEntry {
+        seq: 3,
+        at: 4,
+        by: "operator `ada`".to_owned(),
+        proof: "its certificate".to_owned(),
+        from: "10.0.0.1".to_owned(),
+        what: "server web-1 removed".to_owned(),
+        before: "ab".repeat(32),
+    }];
+    let authority = AuthorityStatus {
+        issuer: "ab".repeat(32),
+        trusts: vec!["ab".repeat(32), "cd".repeat(32)],
+        servers: 3,
+        behind: vec!["web-1".parse().unwrap()],
+        apps: vec!["web".parse().unwrap()],
+    };
+    let roles = [RoleInRoot { role: KeyRole::Root, threshold: 1, keys: vec!["ab".repeat(32)] }];
     let token = TokenAnswer {
         id: "t1".to_owned(),
         token: "cohort1:t1:…".to_owned(),
@@ -176,6 +199,7 @@ fn every_answer_is_as_its_golden_file_says() {
             there: 5,
             timestamp: 6,
         },
+        Answer::RepositoryKeys { root: 3, roles: &roles },
         Answer::ChannelSet(&pointers[0]),
         Answer::ChannelList(&pointers),
         Answer::AppApply { app: &app, revision: Revision(7), changed: true },
@@ -201,6 +225,9 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::GroupRecover { group: &group, incarnation: Incarnation(17) },
         Answer::Revoke(revoked_peer()),
         Answer::RevokedList(&[revoked_peer()]),
+        Answer::Authority(&authority),
+        Answer::AuditShow(&audited),
+        Answer::AuditVerify { lines: 2, last: 3, hash: "abab" },
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

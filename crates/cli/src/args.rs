@@ -21,6 +21,8 @@ Exit codes:
 
 Environment:
   COHORT_CONTEXT         context directory (identity, hub), same as --context
+  COHORT_KEY_PASSPHRASE_FILE
+                         file whose first line is the passphrase of signing keys
   COHORT_LOG, RUST_LOG   log filter, such as `debug` or `cohort_agent=trace`
   NO_COLOR               disable colors
   COHORT_<KEY>           overrides a key of agent.toml; COHORT_HUB_<KEY> of hub.toml
@@ -76,7 +78,7 @@ pub(crate) enum Command {
     Token(commands::token::TokenCommand),
     /// Sign a release and add it to the repository
     Publish(commands::publish::PublishArgs),
-    /// Copy the repository to an object store
+    /// Copy the repository to an object store; show and change the keys that sign it
     #[command(subcommand)]
     Repository(commands::repository::RepositoryCommand),
     /// Set and list the releases that channels point to
@@ -104,6 +106,12 @@ pub(crate) enum Command {
     /// Revoke people's certificates
     #[command(subcommand)]
     Person(commands::revoke::PersonCommand),
+    /// Show and verify who changed what
+    #[command(subcommand)]
+    Audit(commands::audit::AuditCommand),
+    /// Replace the authority that issues certificates
+    #[command(subcommand)]
+    Authority(commands::authority::AuthorityCommand),
     /// Manage your identity and context directory
     #[command(subcommand)]
     Context(commands::context::ContextCommand),

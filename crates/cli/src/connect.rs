@@ -55,7 +55,8 @@ impl Hub {
 
 /// Parts of answers that stay as they were signed, or written by a person. Of a signed statement,
 /// the certificates of its author: the rest are digits.
-const VERBATIM: &[&str] = &["authority", "certificate", "chain", "policy", "trusted_root"];
+const VERBATIM: &[&str] =
+    &["authorities", "authority", "certificate", "chain", "lines", "policy", "trusted_root"];
 
 /// Calls the targets in turn, until one responds; returns its number too. The texts of the answer
 /// are made fit to be shown, each in one line.

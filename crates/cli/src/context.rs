@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use cohort_artifact::Keys;
 use cohort_base::{OnPath as _, chain, durable};
 use cohort_identity::{Identity, Peer, Role, UnixTime};
 use cohort_view::command::{Command, Flag};
@@ -184,12 +183,12 @@ impl Context {
         self.file.trusted_root.as_ref().map(|path| self.dir.join(path))
     }
 
-    pub(crate) fn keys(&self) -> Result<Keys, Failure> {
-        let dir = self.file.keys.as_ref().map(|dir| self.dir.join(dir)).ok_or_else(|| {
+    /// The directory of signing keys.
+    pub(crate) fn keys_dir(&self) -> Result<PathBuf, Failure> {
+        self.file.keys.as_ref().map(|dir| self.dir.join(dir)).ok_or_else(|| {
             Failure::usage("your context has no signing keys")
                 .hint(Hint::add("name them (or as `keys` in context.toml)", Flag::Keys))
-        })?;
-        Keys::load(&dir).or_fail("keys")
+        })
     }
 
     /// The directory for data that can be fetched again.

@@ -21,7 +21,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
         Some(Command::Agent { hub: None }) => Command::AppApply,
         Some(Command::AppApply) => Command::AppRemove { app: app() },
         Some(Command::AppRemove { .. }) => Command::AppShow { app: app(), group: group() },
-        Some(Command::AppShow { .. }) => Command::ChannelSet {
+        Some(Command::AppShow { .. }) => Command::AuthorityFinish,
+        Some(Command::AuthorityFinish) => Command::ChannelSet {
             app: Some(app()),
             channel: text("stable"),
             version: Some("1.0.0".parse().unwrap()),
@@ -121,7 +122,8 @@ fn commands_of(flag: Flag) -> (&'static [&'static str], Option<Flag>) {
                 &["publish dist --app web --version 1.0.0", "channel set web stable 1.0.0"];
             (commands, Some(Flag::Repository))
         }
-        Flag::Repository => (&["repository push s3://bucket/prefix"], None),
+        Flag::Repository => (&["repository push s3://bucket/prefix"], Some(Flag::RootKey)),
+        Flag::RootKey => (&["repository rotate-key targets", "repository threshold root 2"], None),
     }
 }
 

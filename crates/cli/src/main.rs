@@ -24,6 +24,7 @@ mod kill_registers;
 mod layers;
 mod logging;
 mod output;
+mod passphrase;
 mod policy_file;
 mod policy_known;
 mod toml_keys;

@@ -1,14 +1,20 @@
 //! What the hub has of apps' policies, and which operator's signature proves it.
 
+use std::slice::from_ref;
+
 use cohort_base::chain;
 use cohort_core::ids::{AppId, Revision};
 use cohort_core::policy::Policy;
-use cohort_identity::{Identity, UnixTime};
+use cohort_identity::{CertificateDer, Identity, UnixTime, sha256_hex};
 use cohort_registry::fleet::Fleet;
+use cohort_wire::agent::REVOCATIONS;
+use cohort_wire::http::Call;
 use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
+use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::connect::Hub;
 use crate::failure::{Failure, OrFail as _};
 
 /// The highest revision of a registry that is believed. A hub that claims a higher one would use up
@@ -62,6 +68,28 @@ impl KnownPolicy {
         let unproven = unproven.unwrap_or_default();
         Ok(format!("# revision {}, by {}\n{unproven}{text}\n", self.revision, self.by))
     }
+}
+
+/// Whether a signature counts, and will: its author is not revoked, and its certificate is of the
+/// authority that issues now, not of one that is being replaced. The hub's word on who is revoked
+/// suffices: the worst that it does is that this operator signs again.
+pub(crate) async fn lasts(
+    hub: &Hub,
+    identity: &Identity,
+    signed: &SignedIntent,
+) -> Result<bool, Failure> {
+    let issuer = identity.issuer();
+    let is_issuer = |root: &&CertificateDer<'_>| Some(sha256_hex(root)) == issuer;
+    let own = identity.roots().iter().find(is_issuer);
+    if own.is_some_and(|root| signed.verify(from_ref(root), UnixTime::now()).is_err()) {
+        return Ok(false);
+    }
+    let call = Call::post(REVOCATIONS, &RevocationsExchange::default()).idempotent();
+    let known: RevocationsAnswer = hub.call(call).await?;
+    Ok(signed.0.certified().is_some_and(|author| {
+        let key = format!("{}/{}", author.peer.role.as_str(), author.peer.name);
+        known.has.get(&key).is_none_or(|at| author.not_before.as_secs() > *at)
+    }))
 }
 
 /// Signs what the operator wants of an app, after everything that the hub knows.

@@ -12,7 +12,7 @@ use cohort_artifact::{
     AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
     TrustedRepository, Version, WorkingCopy,
 };
-use cohort_base::{OnPath as _, chain};
+use cohort_base::{OnPath as _, chain, durable};
 use cohort_hub::UploadError;
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
@@ -23,6 +23,7 @@ use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
+use crate::passphrase;
 
 /// Flags for the repository and the keys to sign for it.
 #[derive(Debug, Clone, Default, Args)]
@@ -60,10 +61,11 @@ impl Place {
         release: Option<(&AppId, &Version)>,
     ) -> Result<(Workplace, Keys), Failure> {
         // Keys first: without them there is nothing to fetch for.
-        let keys = match &self.keys {
-            Some(dir) => Keys::load(dir).or_fail("keys")?,
-            None => Context::load(global)?.keys()?,
+        let dir = match &self.keys {
+            Some(dir) => dir.clone(),
+            None => Context::load(global)?.keys_dir()?,
         };
+        let keys = Keys::load_to_publish(&dir, &passphrase::ask).or_fail("keys")?;
         Ok((self.open_to_read(global, release).await?, keys))
     }
 
@@ -141,26 +143,42 @@ impl Workplace {
     pub(crate) async fn finish(self) -> Result<(), Failure> {
         let Workplace::Hub { copy, folder, hub, .. } = self else { return Ok(()) };
         let files = copy.new_files().or_fail("repository")?;
-        let mut last = None;
-        for target in hub.targets() {
-            let sent = cohort_hub::upload(hub.client(), target, folder.path(), &files, |_| {});
-            match sent.await {
-                Ok(()) => return Ok(()),
-                Err(UploadError::Send { file, source }) => {
-                    let away = source.is_away();
-                    let failure = Failure::from(source);
-                    let error = format!("cannot upload {file}: {}", failure.error);
-                    let failure = Failure { error, ..failure };
-                    if !away {
-                        return Err(failure);
-                    }
-                    last = Some(failure);
-                }
-                Err(error) => return Err(Failure::of("upload", &error)),
-            }
-        }
-        Err(last.unwrap_or_else(|| Failure::new("upload", "no address of the hub is known")))
+        upload(&hub, folder.path(), &files).await
     }
+
+    /// Uploads a change of keys to the hub, all of it at once, if it is the hub's repository.
+    pub(crate) async fn finish_key_change(self) -> Result<(), Failure> {
+        let Workplace::Hub { copy, folder, hub, .. } = self else { return Ok(()) };
+        let change = copy.repository().signed_change().or_fail("repository")?;
+        let path = folder.path().join(Repository::KEY_CHANGE);
+        durable::write(&path, &change, durable::READABLE)
+            .on_path("write", &path)
+            .or_fail("file")?;
+        upload(&hub, folder.path(), &[Repository::KEY_CHANGE.into()]).await
+    }
+}
+
+/// Uploads files in `folder` to the hub, in order.
+async fn upload(hub: &Hub, folder: &Path, files: &[PathBuf]) -> Result<(), Failure> {
+    let mut last = None;
+    for target in hub.targets() {
+        let sent = cohort_hub::upload(hub.client(), target, folder, files, |_| {});
+        match sent.await {
+            Ok(()) => return Ok(()),
+            Err(UploadError::Send { file, source }) => {
+                let away = source.is_away();
+                let failure = Failure::from(source);
+                let error = format!("cannot upload {file}: {}", failure.error);
+                let failure = Failure { error, ..failure };
+                if !away {
+                    return Err(failure);
+                }
+                last = Some(failure);
+            }
+            Err(error) => return Err(Failure::of("upload", &error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| Failure::new("upload", "no address of the hub is known")))
 }
 
 /// A reader of the context's repository: its directory if it is on this machine, else its mirrors.

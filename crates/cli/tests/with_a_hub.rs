@@ -239,7 +239,20 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
     assert_eq!((code, &again["already_there"]), (0, &Value::Bool(true)), "{again}");
     let (code, _) = publish("1.1.0");
     assert_eq!(code, 0);
+    // Keys change from there, too: in one request.
+    let root_key = dir.join("fleet/keys/root.pem");
     let keys = dir.join("ci/keys");
+    let rotate = |role: &str| {
+        let flags = ["--root-key", root_key.to_str().unwrap(), "--keys", keys.to_str().unwrap()];
+        hub.json("ci", &[&["repository", "rotate-key", role][..], &flags].concat())
+    };
+    for (nth, role) in ["targets", "root", "snapshot", "timestamp"].into_iter().enumerate() {
+        let (code, answer) = rotate(role);
+        assert_eq!((code, &answer["root"]), (0, &Value::from(nth + 2)), "{role}: {answer}");
+        let (code, answer) = publish(&format!("1.2.{nth}"));
+        assert_eq!(code, 0, "{role}: {answer}");
+    }
+    assert_eq!(hub.json("fleet", &["repository", "keys"]).1["root"], 5, "the hub has them");
     let set = ["channel", "set", "web", "stable", "1.1.0", "--keys", keys.to_str().unwrap()];
     let (code, pointer) = hub.json("ci", &set);
     assert_eq!((code, &pointer["serial"]), (0, &Value::from(1)), "{pointer}");
@@ -251,4 +264,144 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
         }),
         "the working copy is gone"
     );
+}
+
+/// *A stolen hub*: its authority is replaced, and people follow by renewing.
+#[test]
+fn the_authority_is_replaced_by_two_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let token = ["token", "create", "--role", "viewer", "--name"];
+    for name in ["ann", "bob"] {
+        let (_, token, _) = hub.run("fleet", &[&token[..], &[name]].concat());
+        fs::write(dir.path().join("token"), token).unwrap();
+        let join = ["context", "join", "token", "--role", "viewer", "--name", name];
+        let (code, _, err) = hub.run(name, &join);
+        assert_eq!(code, 0, "{err}");
+    }
+    fs::write(dir.path().join("web.toml"), "app = \"web\"\nchannel = \"stable\"\n").unwrap();
+    let apply = ["app", "apply", "-f", "web.toml"];
+    assert_eq!(hub.run("fleet", &apply).0, 0);
+    let (_, before) = hub.json("fleet", &["authority", "show"]);
+    assert_eq!(hub.run("fleet", &["authority", "finish"]).0, 1, "nothing to finish");
+    assert_eq!(hub.run("ann", &["authority", "rotate"]).0, 1, "operators only");
+    let (code, during) = hub.json("fleet", &["authority", "rotate"]);
+    assert_eq!(code, 0, "{during}");
+    assert_ne!(during["issuer"], before["issuer"]);
+    assert_eq!(during["trusts"][1], before["issuer"]);
+    assert_eq!(hub.run("fleet", &["authority", "rotate"]).0, 1, "one at a time");
+    assert_eq!(hub.run("ann", &["context", "renew"]).0, 0);
+    assert_eq!(hub.run("bob", &["status"]).0, 0, "the old certificate is still good");
+    let refused = |by: &str| {
+        let (code, refused) = hub.json("fleet", &["authority", "finish"]);
+        assert_eq!((code, &refused["kind"]), (1, &"conflict".into()), "{refused}");
+        assert!(refused["hints"].to_string().contains(by), "{refused}");
+    };
+    refused("app apply");
+    assert_eq!(hub.json("fleet", &apply).1["changed"], true, "signed again");
+    assert_eq!(hub.json("fleet", &apply).1["changed"], false);
+    assert_eq!(hub.run("fleet", &["kill", "on"]).0, 0);
+    refused("kill off");
+    assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
+    let (code, after) = hub.json("fleet", &["authority", "finish"]);
+    assert_eq!(code, 0, "{after}");
+    assert_eq!(after["trusts"], serde_json::json!([during["issuer"]]));
+    assert_eq!(hub.run("ann", &["context", "renew"]).0, 0);
+    assert_eq!(hub.run("fleet", &["token", "create"]).0, 0, "by what the operator trusts now");
+    let (code, _, _) = hub.run("bob", &["context", "renew"]);
+    assert_eq!(code, 1, "whoever has not followed joins again");
+}
+
+/// *A leaver among the operators*.
+#[test]
+fn an_operator_who_has_left_is_refused_and_what_she_signed_is_signed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let token = ["token", "create", "--role", "operator", "--name", "eve"];
+    let (_, token, _) = hub.run("fleet", &token);
+    fs::write(dir.path().join("token"), token).unwrap();
+    let join = ["context", "join", "token", "--role", "operator", "--name", "eve"];
+    assert_eq!(hub.run("eve", &join).0, 0);
+    fs::write(dir.path().join("web.toml"), "app = \"web\"\nchannel = \"stable\"\n").unwrap();
+    let apply = ["app", "apply", "-f", "web.toml"];
+    assert_eq!(hub.run("eve", &apply).0, 0);
+    let (code, _, err) = hub.run("fleet", &["person", "revoke", "eve", "--reason", "left"]);
+    assert_eq!(code, 0, "{err}");
+    for args in [&["token", "create"][..], &["context", "renew"], &["kill", "on"], &apply] {
+        assert_eq!(hub.run("eve", args).0, 1, "{args:?}");
+    }
+    let (_, again) = hub.json("fleet", &apply);
+    assert_eq!(again["changed"], true, "the same policy, now signed by one who stays: {again}");
+    let (_, revoked) = hub.json("fleet", &["person", "revoked"]);
+    assert_eq!(
+        (&revoked[0]["peer"], &revoked[0]["reason"]),
+        (&"operator/eve".into(), &"left".into())
+    );
+}
+
+/// Who, proven how, what, from where; and what somebody with the hub's disk cannot hide.
+#[test]
+fn changes_are_audited_and_the_trail_cannot_be_changed_unnoticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut hub = hub(dir.path());
+    let token = ["token", "create", "--role", "viewer", "--name", "ann"];
+    let (_, token, _) = hub.run("fleet", &token);
+    fs::write(dir.path().join("token"), token).unwrap();
+    let join = ["context", "join", "token", "--role", "viewer", "--name", "ann"];
+    assert_eq!(hub.run("ann", &join).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "on", "--reason", "bad night"]).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
+    assert_eq!(hub.run("fleet", &["person", "revoke", "ann", "--role", "viewer"]).0, 0);
+    assert_eq!(hub.run("fleet", &["status"]).0, 0, "reading is no change");
+    let (code, shown) = hub.json("fleet", &["audit", "show"]);
+    assert_eq!(code, 0, "{shown}");
+    let shown = shown.as_array().unwrap();
+    assert_eq!(shown.len(), 5, "{shown:?}");
+    for (entry, (by, what)) in shown.iter().zip([
+        ("operator `operator`", "join token"),
+        ("nobody", "viewer `ann` joined"),
+        ("operator `operator`", "bad night"),
+        ("operator `operator`", "kill switch of fleet off"),
+        ("operator `operator`", "viewer/ann"),
+    ]) {
+        assert_eq!((&entry["by"], &entry["from"]), (&by.into(), &"127.0.0.1".into()));
+        assert!(entry["what"].as_str().unwrap().contains(what), "{entry}");
+    }
+    assert_eq!(hub.json("fleet", &["audit", "show", "--last", "2"]).1.as_array().unwrap().len(), 2);
+    let (code, export, _) = hub.run("fleet", &["audit", "export"]);
+    assert_eq!((code, export.lines().count()), (0, 5));
+    fs::write(dir.path().join("export"), &export).unwrap();
+    let verify = ["audit", "verify", "--export", "export"];
+    assert_eq!(hub.json("fleet", &verify).1["last"], 5);
+
+    let path = dir.path().join("fleet/audit/00000000000000000001.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("bad night", "all well!")).unwrap();
+    assert_eq!(hub.json("fleet", &["audit", "verify"]).1["kind"], "broken");
+    let without_second: String = whole
+        .lines()
+        .enumerate()
+        .filter(|(nth, _)| *nth != 1)
+        .map(|(_, it)| format!("{it}\n"))
+        .collect();
+    fs::write(&path, without_second).unwrap();
+    assert_eq!(hub.json("fleet", &["audit", "verify"]).1["kind"], "broken");
+    // Rewritten as a whole: only an earlier export shows it.
+    fs::remove_file(&path).unwrap();
+    hub.child.kill().unwrap();
+    hub.child.wait().unwrap();
+    let again = ["hub", "--config", "fleet/hub.toml"];
+    let listen = fs::read_to_string(dir.path().join("fleet/context.toml")).unwrap();
+    let address = listen.split('"').find(|part| part.starts_with("127.0.0.1:")).unwrap();
+    hub.child = command(dir.path())
+        .args(again)
+        .args(["--listen", address])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while hub.run("fleet", &["token", "create"]).0 != 0 {
+        assert!(hub.child.try_wait().unwrap().is_none(), "the hub runs");
+    }
+    assert_eq!(hub.run("fleet", &["audit", "verify"]).0, 0);
+    assert_eq!(hub.json("fleet", &verify).1["kind"], "broken");
 }

@@ -1,17 +1,21 @@
 //! State shared by all handlers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cohort_core::ids::ServerId;
 use cohort_identity::{Authority, BACKDATED, JoinTokens, Peer, Role, Secret, UnixTime};
 use cohort_registry::{EmbeddedRegistry, keys};
 use cohort_wire::http::{ApiError, Caller, Certificate};
 use cohort_wire::kill::DurableKill;
 use cohort_wire::tls::IdentitySlot;
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditLog;
 use crate::auth::{Author, group_of, server_of};
 use crate::bucket::BucketCopy;
 use crate::config::HubConfig;
@@ -25,13 +29,18 @@ pub(crate) struct App {
     pub(crate) config: HubConfig,
     pub(crate) registry: EmbeddedRegistry,
     /// `None` if certificates are issued elsewhere.
-    pub(crate) authority: Option<Arc<Authority>>,
+    pub(crate) authority: RwLock<Option<Arc<Authority>>>,
+    /// Held while the authority is replaced.
+    pub(crate) rotating: Mutex<()>,
+    /// Servers that have said that their certificate is of the authority that issues.
+    pub(crate) followed: parking_lot::Mutex<BTreeSet<ServerId>>,
     pub(crate) identity: Arc<IdentitySlot>,
     /// Proves the registry's revisions. Of the authority, which no restored registry takes back;
     /// without one, of the hub's certificate.
     pub(crate) secret: Secret,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) removed: Arc<Removed>,
+    pub(crate) audit: AuditLog,
     pub(crate) heard: Heard,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,
@@ -55,7 +64,7 @@ impl App {
         let Caller(peer) = caller;
         let Certificate { group, not_before } = certificate;
         // The hub's own authority backdates.
-        let backdated_s = self.authority.as_ref().map_or(0, |_| BACKDATED.as_secs());
+        let backdated_s = self.authority.read().as_ref().map_or(0, |_| BACKDATED.as_secs());
         let issued_at = not_before.as_secs() + backdated_s;
         let removed_at = || self.removed.removed_at(&server_of(&peer));
         let removed = peer.role == Role::Agent && removed_at().is_some_and(|at| issued_at <= at);
@@ -98,7 +107,7 @@ impl App {
 
     /// The authority, or an error that says why servers cannot join here.
     pub(crate) fn authority(&self) -> Result<Arc<Authority>, ApiError> {
-        self.authority.clone().ok_or_else(|| {
+        self.authority.read().clone().ok_or_else(|| {
             ApiError::unavailable(
                 "no_authority",
                 "this hub has no authority, so it issues no certificates",

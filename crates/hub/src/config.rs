@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cohort_artifact::Repository;
 use cohort_base::{FileError, OnPath as _};
+use cohort_identity::sha256_hex;
 use cohort_wire::hub::{HUB_PORT, REPOSITORY_PORT};
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +56,7 @@ pub struct HubConfig {
     /// The key that renews the repository's timestamp; default `<data_dir>/keys/timestamp.pem`.
     pub timestamp_key: Option<PathBuf>,
     /// The repository's root that joining servers trust first; default: the repository's
-    /// `metadata/1.root.json`.
+    /// newest.
     pub trusted_root: Option<PathBuf>,
     /// The hub's name in the certificate that it creates.
     pub name: String,
@@ -157,33 +159,27 @@ impl HubConfig {
         self.data_dir.join("removed")
     }
 
-    /// The first root that joining servers trust.
-    #[must_use]
-    pub fn trusted_root(&self) -> PathBuf {
-        match &self.trusted_root {
-            Some(path) => path.clone(),
-            None => self.repository_dir().join("metadata/1.root.json"),
-        }
-    }
-
-    /// Reads that root; `None` without a repository. Blocking.
+    /// Reads the first root that joining servers trust: `trusted_root`, else the repository's
+    /// newest, or the one with this SHA-256, which a token may name that is older than a change of
+    /// keys. `None` without a repository. Blocking.
     ///
     /// # Errors
-    /// If the file cannot be read, or is longer than 1 MiB.
-    pub fn read_trusted_root(&self) -> Result<Option<String>, FileError> {
-        let path = self.trusted_root();
-        let read = || {
-            let mut text = String::new();
-            File::open(&path)?.take(ROOT_BYTES_MAX + 1).read_to_string(&mut text)?;
-            if text.len() as u64 > ROOT_BYTES_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than 1 MiB"));
-            }
-            Ok(text)
-        };
-        match read() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            read => read.map(Some).on_path("read", &path),
+    /// If a file cannot be read, or is longer than 1 MiB.
+    pub fn read_trusted_root(&self, sha256: Option<&str>) -> Result<Option<String>, FileError> {
+        if let Some(path) = &self.trusted_root {
+            return read_root(path);
         }
+        let mut newest = None;
+        for path in Repository::roots(&self.repository_dir())? {
+            let root = read_root(&path)?;
+            let fits =
+                |root: &String| sha256.is_none_or(|hash| sha256_hex(root.as_bytes()) == hash);
+            if root.as_ref().is_some_and(fits) {
+                return Ok(root);
+            }
+            newest = newest.or(root);
+        }
+        Ok(newest)
     }
 
     /// Checks the values against one another.
@@ -225,3 +221,18 @@ impl HubConfig {
 #[cfg(test)]
 #[path = "config_test.rs"]
 mod config_test;
+
+fn read_root(path: &Path) -> Result<Option<String>, FileError> {
+    let read = || {
+        let mut text = String::new();
+        File::open(path)?.take(ROOT_BYTES_MAX + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > ROOT_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than 1 MiB"));
+        }
+        Ok(text)
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).on_path("read", path),
+    }
+}

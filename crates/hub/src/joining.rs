@@ -17,6 +17,7 @@ use cohort_wire::hub::{
 };
 
 use crate::app::{App, blocking, now};
+use crate::audit;
 use crate::auth::{group_of, server_of};
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
@@ -49,7 +50,7 @@ pub(crate) async fn token(
         );
     }
     let addresses = token_addresses(&app, request.addresses, &headers)?;
-    let anchors = Anchors::of(&authority.fingerprint(), trusted_root(&app).await?.as_deref());
+    let anchors = Anchors::of(&authority.anchor(), trusted_root(&app, None).await?.as_deref());
     let tokens = Arc::clone(&app.tokens);
     let grant = JoinGrant { role: request.role, name: request.name };
     let (role, now) = (request.role, now());
@@ -60,6 +61,7 @@ pub(crate) async fn token(
         tokens.create(grant, &anchors, &addresses, expires_at, now)
     })
     .await??;
+    audit::note(format!("join token {} created for role {role}, valid for {valid_s} s", token.id));
     tracing::info!(%by, token = token.id, %role, valid_s, "join token created");
     let text = token.to_text();
     Ok(Json(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
@@ -100,6 +102,7 @@ pub(crate) async fn revoke_token(
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
     blocking(move || tokens.revoke(&id)).await??;
+    audit::note(format!("join token {} revoked", request.id));
     tracing::info!(%by, token = request.id, "join token revoked");
     Ok(Json(()))
 }
@@ -111,8 +114,9 @@ pub(crate) async fn join(
     let authority = app.authority()?;
     let JoinRequest { token_id, token_secret, request: identity, server } = request;
     // First: whoever has no token learns nothing of the fleet.
-    app.tokens.check_secret(&token_id, &token_secret)?;
+    let root = app.tokens.check_secret(&token_id, &token_secret)?;
     let identity = IdentityRequest::from_text(&identity)?;
+    let used = token_id.clone();
     let peer = identity.peer().clone();
     // Everything that can be wrong with the server is checked before the token is used up.
     let placed = match (peer.role, server) {
@@ -155,12 +159,13 @@ pub(crate) async fn join(
         None => None,
     };
     app.metrics.joined.inc();
+    audit::note(format!("{peer} joined with join token {used}"));
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
     Ok(Json(JoinAnswer {
         certificate,
-        authority: authority.certificate_pem().to_owned(),
+        authority: authority.anchor_pem().to_owned(),
         hub: app.identity.current().peer().name.clone(),
-        trusted_root: trusted_root(&app).await?,
+        trusted_root: trusted_root(&app, root).await?,
         mirrors: app.config.mirrors.clone(),
         repository_port: app.repository_port,
         group,
@@ -183,16 +188,19 @@ pub(crate) async fn renew(
     let identity = IdentityRequest::from_text(&request.request)?;
     let allowed = peer.clone();
     let issued_at = app.issue_time(&peer);
+    let authorities = authority.trusted_pem();
     let issue = move || authority.issue(&identity, &allowed, group.as_deref(), issued_at);
     let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
+    audit::note("certificate renewed");
     tracing::info!(%peer, "certificate renewed");
-    Ok(Json(RenewAnswer { certificate }))
+    Ok(Json(RenewAnswer { certificate, authorities }))
 }
 
-/// The repository's root that joining servers trust first; `None` without a repository.
-async fn trusted_root(app: &App) -> Result<Option<String>, Refusal> {
+/// The repository's root that joining servers trust first, if there is one with this SHA-256, else
+/// the newest; `None` without a repository.
+async fn trusted_root(app: &App, sha256: Option<String>) -> Result<Option<String>, Refusal> {
     let config = app.config.clone();
-    let read = blocking(move || config.read_trusted_root()).await?;
+    let read = blocking(move || config.read_trusted_root(sha256.as_deref())).await?;
     Ok(read.map_err(|error| {
         tracing::error!(reason = chain(&error), "cannot read the trusted root");
         ApiError::internal("cannot read the repository's root")

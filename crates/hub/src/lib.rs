@@ -14,7 +14,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod app;
+mod audit;
 mod auth;
+mod authority;
 mod bucket;
 mod config;
 mod heard;
@@ -52,6 +54,7 @@ use cohort_wire::kill::{DurableKill, KillError};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::revocation::{RevocationError, Revocations};
 use cohort_wire::tls::IdentitySlot;
+use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -61,6 +64,7 @@ pub use config::HubConfig;
 pub use upload::{UploadError, upload};
 
 use app::{App, now};
+use audit::{AuditError, AuditLog};
 use bucket::BucketCopy;
 use heard::Heard;
 use metrics::Metrics;
@@ -96,6 +100,8 @@ pub enum HubError {
     NothingToConfirm,
     #[error("cannot use the hub's authority")]
     Authority(#[from] AuthorityError),
+    #[error("cannot open the audit trail")]
+    Audit(#[from] AuditError),
     #[error(
         "the hub has no certificate in {} and no authority to issue one; \
          run `cohort init --dir DIR` first",
@@ -179,13 +185,16 @@ impl Hub {
             listen(config.repository_listen, "repository").await?;
         let app = Arc::new(App {
             registry,
-            authority,
+            authority: RwLock::new(authority),
+            rotating: Mutex::new(()),
+            followed: parking_lot::Mutex::default(),
             secret,
             identity: IdentitySlot::refusing(
                 identity,
                 Revocations::open(&config.data_dir.join("revocations.json"), now())?,
             ),
             tokens: Arc::new(tokens),
+            audit: AuditLog::open(&config.data_dir.join("audit"))?,
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
             heard: Heard::new(Instant::now()),
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),

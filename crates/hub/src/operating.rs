@@ -26,6 +26,7 @@ use cohort_wire::kill::{KillAnswer, KillEntry, KillError, SignedKill};
 use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 
 use crate::app::{App, blocking, now};
+use crate::audit;
 use crate::auth::check_policy;
 use crate::heard::LastWord;
 use crate::refusal::Answer;
@@ -53,6 +54,7 @@ pub(crate) async fn policy(
     match write_intent(&app.registry, &request.signed, &intent, request.expected).await? {
         IntentPut::Written => {
             let revision = intent.revision;
+            audit::note(format!("policy of {name}, revision {revision}, signed by {signer}"));
             tracing::info!(%by, %signer, app = %name, %revision, "policy written");
             Ok(Json(PolicyAnswer { revision }))
         }
@@ -148,6 +150,7 @@ pub(crate) async fn remove_app(
         }
     };
     if changed {
+        audit::note(format!("{name} removed, revision {revision}, signed by {signer}"));
         tracing::warn!(%by, %signer, app = %name, %revision, "app removed");
     }
     let groups = groups_with(&fleet, &name, |_| true).cloned().collect();
@@ -173,6 +176,7 @@ pub(crate) async fn recover(
     match next {
         Some(bootstrap) => {
             let next = bootstrap.incarnation;
+            audit::note(format!("group {group} recovered, incarnation {next}: {because}"));
             tracing::warn!(%by, %group, old = %incarnation, %next, because, "group recovered");
             Ok(Json(RecoverAnswer { incarnation: next }))
         }
@@ -216,6 +220,7 @@ pub(crate) async fn remove_group(
             .hint("list all groups: cohort group list")
             .into());
     }
+    audit::note(format!("group {group} removed"));
     tracing::warn!(%by, %group, "group removed");
     Ok(Json(()))
 }
@@ -277,6 +282,7 @@ pub(crate) async fn remove_server(
             return Err(ApiError::conflict(changed).into());
         }
     }
+    audit::note(format!("server {server} removed"));
     tracing::warn!(%by, %server, "server removed");
     Ok(Json(()))
 }
@@ -298,8 +304,11 @@ pub(crate) async fn kill(
     let registers = Arc::clone(&app.kill);
     let offered = signed.clone();
     let changed = blocking(move || registers.offer(&offered, roots.roots(), now())).await??;
-    let (_, register) = signed.verify(app.identity.current().roots(), now())?;
+    let (signer, register) = signed.verify(app.identity.current().roots(), now())?;
     if changed {
+        let (scope, to) = (&register.scope, if register.on { "on" } else { "off" });
+        let reason = &register.reason;
+        audit::note(format!("kill switch of {scope} {to}, signed by {signer}: {reason}"));
         app.metrics.kill_registers_latched.inc();
         tracing::warn!(
             %by, scope = %register.scope, on = register.on, epoch = register.epoch,
@@ -323,7 +332,7 @@ pub(crate) async fn revocations(
             let all = slot.revocations().all();
             all.into_iter().filter(|it| it.role == Role::Operator).collect::<Vec<_>>()
         };
-        let before = operators();
+        let (before, had) = (operators(), slot.revocations().has());
         let answer = slot.revocations().exchange(&exchange, slot.current().roots(), now());
         if operators() != before {
             registers.forget_revoked(slot.revocations());
@@ -331,9 +340,17 @@ pub(crate) async fn revocations(
             let revoked = tokens.revoke_unused()?;
             tracing::warn!(revoked, "an operator is revoked: unused join tokens are, too");
         }
-        Ok::<_, RedeemError>(answer)
+        let has = slot.revocations().has();
+        let news = has.into_iter().filter(|(peer, at)| had.get(peer) != Some(at));
+        let news: Vec<String> = news.map(|(peer, _)| peer).collect();
+        Ok::<_, RedeemError>((answer, news))
     };
-    Ok(Json(blocking(exchange).await??))
+    let (answer, news) = blocking(exchange).await??;
+    if !news.is_empty() {
+        // Signed by operators, whoever brings it: `cohort person revoked` says by whom.
+        audit::note(format!("certificates revoked: {}", news.join(", ")));
+    }
+    Ok(Json(answer))
 }
 
 /// Writes every latched register to where agents watch for it.

@@ -13,6 +13,7 @@ use cohort_registry::{
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 
 use crate::app::{App, blocking, now};
+use crate::audit;
 use crate::auth::{Author, check_txn, highest_incarnation};
 use crate::refusal::{Answer, Refusal};
 use crate::standing::attesters;
@@ -45,6 +46,9 @@ pub(crate) async fn txn(
         went_back(&app, &author, 0).await?;
     }
     check_issued(&app, highest_incarnation(&txn))?;
+    if author.peer.role != Role::Agent {
+        audit::note(format!("{} operations on the registry", txn.then.len()));
+    }
     app.metrics.changes.inc();
     let made = app.registry.txn_checked(txn, move |state, txn| {
         check_txn(&author, &attesters, txn, state).map_err(Refusal::from)

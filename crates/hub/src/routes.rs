@@ -1,27 +1,34 @@
 //! The routes of the API (mutual TLS) and of the plain port.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Json;
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Query, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use cohort_base::chain;
 use cohort_base::metrics::Gauge;
 use cohort_identity::{Peer, Role, TokenState};
 use cohort_wire::agent::REVOCATIONS;
+use cohort_wire::audit::{AUDIT, AuditPage};
 use cohort_wire::http::{ApiError, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::hub::{
-    FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH, RENEW, REVOKE_TOKEN, TOKEN,
+    AUTHORITY, FINISH_AUTHORITY, FLEET, JOIN, KILL, REGISTRY_RANGE, REGISTRY_TXN, REGISTRY_WATCH,
+    RENEW, REVOKE_TOKEN, ROTATE_AUTHORITY, TOKEN,
 };
+use serde::Deserialize;
 
-use crate::app::{App, now};
+use crate::app::{App, blocking, now};
 use crate::auth::{FORWARDERS, OPERATORS, PUBLISHERS, READERS, WRITERS};
 use crate::metrics::{OfRole, Route};
-use crate::{joining, operating, registry_api, upload};
+use crate::refusal::Answer;
+use crate::{audit, authority, joining, operating, registry_api, upload};
 
 /// The API, and who may use what of it; only joining needs no certificate.
 pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
@@ -36,9 +43,14 @@ pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
         .post(REGISTRY_TXN, Who::Roles(WRITERS), registry_api::txn)
         .post(REGISTRY_WATCH, readers, registry_api::watch)
         .get(FLEET, readers, registry_api::fleet)
+        .get(AUDIT, operators, audit_after)
         .get(KILL, readers, operating::kill_status)
         .post(KILL, Who::Roles(FORWARDERS), operating::kill)
         .post(REVOCATIONS, Who::Roles(FORWARDERS), operating::revocations)
+        .post(AUTHORITY, Who::Roles(&[Role::Agent]), authority::follow)
+        .get(AUTHORITY, operators, authority::status)
+        .post(ROTATE_AUTHORITY, operators, authority::rotate)
+        .post(FINISH_AUTHORITY, operators, authority::finish)
         .post("/v1/policies/{app}", operators, operating::policy)
         .post("/v1/policies/{app}/remove", operators, operating::remove_app)
         .post("/v1/groups/{group}/recover", operators, operating::recover)
@@ -66,6 +78,19 @@ pub(crate) fn plain(app: &Arc<App>) -> Router {
         .route("/metrics", get(show_metrics))
         .with_state(Arc::clone(app))
         .merge(cohort_mirror::static_files(&app.config.repository_dir()))
+}
+
+/// The lines to start after.
+#[derive(Debug, Deserialize)]
+struct After {
+    after: u64,
+}
+
+async fn audit_after(
+    State(app): State<Arc<App>>,
+    Query(After { after }): Query<After>,
+) -> Answer<AuditPage> {
+    Ok(Json(blocking(move || app.audit.after(after)).await??))
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {
@@ -131,11 +156,33 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let matched = request.extensions().get::<MatchedPath>();
     let route = matched.map_or("other", MatchedPath::as_str).to_owned();
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|from| from.0.ip());
+    let valid_from = request.extensions().get::<Certificate>().map(|it| it.not_before.as_secs());
     let begun = Instant::now();
-    let response = match removed {
-        Some(refusal) => refusal.into_response(),
-        None => next.run(request).await,
+    let (mut response, changed) = match removed {
+        Some(refusal) => (refusal.into_response(), None),
+        None => audit::noting(next.run(request)).await,
     };
+    if let Some(what) = changed.filter(|_| response.status().is_success()) {
+        let proof = valid_from.map_or_else(
+            || "its join token".to_owned(),
+            |at| format!("its certificate, valid from {at}"),
+        );
+        let by = peer.as_ref().map_or_else(|| "nobody".to_owned(), Peer::to_string);
+        let from = from.map_or_else(String::new, |from| from.to_string());
+        let (log, author) = (Arc::clone(&app), audit::Author { by, proof, from });
+        let added = blocking(move || log.audit.add(author, what, now().as_secs())).await;
+        let failed = match added {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(chain(&error)),
+        };
+        if let Some(reason) = failed {
+            tracing::error!(reason, "cannot write the audit trail");
+            let error = format!("done, and not recorded in the audit trail: {reason}");
+            response = ApiError::internal(error).into_response();
+        }
+    }
     let seconds = begun.elapsed().as_secs_f64();
     app.metrics.request_seconds.get_or_create(&Route { route }).observe(seconds);
     if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

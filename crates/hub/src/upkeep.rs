@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey};
+use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey, no_passphrase};
 use cohort_base::chain;
 use cohort_identity::{Identity, LIFETIME};
 use cohort_registry::typed::forget_old_verdicts;
@@ -89,7 +89,8 @@ enum CannotRenew {
 async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
     let repository = Repository::open(dir)?;
     let before = repository.expiries()?;
-    let after = repository.renew_timestamp_if_due(&SigningKey::load(key)?).await?;
+    let key = SigningKey::load(key, &no_passphrase)?;
+    let after = repository.renew_timestamp_if_due(&[key]).await?;
     if after != before {
         tracing::info!(until = %after.timestamp, "renewed the repository's timestamp");
     }
@@ -99,7 +100,7 @@ async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
 /// Renews the hub's own certificate, if the authority is here.
 async fn renew_certificate(app: &App) {
     let current = app.identity.current();
-    let Some(authority) = app.authority.clone() else { return };
+    let Some(authority) = app.authority.read().clone() else { return };
     if !current.is_expiring(now()) {
         return;
     }

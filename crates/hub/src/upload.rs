@@ -21,6 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::app::App;
+use crate::audit;
 use crate::quota::Taken;
 use crate::refusal::{self, Refusal};
 
@@ -65,11 +66,14 @@ pub(crate) async fn put(
     if is_new {
         taken.keep();
     }
-    if is_new && name == TIMESTAMP {
+    let ends = name == TIMESTAMP || name == Repository::KEY_CHANGE;
+    if is_new && ends {
+        audit::note(if name == TIMESTAMP { "published" } else { "keys of the repository changed" });
         app.unpublished.published(&by);
     }
     if let Some(bucket) = &app.bucket {
-        bucket.send(&name).await?;
+        // A change of keys has a timestamp, after which everything that is new is sent.
+        bucket.send(if ends { TIMESTAMP } else { &name }).await?;
     }
     app.metrics.uploads.inc();
     tracing::info!(%by, file = name, "uploaded");

@@ -91,6 +91,7 @@ fn what_the_hub_stores_about_tokens() {
         id: "01".repeat(8),
         secret_sha256: "67".repeat(32),
         grant: JoinGrant { role: Role::Agent, name: Some(PeerName::new("web-1").unwrap()) },
+        trusted_root: Some("ab".repeat(32)),
         created_at: NOW,
         expires_at: Some(NOW + 60),
         state,

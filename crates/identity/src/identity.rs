@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 
-use crate::peer::{InvalidPeer, Peer, peer_of};
+use crate::peer::{InvalidPeer, Peer, peer_of, sha256_hex};
 use crate::request::{IdentityRequest, RequestError};
 use crate::secret::Secret;
 
@@ -133,19 +133,32 @@ impl Identity {
     }
 
     /// Completes [`Identity::prepare_request`] with the certificate that renews this identity, and
-    /// saves the result. The trusted authorities stay the same.
+    /// saves the result. `authorities`, in PEM, are those to trust from now on. A new one is
+    /// believed only if it issued this certificate, and the chain proves that one trusted so far
+    /// has certified it.
     ///
     /// # Errors
     /// When the certificate is not for the waiting key, does not lead to one of this identity's
-    /// authorities, or is no improvement; the identity on disk is unchanged then.
+    /// authorities, or is no improvement, or an authority is not vouched for; the identity on disk
+    /// is unchanged then.
     pub fn accept_renewal(
         &self,
         dir: &Path,
         chain: &str,
+        authorities: &str,
         now: UnixTime,
     ) -> Result<Self, IdentityError> {
         let key = read_small(&dir.join(NEXT_KEY_FILE))?;
         let renewed = Self::from_pem(chain, &key, &self.roots_pem)?;
+        let next = Self::from_pem(chain, &key, authorities)?;
+        let foreign = next
+            .roots
+            .iter()
+            .find(|root| !self.roots.contains(root) && !renewed.is_issued_by(root));
+        if let Some(foreign) = foreign {
+            return Err(IdentityError::Foreign(sha256_hex(foreign)));
+        }
+        let renewed = next;
         check_renewal((&self.peer, self.validity), (&renewed.peer, renewed.validity), now)?;
         renewed.save(dir)?;
         Ok(renewed)
@@ -235,6 +248,26 @@ impl Identity {
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The fingerprint of the trusted authority that issued the certificate itself; `None` if that
+    /// is one between.
+    #[must_use]
+    pub fn issuer(&self) -> Option<String> {
+        let roots = &self.roots;
+        roots.iter().find(|root| self.is_issued_by(root)).map(|root| sha256_hex(root))
+    }
+
+    /// The fingerprints of the trusted authorities.
+    #[must_use]
+    pub fn trusted(&self) -> Vec<String> {
+        self.roots.iter().map(|root| sha256_hex(root)).collect()
+    }
+
+    fn is_issued_by(&self, authority: &CertificateDer<'_>) -> bool {
+        let (leaf, at) = (&self.chain[..1], self.validity.not_before);
+        let usage = webpki::KeyUsage::client_auth();
+        verify_chain(leaf, std::slice::from_ref(authority), at, usage).is_ok()
     }
 
     /// A secret of whoever has this identity's key, for one purpose: another one after a renewal.
@@ -413,6 +446,8 @@ pub enum IdentityError {
     Untrusted(#[source] webpki::Error),
     #[error("identity's certificate does not name a peer")]
     Peer(#[source] InvalidPeer),
+    #[error("no authority that is trusted vouches for the new authority {0}")]
+    Foreign(String),
     #[error("certificate does not renew the present one")]
     Renewal(#[from] NotARenewal),
     #[error("cannot generate a private key")]

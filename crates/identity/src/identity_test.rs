@@ -114,7 +114,7 @@ fn a_prepared_request_keeps_its_key_until_it_is_answered() {
     // A renewal has a key of its own, and an answer to somebody else's request changes nothing.
     let renewal = Identity::prepare_request(dir.path(), web).unwrap();
     assert_ne!(renewal.public_key(), first.public_key());
-    assert!(accepted.accept_renewal(dir.path(), &chain, now).is_err());
+    assert!(accepted.accept_renewal(dir.path(), &chain, authority.certificate_pem(), now).is_err());
     assert_eq!(Identity::load(dir.path()).unwrap().chain(), accepted.chain());
 }
 
@@ -133,7 +133,7 @@ fn only_a_later_certificate_of_the_same_peer_and_authority_renews_an_identity() 
     let renew = |by: &Authority, peer: &Peer, made: UnixTime, now: UnixTime| {
         let request = Identity::prepare_request(dir.path(), peer.clone()).unwrap();
         let chain = by.issue(&request, peer, None, made).unwrap();
-        present.accept_renewal(dir.path(), &chain, now)
+        present.accept_renewal(dir.path(), &chain, authority.certificate_pem(), now)
     };
     let now = after(day * 30);
     for (refused, expected) in [

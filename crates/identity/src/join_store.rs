@@ -72,6 +72,8 @@ pub struct TokenRecord {
     pub(crate) secret_sha256: String,
     /// Who may join with it.
     pub grant: JoinGrant,
+    /// SHA-256 of the repository's root that its user is to trust first, in hexadecimal.
+    pub trusted_root: Option<String>,
     /// Unix seconds.
     pub created_at: u64,
     /// Unix seconds; `None`: never.
@@ -133,6 +135,7 @@ impl JoinTokens {
             id: token.id.clone(),
             secret_sha256: sha256_hex(token.secret.as_bytes()),
             grant,
+            trusted_root: anchors.trusted_root.clone(),
             created_at: now.as_secs(),
             expires_at,
             state: TokenState::Unused,
@@ -146,12 +149,13 @@ impl JoinTokens {
         Ok(token)
     }
 
-    /// Checks that a token exists, in whatever state, and that this is its secret.
+    /// Checks that a token exists, in whatever state, and that this is its secret. Returns the
+    /// SHA-256 of the root that its user is to trust.
     ///
     /// # Errors
     /// `Unknown`.
-    pub fn check_secret(&self, id: &str, secret: &str) -> Result<(), RedeemError> {
-        with_secret(&self.records.lock(), id, secret).map(|_| ())
+    pub fn check_secret(&self, id: &str, secret: &str) -> Result<Option<String>, RedeemError> {
+        with_secret(&self.records.lock(), id, secret).map(|record| record.trusted_root.clone())
     }
 
     /// Redeems a token for a certificate, which `issue` makes: also when the same key redeems it

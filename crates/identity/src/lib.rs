@@ -32,6 +32,8 @@ mod identity_test;
 #[cfg(test)]
 mod join_test;
 #[cfg(test)]
+mod rotation_test;
+#[cfg(test)]
 mod statement_test;
 #[cfg(test)]
 mod tls_test;

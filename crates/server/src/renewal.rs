@@ -11,6 +11,8 @@ const EXPIRED_EVERY_MS: u64 = 60_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
     Fresh,
+    /// Another authority issues now, or another set of them is to be trusted.
+    Replaced,
     /// Less than a third of its validity is left.
     Expiring,
     /// Peers and the hub refuse it.
@@ -59,7 +61,7 @@ impl Renewal {
         self.age = age;
         match age {
             Age::Fresh => self.rest(),
-            Age::Expiring | Age::Expired => self.ask(0),
+            Age::Replaced | Age::Expiring | Age::Expired => self.ask(0),
         }
     }
 
@@ -83,7 +85,7 @@ impl Renewal {
     fn rest(&self) -> Next {
         Next::Rest {
             for_ms: match self.age {
-                Age::Fresh | Age::Expiring => LOOK_EVERY_MS,
+                Age::Fresh | Age::Replaced | Age::Expiring => LOOK_EVERY_MS,
                 Age::Expired => EXPIRED_EVERY_MS,
             },
         }

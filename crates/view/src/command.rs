@@ -15,6 +15,7 @@ pub enum Command {
     AppApply,
     AppRemove { app: AppId },
     AppShow { app: AppId, group: GroupId },
+    AuthorityFinish,
     ChannelSet { app: Option<AppId>, channel: Option<String>, version: Option<Version> },
     ContextJoin,
     ContextRenew,
@@ -55,6 +56,7 @@ impl Command {
             Command::AppShow { app, group } => {
                 words.add("app show").one(app).flag("--group", Some(group))
             }
+            Command::AuthorityFinish => words.add("authority finish"),
             Command::ChannelSet { app, channel, version } => words
                 .add("channel set")
                 .or(app.as_ref(), "APP")
@@ -165,6 +167,7 @@ pub enum Flag {
     HubAddress,
     Keys,
     Repository,
+    RootKey,
 }
 
 impl Flag {
@@ -181,6 +184,7 @@ impl Flag {
             Flag::HubAddress => "--hub-address HOST:7418",
             Flag::Keys => "--keys DIR",
             Flag::Repository => "--repository DIR",
+            Flag::RootKey => "--root-key FILE",
         }
     }
 }

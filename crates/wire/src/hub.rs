@@ -67,6 +67,13 @@ pub fn server_path(server: &ServerId) -> String {
     format!("/v1/servers/{server}")
 }
 
+/// `POST`, agents: which authority issues, and which to trust. `GET`, operators: who has followed.
+pub const AUTHORITY: &str = "/v1/authority";
+/// `POST`, operators: replaces the authority by a new one; both are trusted.
+pub const ROTATE_AUTHORITY: &str = "/v1/authority/rotate";
+/// `POST`, operators: ends the trust in the old one.
+pub const FINISH_AUTHORITY: &str = "/v1/authority/finish";
+
 /// `PUT`, publishers: uploads one file of the repository, such as `metadata/2.targets.json`.
 #[must_use]
 pub fn upload_path(file: &str) -> String {
@@ -156,11 +163,57 @@ pub struct RenewRequest {
     pub request: String,
 }
 
-/// Response to [`RENEW`]. The holder keeps trusting the authorities that it trusts.
+/// Response to [`RENEW`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewAnswer {
     /// The certificate chain in PEM.
     pub certificate: String,
+    /// The authorities to trust from now on, in PEM. The chain proves that one of those trusted so
+    /// far has certified a new one.
+    pub authorities: String,
+}
+
+/// Body of [`AUTHORITY`]: what the certificate and the trust of an agent are. Fingerprints:
+/// SHA-256, in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityRequest {
+    /// The authority that issued the certificate itself, if it trusts that one.
+    pub issuer: Option<String>,
+    /// The authorities that it trusts.
+    pub trusts: Vec<String>,
+}
+
+/// Response to [`AUTHORITY`]: what they would be after a renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityAnswer {
+    pub issuer: String,
+    pub trusts: Vec<String>,
+}
+
+/// Body of [`FINISH_AUTHORITY`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinishAuthorityRequest {
+    /// Also if servers are left that have no certificate of the new authority: they have to join
+    /// again.
+    pub leave_behind: bool,
+}
+
+/// Response to a `GET` of [`AUTHORITY`], to [`ROTATE_AUTHORITY`] and [`FINISH_AUTHORITY`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityStatus {
+    /// The fingerprint of the authority that issues.
+    pub issuer: String,
+    /// The fingerprints of those to trust: also the old one, while another one replaces it.
+    pub trusts: Vec<String>,
+    /// Servers of the fleet.
+    pub servers: usize,
+    /// Those that this hub, since its start, has not heard to have a certificate of the authority
+    /// that issues.
+    pub behind: Vec<ServerId>,
+    /// Apps whose policy or removal only the old authority proves.
+    pub apps: Vec<AppId>,
 }
 
 /// Body of [`TOKEN`].

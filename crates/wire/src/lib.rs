@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 pub mod agent;
+pub mod audit;
 pub mod dscp;
 pub mod entry;
 pub mod frame;

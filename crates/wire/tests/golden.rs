@@ -417,7 +417,7 @@ fn hub() {
         joined(None),
         joined(Some(JoinedGroup { group: group(), labels: labels(), members: vec![member()] })),
         Hub::Renew(RenewRequest { request: "{}".to_owned() }),
-        Hub::RenewAnswer(RenewAnswer { certificate }),
+        Hub::RenewAnswer(RenewAnswer { certificate, authorities: "pem".into() }),
         Hub::Token(least),
         Hub::Token(full),
         Hub::TokenAnswer(TokenAnswer { id: id.clone(), token, expires_at: Some(1_800_000_000) }),

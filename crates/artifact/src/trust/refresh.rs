@@ -13,16 +13,14 @@ use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 use super::{Loaded, TrustedRepository};
 use crate::checks::{expiry, expiry_in, store_error};
 use crate::client::{FetchError, Mirror};
+use crate::key_change::ROOTS_MAX;
 use crate::layout::METADATA_DIR;
 use crate::lifetimes::Expiries;
 use crate::metadata::METADATA_BYTES_MAX;
 use crate::metadata_transport::{MetadataTransport, SMALL_METADATA_BYTES_MAX, Source, base_url};
 use crate::trust_error::TrustError;
-use crate::trust_state::{Bundle, State};
+use crate::trust_state::{Bundle, State, version_in};
 use cohort_base::durable::UNFINISHED_PREFIX;
-
-/// Most new roots in one refresh: one a year for 256 years.
-const ROOT_UPDATES_MAX: u64 = 256;
 
 impl TrustedRepository {
     /// Newer metadata from a mirror; `None` if it serves exactly the known one.
@@ -87,10 +85,14 @@ impl TrustedRepository {
         // A new root from the operator starts over from that root, but versions seen still count if
         // the new root's keys signed them.
         let same_anchor = |state: &&State| state.anchor_sha256 == self.anchor_sha256;
-        let root = match state.filter(same_anchor) {
-            Some(state) => state.bundle.root.clone().into_bytes(),
-            None => self.anchor.clone(),
+        let roots = match state.filter(same_anchor) {
+            Some(state) => state.bundle.roots.clone(),
+            None => {
+                let anchor = String::from_utf8(self.anchor.clone());
+                vec![anchor.map_err(|error| TrustError::because(WhyRefused::BadRoot, error))?]
+            }
         };
+        let root = roots.last().map(|root| root.as_bytes().to_vec()).unwrap_or_default();
         if let Some(State { bundle, .. }) = state {
             let put = |name: &str, text: &str| std::fs::write(scratch.path().join(name), text);
             put("timestamp.json", &bundle.timestamp).map_err(io)?;
@@ -107,7 +109,7 @@ impl TrustedRepository {
                 max_targets_size: METADATA_BYTES_MAX,
                 max_timestamp_size: SMALL_METADATA_BYTES_MAX,
                 max_snapshot_size: SMALL_METADATA_BYTES_MAX,
-                max_root_updates: ROOT_UPDATES_MAX,
+                max_root_updates: ROOTS_MAX,
             })
             .expiration_enforcement(enforcement)
             .load();
@@ -119,7 +121,7 @@ impl TrustedRepository {
                     .or_else(|| (role == RoleType::Root).then(|| expiry(&root))?)
             })
         })?;
-        loaded(&found, &taken, root)
+        loaded(&found, &taken, roots)
     }
 
     /// Makes verified metadata the trusted one: first on disk, then in memory.
@@ -142,11 +144,12 @@ impl TrustedRepository {
     }
 }
 
-/// The metadata that the library verified, with the bytes that it read.
+/// The metadata that the library verified, with the bytes that it read. `roots`: the chain that it
+/// started from.
 fn loaded(
     found: &tough::Repository,
     taken: &BTreeMap<String, Bytes>,
-    root: Vec<u8>,
+    mut roots: Vec<String>,
 ) -> Result<Loaded, TrustError> {
     let text = |name: String| {
         let bytes = taken.get(&name).map(|bytes| bytes.to_vec());
@@ -155,10 +158,13 @@ fn loaded(
         })
     };
     let root_version = found.root().signed.version;
+    // One that was taken and is newer was verified: the library follows them one by one.
+    let known = roots.last().map_or(0, |root| version_in(root));
+    for version in known + 1..=root_version.get() {
+        roots.push(text(format!("{version}.root.json"))?);
+    }
     let bundle = Bundle {
-        root: text(format!("{root_version}.root.json"))
-            .or_else(|_| String::from_utf8(root))
-            .map_err(|error| TrustError::because(WhyRefused::BadRoot, error))?,
+        roots,
         timestamp: text("timestamp.json".to_owned())?,
         snapshot: text(format!("{}.snapshot.json", found.snapshot().signed.version))?,
         targets: text(format!("{}.targets.json", found.targets().signed.version))?,

@@ -62,7 +62,7 @@ impl Fixture {
 
     pub(crate) async fn with_lifetimes(lifetimes: Lifetimes) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::create(&folder.path().join("keys")).unwrap();
+        let keys = Keys::generate().unwrap();
         let dir = folder.path().join("repository");
         let repository = Repository::create(&dir, &keys, lifetimes).await.unwrap();
         let fixture = Self { folder, keys, repository };

@@ -24,7 +24,7 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::group::Steered;
 use crate::output::{Output, note};
 use crate::policy_file;
-use crate::policy_known::{KnownPolicy, sign};
+use crate::policy_known::{KnownPolicy, lasts, sign};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AppCommand {
@@ -84,8 +84,14 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
     let value = serde_json::to_value(&policy).or_fail("policy")?;
     let checks = |policy: &Value| policy.get("check").cloned();
     let rechecks = known.as_ref().is_some_and(|known| checks(&known.policy) != checks(&value));
+    let lasts = match fleet.policies.get(app) {
+        Some(signed) => lasts(&hub, &identity, signed).await?,
+        None => true,
+    };
     let (revision, changed) = match known {
-        Some(known) if known.policy == value && known.unproven.is_none() => (known.revision, false),
+        Some(known) if known.policy == value && known.unproven.is_none() && lasts => {
+            (known.revision, false)
+        }
         known => {
             let signed = sign(&identity, &fleet, app, Wanted::Policy(value))?;
             // When two operators apply at the same time, neither silently overwrites the other.

@@ -13,7 +13,7 @@ use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::commands::context_of;
 use crate::connect::Hub;
-use crate::context::{self, ContextFile, write_file};
+use crate::context::{self, Context, ContextFile, write_file};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
 
@@ -129,14 +129,19 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
 }
 
 async fn renew(global: &Global) -> Result<Exit, Failure> {
-    let context = context_of(global)?;
+    renew_certificate(&context_of(global)?).await?;
+    show(global)
+}
+
+pub(crate) async fn renew_certificate(context: &Context) -> Result<(), Failure> {
     let folder = context.identity_dir();
     let identity = context.identity()?;
     let request =
         Identity::prepare_request(&folder, identity.peer().clone()).or_fail("identity")?;
     let body = RenewRequest { request: request.to_text() };
-    let answer: RenewAnswer = Hub::of(&context)?.call(Call::post(RENEW, &body)).await?;
-    let renewed = identity.accept_renewal(&folder, &answer.certificate, UnixTime::now());
+    let answer: RenewAnswer = Hub::of(context)?.call(Call::post(RENEW, &body)).await?;
+    let renewed =
+        identity.accept_renewal(&folder, &answer.certificate, &answer.authorities, UnixTime::now());
     renewed.or_fail("identity")?;
-    show(global)
+    Ok(())
 }

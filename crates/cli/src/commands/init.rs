@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cohort_artifact::{Keys, Lifetimes, Repository};
+use cohort_artifact::{KeyRole, Keys, Lifetimes, Repository};
 use cohort_base::{OnPath as _, durable};
 use cohort_hub::HubConfig;
 use cohort_identity::{Authority, LIFETIME, Peer, PeerName, Role, UnixTime};
@@ -16,7 +16,8 @@ use crate::answer::Answer;
 use crate::args::{Global, peer_name};
 use crate::context::{self, ContextFile};
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::layers::absolute;
+use crate::layers::{absolute, read_file};
+use crate::passphrase;
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
@@ -39,6 +40,18 @@ pub(crate) struct InitArgs {
     /// Label whose value is part of a group's name; repeatable [default: platform, zone]
     #[arg(long = "group-by", value_name = "LABEL")]
     grouping: Vec<String>,
+    /// Certificate (PEM) of an authority of your own, such as an intermediate, instead of a new one
+    #[arg(long, value_name = "FILE", requires = "authority_key")]
+    authority: Option<PathBuf>,
+    /// Key (PEM) of --authority
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    authority_key: Option<PathBuf>,
+    /// Directory for the root key, which is written there only: a drive that you take away
+    #[arg(long, value_name = "DIR")]
+    offline_root: Option<PathBuf>,
+    /// Give the root, targets and snapshot keys a passphrase
+    #[arg(long)]
+    passphrase: bool,
     /// Your name in the audit trail
     #[arg(long, value_name = "NAME", default_value = "operator", value_parser = peer_name)]
     operator: PeerName,
@@ -48,9 +61,25 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let dir = absolute(&args.dir);
     refuse_what_is_there(&dir)?;
     let config = hub_config(&dir, args)?;
+    let passphrase = args.passphrase.then(|| passphrase::choose(None)).transpose()?;
+    let keys_dir = dir.join("keys");
+    let root_dir = args.offline_root.as_deref().map_or_else(|| keys_dir.clone(), absolute);
+    let root_key = Keys::path(&root_dir, KeyRole::Root);
+    if root_key.exists() {
+        let error = format!("{} exists; nothing changed", root_key.display());
+        return Err(Failure::new("exists", error)
+            .hint("it may be the key of another fleet: choose another directory for this one's"));
+    }
     fs::create_dir_all(&dir).on_path("create directory", &dir).or_fail("file")?;
     let now = UnixTime::now();
-    let authority = Authority::create(&config.authority_dir(), now).or_fail("authority")?;
+    let authority = match args.authority.as_ref().zip(args.authority_key.as_ref()) {
+        None => Authority::create(&config.authority_dir(), now),
+        Some((certificate, key)) => {
+            let (certificate, key) = (read_file(certificate)?, read_file(key)?);
+            Authority::import(&config.authority_dir(), &certificate, &key, now)
+        }
+    };
+    let authority = authority.or_fail("authority")?;
     let identity = |role, name: &PeerName, folder: &Path| {
         let peer = Peer { role, name: name.clone() };
         let identity = authority.make_identity(&peer, LIFETIME, now).or_fail("authority")?;
@@ -59,7 +88,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let hub = PeerName::new(config.name.clone()).or_fail("name")?;
     identity(Role::Hub, &hub, &config.identity_dir())?;
     identity(Role::Operator, &args.operator, &dir.join("operator"))?;
-    let keys = Keys::create(&dir.join("keys")).or_fail("keys")?;
+    let keys = Keys::create(&keys_dir, &root_dir, passphrase.as_deref()).or_fail("keys")?;
     Repository::create(&config.repository_dir(), &keys, Lifetimes::default())
         .await
         .or_fail("repository")?;
@@ -168,11 +197,15 @@ fn context_file(config: &HubConfig) -> ContextFile {
 
 fn next_steps(dir: &Path, config: &HubConfig, args: &InitArgs) -> String {
     let shown = dir.display();
+    let root = match &args.offline_root {
+        None => "; keep root.pem offline".to_owned(),
+        Some(folder) => format!("; root.pem is only in {}", folder.display()),
+    };
     let mut text = format!(
         "Created a fleet in {shown}\n\
          \n\
          \x20 authority/     issues certificates: back it up, keep it secret\n\
-         \x20 keys/          sign releases; keep root.pem offline\n\
+         \x20 keys/          sign releases{root}\n\
          \x20 repository/    signed releases\n\
          \x20 identity/      the hub's certificate\n\
          \x20 operator/      your certificate, as operator `{}`\n\

@@ -2,6 +2,8 @@
 
 pub(crate) mod agent;
 pub(crate) mod app;
+pub(crate) mod audit;
+pub(crate) mod authority;
 pub(crate) mod channel;
 pub(crate) mod completions;
 pub(crate) mod confine;
@@ -14,6 +16,7 @@ pub(crate) mod kill;
 pub(crate) mod mirror;
 pub(crate) mod publish;
 pub(crate) mod repository;
+pub(crate) mod repository_keys;
 pub(crate) mod revoke;
 pub(crate) mod rollout;
 pub(crate) mod rollout_plan;
@@ -70,6 +73,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Kill(args) => once(kill::run(&global, &args)),
         Command::Server(args) => once(revoke::server(&global, &args)),
         Command::Person(args) => once(revoke::person(&global, &args)),
+        Command::Audit(args) => once(audit::run(&global, &args)),
+        Command::Authority(args) => once(authority::run(&global, &args)),
         Command::Context(args) => once(context::run(&global, &args)),
         Command::Completions(args) => Ok(completions::run(&args)),
     }

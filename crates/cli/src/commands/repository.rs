@@ -14,12 +14,15 @@ use crate::answer::Answer;
 use crate::args::Global;
 use crate::commands::context_of;
 use crate::commands::publish::spinner;
+use crate::commands::repository_keys::{self, KeyCommand};
 use crate::failure::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepositoryCommand {
     /// Copy the repository to a bucket, for mirrors and servers to read
     Push(PushArgs),
+    #[command(flatten)]
+    Keys(KeyCommand),
 }
 
 #[derive(Debug, Args)]
@@ -38,7 +41,13 @@ pub(crate) struct PushArgs {
 }
 
 pub(crate) async fn run(global: &Global, command: &RepositoryCommand) -> Result<Exit, Failure> {
-    let RepositoryCommand::Push(args) = command;
+    match command {
+        RepositoryCommand::Push(args) => push_to_bucket(global, args).await,
+        RepositoryCommand::Keys(command) => repository_keys::run(global, command).await,
+    }
+}
+
+async fn push_to_bucket(global: &Global, args: &PushArgs) -> Result<Exit, Failure> {
     let dir = folder(global, args.repository.as_deref())?;
     let bucket = Bucket::open(&args.bucket, &BucketSettings::from_env())
         .map_err(|error| failure(&error).exit(Exit::Usage))?;

@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
 use crate::output::{Output, note};
+use crate::workplace;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
@@ -89,7 +90,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
                     }
                     failure.hint(Hint::run_to("on the hub's machine, while it is stopped", offline))
                 })?;
-            check_anchors(&context, &made)?;
+            check_anchors(&context, &made).await?;
             made
         }
     };
@@ -104,7 +105,7 @@ async fn create(global: &Global, args: &CreateArgs) -> Result<Exit, Failure> {
 }
 
 /// Checks that a token sends its user to what this operator trusts: the hub has made it.
-fn check_anchors(context: &Context, made: &TokenAnswer) -> Result<(), Failure> {
+async fn check_anchors(context: &Context, made: &TokenAnswer) -> Result<(), Failure> {
     let token: JoinToken = made.token.parse().or_fail("token")?;
     let identity = context.identity()?;
     let wrong = |what: &str, hint: &str| {
@@ -123,13 +124,24 @@ fn check_anchors(context: &Context, made: &TokenAnswer) -> Result<(), Failure> {
         return Ok(());
     };
     let root = read_file(&path)?;
-    if Anchors::of(&authority, Some(&root)) != token.anchors {
+    if Anchors::of(&authority, Some(&root)) != token.anchors
+        && !follows_from_ours(context, token.anchors.trusted_root.as_deref()).await
+    {
         return wrong(
             "trusted root",
             "compare `trusted_root` in your context.toml with that in the hub's hub.toml",
         );
     }
     Ok(())
+}
+
+/// Whether the repository leads from this operator's root to the one with this hash, each root
+/// signed by the one before: keys have been changed.
+async fn follows_from_ours(context: &Context, sha256: Option<&str>) -> bool {
+    let Ok(reader) = workplace::reader(context).await else { return false };
+    // What is known already may suffice.
+    let _ = reader.refresh().await;
+    sha256.is_some_and(|hash| reader.root_hashes().iter().any(|root| root == hash))
 }
 
 /// Does what the hub would do.
@@ -145,8 +157,8 @@ fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
             .hint(Hint::add("name one", Flag::HubAddress)));
     }
     let grant = JoinGrant { role: args.role, name: args.name.clone() };
-    let root = config.read_trusted_root().or_fail("file")?;
-    let anchors = Anchors::of(&authority.fingerprint(), root.as_deref());
+    let root = config.read_trusted_root(None).or_fail("file")?;
+    let anchors = Anchors::of(&authority.anchor(), root.as_deref());
     let token = tokens.create(grant, &anchors, addresses, expires_at, now).or_fail("token")?;
     Ok(TokenAnswer { id: token.id.clone(), token: token.to_text(), expires_at })
 }

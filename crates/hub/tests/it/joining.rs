@@ -20,13 +20,35 @@ use cohort_wire::tls::IdentitySlot;
 
 use crate::support::{Caller, Running, server};
 
+/// Of the roots that follow from one another, each joiner gets the one that its token names.
+#[tokio::test]
+async fn a_token_stays_good_when_the_repositorys_keys_change() {
+    let hub = Running::start().await;
+    let metadata = hub.config.repository_dir().join("metadata");
+    std::fs::create_dir_all(&metadata).unwrap();
+    std::fs::write(metadata.join("1.root.json"), "first").unwrap();
+    let before = hub.token(Role::Agent, None).await;
+    for (version, content) in [(2, "second"), (10, "tenth")] {
+        std::fs::write(metadata.join(format!("{version}.root.json")), content).unwrap();
+    }
+    let after = hub.token(Role::Agent, None).await;
+    for (token, name, root) in [(before, "web-1", "first"), (after, "web-2", "tenth")] {
+        let (answer, _) = hub.join(&token, Role::Agent, name, Some(server("zone-a"))).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.trusted_root.as_deref(), Some(root));
+        let token: JoinToken = token.token.parse().unwrap();
+        assert_eq!(token.anchors.check(&answer.authority, Some(root)), Ok(()));
+    }
+    hub.stop().await;
+}
+
 #[tokio::test]
 async fn a_server_joins_and_learns_all_that_it_needs() {
     let hub = Running::start_with(|config| {
         config.mirrors = vec!["http://mirror-1/".to_owned()];
     })
     .await;
-    let root = hub.config.trusted_root();
+    let root = hub.config.repository_dir().join("metadata/1.root.json");
     std::fs::create_dir_all(root.parent().unwrap()).unwrap();
     std::fs::write(&root, "{\"a\":\"root\"}").unwrap();
     let token: JoinToken = hub.token(Role::Agent, None).await.token.parse().unwrap();

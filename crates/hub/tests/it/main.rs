@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
+mod authority;
 mod fleet;
 mod joining;
 mod kill;

@@ -111,7 +111,7 @@ async fn keys_below_the_repository_are_a_mistake_that_is_named() {
 async fn the_timestamp_is_renewed_before_it_ends() {
     let hub = Running::start_with(|config| config.renew_interval_s = 1).await;
     let keys_dir = hub.config.timestamp_key().parent().unwrap().to_owned();
-    let keys = Keys::create(&keys_dir).unwrap();
+    let keys = Keys::create(&keys_dir, &keys_dir, None).unwrap();
     let lifetimes = Lifetimes { timestamp_s: 4, ..Lifetimes::default() };
     let dir = hub.config.repository_dir();
     let repository = Repository::create(&dir, &keys, lifetimes).await.unwrap();

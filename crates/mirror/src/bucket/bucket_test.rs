@@ -147,7 +147,7 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::create(&folder.path().join("keys")).unwrap();
+        let keys = Keys::generate().unwrap();
         let dir = folder.path().join("repository");
         let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
         Self { folder, keys, repository }

@@ -124,7 +124,7 @@ async fn publish(dir: &Path, repository: &Repository, keys: &Keys, version: &str
 async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
     let Some(moto) = Moto::start().await else { return };
     let folder = tempfile::tempdir().unwrap();
-    let keys = Keys::create(&folder.path().join("keys")).unwrap();
+    let keys = Keys::generate().unwrap();
     let dir = folder.path().join("repository");
     let repository = Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
     // More than one part.
@@ -244,7 +244,7 @@ async fn store() -> (Arc<Said>, BucketSettings) {
 #[tokio::test]
 async fn a_store_that_asks_for_less_is_asked_again() {
     let folder = tempfile::tempdir().unwrap();
-    let keys = Keys::create(&folder.path().join("keys")).unwrap();
+    let keys = Keys::generate().unwrap();
     let dir = folder.path().join("repository");
     Repository::create(&dir, &keys, Lifetimes::default()).await.unwrap();
     let (said, settings) = store().await;

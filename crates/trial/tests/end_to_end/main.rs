@@ -8,6 +8,7 @@ mod trial;
 mod bad_releases;
 mod deltas;
 mod hub_away;
+mod keys_change;
 mod kill_switch;
 mod leader_cut_off;
 mod leader_killed;

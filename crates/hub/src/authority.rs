@@ -1,0 +1,163 @@
+//! Replacing the authority on a running fleet: the new one issues at once, certified by the old
+//! one; servers renew within the hour; once all have, trust in the old one ends.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use cohort_base::chain;
+use cohort_core::ids::{AppId, ServerId};
+use cohort_identity::{Authority, AuthorityError, LIFETIME, Role};
+use cohort_registry::fleet::read_fleet;
+use cohort_wire::http::{ApiError, ApiJson, Caller};
+use cohort_wire::hub::{
+    AuthorityAnswer, AuthorityRequest, AuthorityStatus, FinishAuthorityRequest,
+};
+
+use crate::HubError;
+use crate::app::{App, blocking, now};
+use crate::audit;
+use crate::auth::server_of;
+use crate::refusal::{Answer, Refusal};
+
+/// Most names in one sentence.
+const NAMED_MAX: usize = 5;
+
+/// Tells an agent which authority issues, and notes whether its certificate is of that one.
+pub(crate) async fn follow(
+    State(app): State<Arc<App>>,
+    Caller(by): Caller,
+    ApiJson(request): ApiJson<AuthorityRequest>,
+) -> Answer<AuthorityAnswer> {
+    let authority = app.authority()?;
+    let answer = AuthorityAnswer { issuer: authority.fingerprint(), trusts: authority.trusted() };
+    if by.role == Role::Agent {
+        let server = server_of(&by);
+        let mut followed = app.followed.lock();
+        if request.issuer.as_ref() == Some(&answer.issuer) {
+            followed.insert(server);
+        } else {
+            followed.remove(&server);
+        }
+    }
+    Ok(Json(answer))
+}
+
+pub(crate) async fn status(State(app): State<Arc<App>>) -> Answer<AuthorityStatus> {
+    let authority = app.authority()?;
+    Ok(Json(status_of(&app, &authority).await?))
+}
+
+pub(crate) async fn rotate(
+    State(app): State<Arc<App>>,
+    Caller(by): Caller,
+) -> Answer<AuthorityStatus> {
+    let _one = app.rotating.lock().await;
+    let dir = app.config.authority_dir();
+    let next = replace(&app, move |authority| authority.rotate(&dir, now())).await?;
+    app.followed.lock().clear();
+    audit::note(format!("authority {} issues from now on", next.fingerprint()));
+    tracing::warn!(%by, authority = next.fingerprint(), "a new authority issues; both are trusted");
+    Ok(Json(status_of(&app, &next).await?))
+}
+
+pub(crate) async fn finish(
+    State(app): State<Arc<App>>,
+    Caller(by): Caller,
+    ApiJson(request): ApiJson<FinishAuthorityRequest>,
+) -> Answer<AuthorityStatus> {
+    let _one = app.rotating.lock().await;
+    let authority = app.authority()?;
+    if authority.is_rotating() {
+        let status = status_of(&app, &authority).await?;
+        let behind = if request.leave_behind { &[][..] } else { &status.behind };
+        may_finish(behind, &status.apps, app.kill.on_count())?;
+    }
+    let dir = app.config.authority_dir();
+    let next = replace(&app, move |authority| authority.finish(&dir)).await?;
+    // Those that are not used yet name the old authority.
+    let tokens = Arc::clone(&app.tokens);
+    let tokens_revoked = blocking(move || tokens.revoke_unused()).await??;
+    audit::note(format!("authority {} alone is trusted", next.fingerprint()));
+    tracing::warn!(%by, authority = next.fingerprint(), tokens_revoked, "the old authority ended");
+    Ok(Json(status_of(&app, &next).await?))
+}
+
+/// What keeps the old authority: names at most a few.
+fn may_finish(behind: &[ServerId], apps: &[AppId], kill_on: usize) -> Result<(), ApiError> {
+    let refused = |error: String| Err(ApiError::conflict(error));
+    if let [first, ..] = behind {
+        let names: Vec<&str> = behind.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
+        let more = if behind.len() > names.len() { ", …" } else { "" };
+        let (count, names) = (behind.len(), names.join(", "));
+        return refused(format!(
+            "{count} servers have no certificate of the new authority, as far as this hub has \
+             heard since its start: {names}{more}"
+        ))
+        .map_err(|error| {
+            error
+                .hint("servers look once an hour: wait, or restart the agent of one that is late")
+                .hint(format!("a server that is gone: cohort group remove-server GROUP {first}"))
+                .hint(
+                    "to end the old authority all the same: cohort authority finish --leave-behind",
+                )
+        });
+    }
+    if let [first, ..] = apps {
+        let names: Vec<&str> = apps.iter().take(NAMED_MAX).map(AppId::as_str).collect();
+        return refused(format!(
+            "only the old authority proves who wrote the policies of: {}",
+            names.join(", ")
+        ))
+        .map_err(|error| {
+            error
+                .hint("renew your certificate: cohort context renew")
+                .hint(format!("then apply each again: cohort app apply -f {first}.toml"))
+        });
+    }
+    if kill_on > 0 {
+        return refused("a kill switch is on, and its author's certificate may be old".to_owned())
+            .map_err(|error| error.hint("cohort kill off"));
+    }
+    Ok(())
+}
+
+/// Puts the next authority, and a certificate of the hub's own by it, in use.
+async fn replace(
+    app: &Arc<App>,
+    next: impl FnOnce(&Authority) -> Result<Authority, AuthorityError> + Send + 'static,
+) -> Result<Arc<Authority>, ApiError> {
+    let authority = app.authority()?;
+    let (peer, dir) = (app.identity.current().peer().clone(), app.config.identity_dir());
+    let made = blocking(move || {
+        let next = next(&authority)?;
+        let identity = next.make_identity(&peer, LIFETIME, now())?;
+        identity.save(&dir)?;
+        Ok::<_, HubError>((Arc::new(next), identity))
+    });
+    let made = made.await.map_err(HubError::Part).flatten();
+    let (next, identity) = made.map_err(|error| match error {
+        HubError::Authority(error @ (AuthorityError::Rotating | AuthorityError::NotRotating)) => {
+            ApiError::conflict(chain(&error)).hint("see it: cohort authority show")
+        }
+        error => ApiError::internal(chain(&error)),
+    })?;
+    *app.authority.write() = Some(Arc::clone(&next));
+    app.identity.replace(identity);
+    Ok(next)
+}
+
+async fn status_of(app: &App, authority: &Authority) -> Result<AuthorityStatus, Refusal> {
+    let fleet = read_fleet(&app.registry).await?;
+    let followed: BTreeSet<ServerId> = app.followed.lock().clone();
+    let is_behind = |server: &ServerId| authority.is_rotating() && !followed.contains(server);
+    let behind: Vec<ServerId> =
+        fleet.servers.iter().map(|it| it.server.clone()).filter(is_behind).collect();
+    let own = [authority.certificate().clone()];
+    let intents = fleet.policies.iter().chain(&fleet.removed);
+    let apps = intents.filter(|(_, signed)| signed.verify(&own, now()).is_err());
+    let apps = apps.map(|(app, _)| app.clone()).collect();
+    let (issuer, trusts) = (authority.fingerprint(), authority.trusted());
+    Ok(AuthorityStatus { issuer, trusts, servers: fleet.servers.len(), behind, apps })
+}
