@@ -58,9 +58,7 @@ pub(crate) async fn policy(
             tracing::info!(%by, %signer, app = %name, %revision, "policy written");
             Ok(Json(PolicyAnswer { revision }))
         }
-        IntentPut::Changed | IntentPut::NoApp | IntentPut::RemovedBefore(_) => {
-            Err(changed(&name).into())
-        }
+        IntentPut::Changed | IntentPut::NoApp => Err(changed(&name).into()),
     }
 }
 
@@ -141,7 +139,6 @@ pub(crate) async fn remove_app(
     let put = write_intent(&app.registry, &request.signed, &intent, None).await?;
     let (revision, changed) = match put {
         IntentPut::Written => (intent.revision, fleet.policies.contains_key(&name)),
-        IntentPut::RemovedBefore(revision) => (revision, false),
         IntentPut::Changed => return Err(changed(&name).into()),
         IntentPut::NoApp => {
             return Err(ApiError::not_found(format!("no app {name}"))

@@ -419,8 +419,6 @@ pub async fn intents(registry: &dyn Registry, prefix: &str) -> Answer<Vec<(AppId
 #[must_use]
 pub enum IntentPut {
     Written,
-    /// The app has been removed before, everywhere.
-    RemovedBefore(Revision),
     /// A removal, and there is no such app.
     NoApp,
     /// There is another policy than the writer knows, or this one has no later revision.
@@ -429,8 +427,8 @@ pub enum IntentPut {
 
 /// Writes what an operator wants of an app, if its revision is higher than that of everything that
 /// was wanted before. With `expected`, only if the policy's revision is still that one (0: there is
-/// none). A removal is written again while a group still has the app: a group ignores one that is
-/// older than its policy.
+/// none). A removal may be written again: a group ignores one that is older than its policy, and the
+/// signature of an earlier one may no longer verify.
 ///
 /// The caller has verified the signature.
 ///
@@ -448,13 +446,8 @@ pub async fn write_intent(
         let there = revision_of(known.as_ref())?;
         let before = revision_of(gone.as_ref())?;
         let removes = intent.wanted == Wanted::Removal;
-        if removes && known.is_none() {
-            if gone.is_none() {
-                return Ok(IntentPut::NoApp);
-            }
-            if !is_anywhere(registry, &intent.app).await? {
-                return Ok(IntentPut::RemovedBefore(before));
-            }
+        if removes && known.is_none() && gone.is_none() {
+            return Ok(IntentPut::NoApp);
         }
         if expected.is_some_and(|expected| expected != there)
             || intent.revision <= there.max(before)
@@ -485,16 +478,6 @@ fn revision_of(pair: Option<&KeyValue>) -> Answer<Revision> {
         source: source.into(),
     };
     Ok(record.signed.unverified().map_err(corrupt)?.revision)
-}
-
-/// Whether any group has a record of the app.
-async fn is_anywhere(registry: &dyn Registry, app: &AppId) -> Answer<bool> {
-    let (items, _) = list(registry, keys::GROUPS).await?;
-    let of_it = |pair: &KeyValue| {
-        let place = keys::parse(&pair.key);
-        matches!(place, Some(Place::GroupRecord { app: of, .. }) if of == *app)
-    };
-    Ok(items.iter().any(of_it))
 }
 
 /// Removes the verdicts about all but the last versions of each app, at most
