@@ -22,6 +22,7 @@ use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use crate::isolation::Isolation;
 use crate::program::RunAs;
 
 /// Longest request, in bytes: as the guard's longest.
@@ -77,6 +78,8 @@ pub(crate) struct Confined {
     pub(crate) capabilities: Vec<Capability>,
     /// It joins this cgroup first.
     pub(crate) cgroup: Option<PathBuf>,
+    /// What it sees of the file system.
+    pub(crate) isolation: Isolation,
     /// Whether it may gain privileges by running a program, such as sudo: the server's own may.
     pub(crate) gains: bool,
 }
@@ -92,6 +95,7 @@ impl Confined {
             run_as: None,
             capabilities: Vec::new(),
             cgroup: None,
+            isolation: Isolation::default(),
             gains: false,
         }
     }
@@ -169,10 +173,12 @@ fn read(socket: &mut File) -> Result<Confined, Failed> {
 }
 
 fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Infallible, Failed> {
-    let Confined { program, args, env, folder, run_as, capabilities, cgroup, gains, .. } = confined;
+    let Confined { program, args, env, folder, .. } = confined;
+    let Confined { run_as, capabilities, cgroup, isolation, gains, .. } = confined;
     if let Some(cgroup) = cgroup {
         step("enter its cgroup", std::fs::write(cgroup.join("cgroup.procs"), "0"))?;
     }
+    step("separate its file system", isolation.enter())?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     if let Some(run_as) = run_as {
         become_user(*run_as, capabilities)?;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::{Capability, Confined};
 use crate::cgroup::Cgroups;
+use crate::isolation::Isolation;
 use crate::launch::Launch;
 use crate::output::Tail;
 use crate::process::{Exit, start_ticks};
@@ -31,7 +32,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Bench::of(tempfile::tempdir().unwrap())
+    }
+
+    fn in_folder(folder: &str) -> Self {
+        Bench::of(tempfile::tempdir_in(folder).unwrap())
+    }
+
+    fn of(folder: TempDir) -> Self {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let cgroups = Cgroups::of(folder.path()).unwrap_or_default();
         Bench { folder, programs: Programs::new(Launch::confine_for_tests(), cgroups) }
@@ -228,4 +236,47 @@ fn a_request_is_bounded() {
     assert!(is_read(&confined));
     let args = vec!["a".repeat(1024); 256];
     assert!(!is_read(&Confined { args, ..confined }));
+}
+
+#[tokio::test]
+async fn a_private_tmp_is_empty_and_its_files_are_seen_by_nobody_else() {
+    if !is_root() {
+        return;
+    }
+    // Not below `/tmp`, which is another one inside.
+    let bench = Bench::in_folder("/run");
+    let outside = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+    let isolation = Isolation { private_tmp: true, writable: None };
+    let script = "ls -A /tmp /var/tmp; echo x > /tmp/cohort-private; cat /tmp/cohort-private";
+    let output = bench.output(Confined { isolation, ..bench.script(script) }).await;
+    assert_eq!(output, "/tmp:\n\n/var/tmp:\nx\n");
+    assert!(!PathBuf::from("/tmp/cohort-private").exists());
+    assert!(outside.path().exists());
+}
+
+#[tokio::test]
+async fn a_protected_system_is_read_only_but_for_the_state() {
+    if !is_root() {
+        return;
+    }
+    let bench = Bench::in_folder("/run");
+    let (state, other) = (bench.path("state"), bench.path("other"));
+    for folder in [&state, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let writable = Some(vec![state.clone()]);
+    let script =
+        "echo x > state/file && touch other/file /var/tmp/cohort-file /dev/shm/cohort-file";
+    let isolation = Isolation { private_tmp: false, writable: writable.clone() };
+    let script = Confined { isolation, ..bench.script(script) };
+    let (end, output) = bench.try_run(script).await;
+    assert_eq!(end.unwrap(), End::Exited(Exit::Status(1)), "{output}");
+    assert_eq!(output.matches("Read-only file system").count(), 2, "{output}");
+    fs::remove_file("/dev/shm/cohort-file").unwrap();
+    assert_eq!(fs::read_to_string(state.join("file")).unwrap(), "x\n");
+    // With a `/tmp` of its own it may write there, too; and nothing changes outside.
+    let isolation = Isolation { private_tmp: true, writable };
+    bench.output(Confined { isolation, ..bench.script("touch /tmp/x /var/tmp/x") }).await;
+    fs::write(other.join("file"), "").unwrap();
 }

@@ -12,6 +12,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Capability;
+use crate::isolation::Isolation;
 use crate::process::{Exit, StopSignal, age};
 use crate::program::RunAs;
 
@@ -68,6 +69,8 @@ pub struct ServiceCommand {
     pub run_as: Option<RunAs>,
     /// What it keeps of root's capabilities as another user.
     pub capabilities: Vec<Capability>,
+    /// What it sees of the file system.
+    pub isolation: Isolation,
 }
 
 /// The state of a service.

@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 
 use crate::confine::Capability;
 use crate::hooks::Hook;
+use crate::isolation::ProtectSystem;
 use crate::process::StopSignal;
 
 /// At the top of the artifact.
@@ -79,6 +80,11 @@ pub(crate) struct Service {
     /// Capabilities that the command keeps as another user than root.
     #[serde(default)]
     pub(crate) capabilities: Vec<Capability>,
+    /// `/tmp` and `/var/tmp` are the command's own, and empty when it starts.
+    #[serde(default)]
+    pub(crate) private_tmp: bool,
+    /// What is read-only for the command.
+    pub(crate) protect_system: Option<ProtectSystem>,
     #[serde(default)]
     pub(crate) stop_signal: StopSignal,
     #[serde(default = "stop_timeout_default")]

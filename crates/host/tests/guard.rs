@@ -93,6 +93,7 @@ impl Bench {
             stop_timeout_ms: 300,
             run_as: None,
             capabilities: Vec::new(),
+            isolation: Default::default(),
         };
         let run = RunService::Command(command);
         ServiceSpec { name: "web".into(), key: key.into(), release: "d".repeat(64), run }

@@ -4,6 +4,7 @@ use cohort_base::golden::hold;
 
 use super::*;
 use crate::confine::Capability;
+use crate::isolation::Isolation;
 use crate::process::{Exit, StopSignal};
 use crate::program::RunAs;
 use crate::service::{RunService, ServiceCommand, ServiceState};
@@ -24,6 +25,7 @@ pub(crate) fn spec() -> ServiceSpec {
             stop_timeout_ms: 10_000,
             run_as: Some(RunAs { uid: 33, gid: 33 }),
             capabilities: vec![Capability::CapNetBindService],
+            isolation: Isolation { private_tmp: true, writable: Some(vec!["/srv/web".into()]) },
         }),
     }
 }

@@ -173,6 +173,7 @@ impl Home {
             env,
             run_as: command.run_as,
             capabilities: command.capabilities.clone(),
+            isolation: command.isolation.clone(),
             cgroup: process.cgroup.clone(),
             ..Confined::new(command.program.clone(), command.folder.clone())
         };
