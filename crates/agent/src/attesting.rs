@@ -14,15 +14,15 @@ use cohort_core::phase::Phase;
 use cohort_core::state::Verdict;
 use cohort_identity::UnixTime;
 use cohort_registry::api::TXN_OPS_MAX;
-use cohort_registry::attest::{ATTEST, AttestRequest, Attestation};
+use cohort_registry::attest::{ATTEST, AttestRequest, Attestation, is_bound};
 use cohort_registry::keys::{self, Place};
 use cohort_registry::records::{
     BootstrapRecord, GroupInfo, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA,
     Stamp, VerdictRecord, decode,
 };
 use cohort_registry::{
-    KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer, WatchAnswer,
-    WatchRequest,
+    Compare, KeyValue, Op, RangeAnswer, RangeRequest, Registry, RegistryError, Txn, TxnAnswer,
+    WatchAnswer, WatchRequest,
 };
 use cohort_server::records::{MemberPlace, Progress, Record, Written, due};
 use cohort_wire::agent::ToGroup;
@@ -107,7 +107,7 @@ pub(crate) async fn attest(
     handle: &MemberHandle,
     request: &AttestRequest,
 ) -> Result<Attestation, ApiError> {
-    let AttestRequest { changes, applied } = request;
+    let AttestRequest { compare, changes, applied } = request;
     if changes.len() > TXN_OPS_MAX {
         let error = format!("more than {TXN_OPS_MAX} changes at once");
         return Err(ApiError::bad_request(error));
@@ -120,13 +120,16 @@ pub(crate) async fn attest(
         let error = format!("this member has not applied {applied} yet");
         return Err(ApiError::unavailable("behind", error));
     };
+    if !is_bound(compare, changes) {
+        return Err(ApiError::bad_request("a change is compared with nothing"));
+    }
     for change in changes {
         if !follows(&view, leader, change) {
             let error = format!("`{}` does not follow from the log here", change.key());
             return Err(ApiError::conflict(error));
         }
     }
-    Attestation::sign(&shared.identity.current(), &shared.group, changes, UnixTime::now())
+    Attestation::sign(&shared.identity.current(), &shared.group, compare, changes)
         .map_err(|error| ApiError::internal(chain(&error)))
 }
 
@@ -224,9 +227,19 @@ pub(crate) struct Attesting<'a> {
 impl Attesting<'_> {
     /// The attestations of a majority of the voters, and of one other member where there is one; or
     /// as many as there are.
-    async fn attested(&self, changes: &[Op]) -> Vec<Attestation> {
+    async fn attested(&self, compare: &[Compare], changes: &[Op]) -> Vec<Attestation> {
         let view = self.handle.view();
-        let request = AttestRequest { changes: changes.to_vec(), applied: view.raft.applied.0 };
+        let request = AttestRequest {
+            compare: compare.to_vec(),
+            changes: changes.to_vec(),
+            applied: view.raft.applied.0,
+        };
+        let identity = self.shared.identity.current();
+        // One that does not verify would only keep this from waiting for the others.
+        let verified = |attestation: &Attestation| {
+            let (roots, group) = (identity.roots(), &self.shared.group);
+            attestation.verify(roots, group, (compare, changes), UnixTime::now())
+        };
         let message = ToGroup::new(&self.shared.group, request);
         let own = self.shared.server();
         let voters = view.voters();
@@ -244,15 +257,18 @@ impl Attesting<'_> {
         let mut by = BTreeSet::from([own.clone()]);
         let mut attested = Vec::new();
         while let Some((server, answer)) = asked.next().await {
-            match answer {
+            let answer = answer.map_err(|error| chain(&error));
+            let signed = answer.and_then(|it| match verified(&it) {
+                Ok(by) if by == server => Ok(it),
+                Ok(by) => Err(format!("it is signed by {by}")),
+                Err(error) => Err(error.error),
+            });
+            match signed {
                 Ok(attestation) => {
                     attested.push(attestation);
                     by.insert(server);
                 }
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::debug!(%server, error, "a member does not attest a record");
-                }
+                Err(error) => tracing::debug!(%server, error, "a member does not attest a record"),
             }
             if voters.intersection(&by).count() > voters.len() / 2 {
                 break;
@@ -269,7 +285,7 @@ impl Registry for Attesting<'_> {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, RegistryError> {
-        let attested = self.attested(&txn.then).await;
+        let attested = self.attested(&txn.compare, &txn.then).await;
         self.shared.registry.txn(Txn { attested, ..txn }).await
     }
 

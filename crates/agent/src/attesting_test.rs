@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
 use cohort_core::ids::Incarnation;
-use cohort_identity::UnixTime;
+use cohort_identity::{Alpn, UnixTime};
+use cohort_registry::attest::Attestation;
 use cohort_registry::records::{BootstrapRecord, SCHEMA, Stamp, VerdictRecord, encode};
-use cohort_registry::{Op, keys};
+use cohort_registry::{Compare, Op, keys};
 use cohort_server::records::{Record, Written, due};
+use cohort_wire::http::Handler;
 
 use super::{Attesting, follows, group_info, members_record, progress_record};
 use crate::member::View;
@@ -113,20 +115,52 @@ async fn the_leader_gets_the_signatures_of_members_that_say_the_same() {
     follower.member.send_replace(Some(theirs));
     let attesting = Attesting { shared: &leader, handle: &own };
     let changes = written(&view, stamp_of(&view));
-    let attested = attesting.attested(&changes).await;
+    let same = |op: &Op| Compare::unchanged_since(op.key(), 7);
+    let bound = |changes: &[Op]| changes.iter().map(same).collect::<Vec<_>>();
+    let compare = bound(&changes);
+    let attested = attesting.attested(&compare, &changes).await;
     let [attestation] = attested.as_slice() else { panic!("{attested:?}") };
     let roots = leader.identity.current();
     let verify = |changes: &[Op]| {
         let group = GROUP.parse().unwrap();
-        attestation.verify(roots.roots(), &group, changes, UnixTime::now())
+        attestation.verify(roots.roots(), &group, (&compare, changes), UnixTime::now())
     };
     assert_eq!(verify(&changes).unwrap(), server("s2"));
     assert!(verify(&changes[1..]).is_err());
+    // Nothing that could be used again later.
+    assert!(attesting.attested(&[], &changes).await.is_empty());
     // A leader that says something else, or something that the member has not applied, gets none.
     let lie = written(&view, Stamp { term: u64::MAX, ..stamp_of(&view) });
-    assert!(attesting.attested(&lie).await.is_empty());
+    assert!(attesting.attested(&bound(&lie), &lie).await.is_empty());
     let mut ahead = view.clone();
     ahead.raft.applied.0 += 1;
     views.send_replace(Arc::new(ahead));
-    assert!(attesting.attested(&changes).await.is_empty());
+    assert!(attesting.attested(&compare, &changes).await.is_empty());
+}
+
+/// It answers first, so that nobody waits for the others.
+#[tokio::test]
+async fn a_signature_that_does_not_verify_is_none() {
+    let lab = Lab::new().await;
+    let leader = lab.agent("s1", None).await;
+    let mut view = with_web(&lab);
+    let changes = written(&view, stamp_of(&view));
+    let compare = [Compare::unchanged_since("/elsewhere", 7)];
+    let signed = |by: &str, changes: &[Op]| {
+        let identity = lab.slot(by).current();
+        Attestation::sign(&identity, &GROUP.parse().unwrap(), &compare, changes).unwrap()
+    };
+    for junk in [signed("s2", &changes[1..]), signed("s3", &changes)] {
+        let router = axum::Router::new().route(
+            cohort_registry::attest::ATTEST,
+            axum::routing::post(async move || axum::Json(junk)),
+        );
+        let address = lab.serve("s2", Alpn::Control, Handler::Http(router)).await;
+        let mut state = (*view.state).clone();
+        state.servers.get_mut(&server("s2")).unwrap().address = address;
+        view.state = Arc::new(state);
+        let (own, _views, _queue) = handle(view.clone());
+        let attesting = Attesting { shared: &leader, handle: &own };
+        assert!(attesting.attested(&compare, &changes).await.is_empty());
+    }
 }

@@ -169,7 +169,6 @@ async fn orders(
     };
     let life = body.life;
     note(&shared, &view, &server, body);
-    shared.proofs.check(&view.state, shared.identity.current().roots(), UnixTime::now())?;
     let answer = answer(&shared, &view, (&server, life), ORDERS_VALID_MS);
     let clock_ahead_ms = shared.contacts.clock_ahead_ms(&server, view.leads());
     Ok(Json(OrdersAnswer { clock_ahead_ms, ..answer }))
@@ -191,8 +190,14 @@ fn answer(
     (server, life): (&ServerId, u64),
     valid_ms: u64,
 ) -> OrdersAnswer {
+    let identity = shared.identity.current();
+    let unproven = shared.proofs.unproven(&view.state, identity.roots(), UnixTime::now());
+    let mut orders = answers::orders(view, server, life);
+    if let Some(orders) = &mut orders {
+        orders.apps.retain(|orders| !unproven.contains(&orders.app));
+    }
     OrdersAnswer {
-        orders: answers::orders(view, server, life),
+        orders,
         elsewhere: answers::elsewhere(&view.state, server, life),
         orders_valid_ms: valid_ms,
         kill: shared.kill.signed(),

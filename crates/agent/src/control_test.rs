@@ -355,7 +355,13 @@ async fn a_question_is_held_until_the_orders_change_or_its_time_is_up() {
     assert!(took_ms >= u128::from(WAIT_MS_MAX), "{took_ms}");
 
     let mut changed = (*view.state).clone();
+    // Without an operator's signature, it gives no orders.
     apply(&mut changed, policy());
+    let unproven = View { state: Arc::new(changed), ..view.clone() };
+    views.send_replace(Arc::new(unproven));
+    assert_eq!(hash(&wait(0).await.0), known);
+    let mut changed = (*view.state).clone();
+    apply(&mut changed, lab.signed_policy());
     let changed = View { state: Arc::new(changed), ..view.clone() };
     let ((answer, took_ms), ()) = tokio::join!(wait(known), async {
         tokio::task::yield_now().await;

@@ -1,17 +1,17 @@
 //! Which policies in the group's log an operator signed. A leader could write others; members give
-//! no orders by them, and one member's orders count for nothing.
+//! no orders by them, and the leader's orders alone count for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::State;
-use cohort_core::ids::{AppId, Revision};
+use cohort_core::ids::AppId;
 use cohort_core::phase::Phase;
-use cohort_core::policy::Proof;
+use cohort_core::policy::{Policy, Proof};
+use cohort_core::shared::Shared;
 use cohort_core::state::App;
 use cohort_identity::{CertificateDer, UnixTime};
-use cohort_wire::http::ApiError;
 use cohort_wire::intent::{SignedIntent, Wanted};
 use parking_lot::Mutex;
 
@@ -22,42 +22,54 @@ pub(crate) fn proof_of(signed: &SignedIntent) -> Proof {
     Proof(serde_json::to_string(signed).unwrap_or_default().into())
 }
 
-/// The apps whose policy, or removal, was verified here, with its revision.
+/// What the log has of an app, and whether an operator signed that.
+#[derive(Debug)]
+struct Verified {
+    proof: Proof,
+    policy: Shared<Policy>,
+    removing: bool,
+    proven: bool,
+}
+
+/// What was verified here.
 #[derive(Debug, Default)]
 pub(crate) struct Proofs {
-    verified: Mutex<BTreeMap<AppId, Revision>>,
+    apps: Mutex<BTreeMap<AppId, Verified>>,
 }
 
 impl Proofs {
-    /// Verifies the policies that were not verified yet.
-    ///
-    /// # Errors
-    /// The answer for a server that asks for orders: an app is in the log without an operator's
-    /// word.
-    pub(crate) fn check(
+    /// The apps that the log has without an operator's word: a server gets no orders for them, and
+    /// leaves them as they are. Each is verified once.
+    pub(crate) fn unproven(
         &self,
         state: &State,
         roots: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), ApiError> {
-        let mut verified = self.verified.lock();
-        verified.retain(|app, _| state.apps.contains_key(app));
+    ) -> BTreeSet<AppId> {
+        let mut apps = self.apps.lock();
+        apps.retain(|id, _| state.apps.contains_key(id));
         for (id, app) in &state.apps {
-            if verified.get(id) == Some(&app.revision) {
+            let removing = matches!(app.phase, Phase::Removing { .. });
+            let (proof, policy) = (app.proof.clone(), app.policy.clone());
+            let known = apps.get(id).is_some_and(|it| {
+                (&it.proof, &it.policy, it.removing) == (&proof, &policy, removing)
+            });
+            if known {
                 continue;
             }
-            if let Err(why) = verify(id, app, roots, now) {
-                tracing::error!(app = %id, revision = %app.revision, why, "policy not proven");
-                let error = format!(
-                    "no operator's signature proves what the log of {} has of {id}: {why}",
-                    state.group
+            let verified = verify(id, app, roots, now);
+            if let Err(why) = &verified {
+                let (group, revision) = (&state.group, app.revision);
+                tracing::error!(
+                    %group, app = %id, %revision, why,
+                    "no operator signed what the group's log has of an app: its servers get no \
+                     orders for it; the leader may be hostile"
                 );
-                let hint = "its leader may be hostile: cohort server revoke SERVER --reason TEXT";
-                return Err(ApiError::unavailable("unproven", error).hint(hint));
             }
-            verified.insert(id.clone(), app.revision);
+            let proven = verified.is_ok();
+            apps.insert(id.clone(), Verified { proof, policy, removing, proven });
         }
-        Ok(())
+        apps.iter().filter(|(_, it)| !it.proven).map(|(id, _)| id.clone()).collect()
     }
 }
 

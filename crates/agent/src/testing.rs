@@ -43,10 +43,12 @@ use crate::control;
 use crate::join::Joined;
 use crate::member::{Inputs, Notes, Outputs, Queued, Shell, Waiter};
 use crate::metrics::{Metrics, TimedStore};
+use crate::proofs::proof_of;
 use crate::runner::Runner;
 use crate::shared::{MemberHandle, Shared};
 use crate::start::open;
 use crate::tasks::Tasks;
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 
 pub(crate) const GROUP: &str = "linux-intel";
 pub(crate) const PLATFORM: &str = "linux/intel";
@@ -193,6 +195,17 @@ impl Lab {
         handle.view.clone().wait_for(|view| view.leads()).await.unwrap();
         shared.member.send_replace(Some(handle.clone()));
         handle
+    }
+
+    /// The policy of `web`, as an operator signed it.
+    pub(crate) fn signed_policy(&self) -> Body {
+        let policy = serde_json::json!({ "app": "web", "channel": "stable" });
+        let (wanted, at) = (Wanted::Policy(policy.clone()), UnixTime::now().as_secs());
+        let intent = AppIntent { app: web(), revision: Revision(1), wanted, at };
+        let operator = self.slot_of(&Peer::new(Role::Operator, "ana").unwrap()).current();
+        let proof = proof_of(&SignedIntent::sign(&operator, &intent).unwrap());
+        let policy = serde_json::from_value(policy).unwrap();
+        Body::SetPolicy { policy, revision: Revision(1), proof }
     }
 
     /// The view of a member `s1` that has founded the group and leads it.

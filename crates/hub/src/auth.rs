@@ -70,7 +70,7 @@ impl Author {
 /// Whether a caller may make this transaction, and whether each value is valid for its key.
 /// `attesters`: the servers that stand behind it, besides the caller.
 ///
-/// `now` is the registry's state: a fenced record must not be replaced by an older one.
+/// `now` is the registry's state, and whether it counts as restored: a fenced record must not be replaced by an older one.
 ///
 /// # Errors
 /// 403, 400 for a value that is not valid for its key, 409 for a stale one.
@@ -78,7 +78,7 @@ pub(crate) fn check_txn(
     author: &Author,
     attesters: &[Author],
     txn: &Txn,
-    now: &State,
+    (now, restored): (&State, bool),
 ) -> Result<(), ApiError> {
     let peer = &author.peer;
     let group = match peer.role {
@@ -94,7 +94,7 @@ pub(crate) fn check_txn(
     let behind = attesters.iter().filter(of_group).map(|attester| server_of(&attester.peer));
     let server = server_of(peer);
     let behind = behind.chain([server.clone()]).collect();
-    let standing = Standing { group: &group, author: &server, behind };
+    let standing = Standing { group: &group, author: &server, behind, restored };
     txn.then.iter().try_for_each(|op| check_op(peer, &standing, op, &txn.compare, now))
 }
 

@@ -191,7 +191,6 @@ pub(crate) async fn renew(
     let authorities = authority.trusted_pem();
     let issue = move || authority.issue(&identity, &allowed, group.as_deref(), issued_at);
     let certificate = blocking(issue).await?.map_err(|error| ApiError::forbidden(chain(&error)))?;
-    audit::note("certificate renewed");
     tracing::info!(%peer, "certificate renewed");
     Ok(Json(RenewAnswer { certificate, authorities }))
 }

@@ -39,7 +39,8 @@ pub(crate) async fn txn(
     let author = app.author(caller, certificate);
     // First without the writer's lock, so that a caller without permission blocks no one.
     let attesters = attesters(&app, &author, &txn)?;
-    app.registry.read(|state| check_txn(&author, &attesters, &txn, state))?;
+    let restored = app.registry.restored();
+    app.registry.read(|state| check_txn(&author, &attesters, &txn, (state, restored)))?;
     note_seen(&app, &author, seen).await?;
     // What the fleet knows and the registry does not is written again, and shows that it is lost.
     if app.has_forgotten(&author) {
@@ -51,7 +52,7 @@ pub(crate) async fn txn(
     }
     app.metrics.changes.inc();
     let made = app.registry.txn_checked(txn, move |state, txn| {
-        check_txn(&author, &attesters, txn, state).map_err(Refusal::from)
+        check_txn(&author, &attesters, txn, (state, restored)).map_err(Refusal::from)
     });
     let answer = made.await?;
     Ok(tell(&app, answer))

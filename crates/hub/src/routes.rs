@@ -142,8 +142,22 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", error)
 }
 
-/// Measures every request; refuses servers that were removed; counts and logs those refused.
+/// Handles every request. A change goes on to its end, with its entry in the audit trail, also if
+/// its caller hangs up.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let reads = [REGISTRY_RANGE, REGISTRY_WATCH].contains(&request.uri().path());
+    if reads || request.method() == Method::GET {
+        return measured(app, request, next).await;
+    }
+    let handled = tokio::spawn(measured(app, request, next)).await;
+    handled.unwrap_or_else(|error| {
+        tracing::error!(reason = chain(&error), "a request was not handled to its end");
+        ApiError::internal("the hub could not handle this to its end").into_response()
+    })
+}
+
+/// Measures a request; refuses servers that were removed; counts and logs those refused.
+async fn measured(app: Arc<App>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let mut removed = None;
     if let Some(peer) = peer.clone()

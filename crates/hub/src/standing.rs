@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use cohort_base::chain;
 use cohort_core::ids::{GroupId, ServerId};
 use cohort_identity::Certified;
-use cohort_registry::attest::{ATTESTATIONS_MAX, Attestation};
+use cohort_registry::attest::{ATTESTATIONS_MAX, Attestation, is_bound};
 use cohort_registry::keys::{self, Place};
 use cohort_registry::records::{Bootstrap, BootstrapRecord, MembersRecord, ServerRecord, decode};
 use cohort_registry::state::State;
@@ -34,7 +34,7 @@ mod standing_test;
 /// # Errors
 /// 400 if there are too many, 403 if the author belongs to no group.
 pub(crate) fn attesters(app: &App, author: &Author, txn: &Txn) -> Result<Vec<Author>, ApiError> {
-    if txn.attested.is_empty() {
+    if txn.attested.is_empty() || !is_bound(&txn.compare, &txn.then) {
         return Ok(Vec::new());
     }
     if txn.attested.len() > ATTESTATIONS_MAX {
@@ -43,9 +43,10 @@ pub(crate) fn attesters(app: &App, author: &Author, txn: &Txn) -> Result<Vec<Aut
     }
     let group = app.registry.read(|state| group_of(author, state))?;
     let identity = app.identity.current();
+    let signed = (&txn.compare[..], &txn.then[..]);
     let verified = |attestation: &Attestation| {
         let Attestation(statement) = attestation;
-        if let Err(error) = attestation.verify(identity.roots(), &group, &txn.then, now()) {
+        if let Err(error) = attestation.verify(identity.roots(), &group, signed, now()) {
             tracing::debug!(error = chain(&error), by = %author.peer, "not an attestation");
             return None;
         }
@@ -66,6 +67,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) author: &'a ServerId,
     /// With the author.
     pub(crate) behind: BTreeSet<ServerId>,
+    /// The registry counts as restored: it may not know the group's other servers yet.
+    pub(crate) restored: bool,
 }
 
 impl Standing<'_> {
@@ -95,6 +98,10 @@ impl Standing<'_> {
         self.most_of(&named)?;
         let concerned = match known.is_empty() {
             true if self.founds(now) => named,
+            true if self.restored && self.behind.len() < 2 => {
+                let why = "the registry was restored, and may not know the group's other servers";
+                return Err(self.refused(why));
+            }
             true => self.servers(now),
             false => &known | &named,
         };

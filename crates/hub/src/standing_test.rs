@@ -63,9 +63,19 @@ fn members(voters: &[&str]) -> MembersRecord {
 
 /// Whether the hub takes a change by the first of these servers, with the others behind it.
 fn taken(state: &State, behind: &[&str], key: &str, value: Option<&str>) -> bool {
+    taken_by(state, false, behind, key, value)
+}
+
+fn taken_by(
+    state: &State,
+    restored: bool,
+    behind: &[&str],
+    key: &str,
+    value: Option<&str>,
+) -> bool {
     let (group, author) = (group(), server(behind[0]));
     let behind: BTreeSet<ServerId> = behind.iter().map(|name| server(name)).collect();
-    let standing = Standing { group: &group, author: &author, behind };
+    let standing = Standing { group: &group, author: &author, behind, restored };
     let op = match value {
         Some(value) => Op::put(key, value),
         None => Op::Delete { key: key.to_owned() },
@@ -123,4 +133,11 @@ fn a_hub_that_lost_its_records_takes_them_from_two_servers() {
     assert!(taken(&lost, &["s1", "s2"], &key, Some(&record)));
     assert!(!taken(&lost, &["s1"], &keys::bootstrap(&group()), Some("{}")));
     assert!(taken(&lost, &["s1", "s3"], &keys::bootstrap(&group()), Some("{}")));
+    // The first that tells the hub where it is would be alone.
+    let only = registry(&["s1"], &[], None);
+    let alone = encode(&members(&["s1"]));
+    assert!(!taken_by(&only, true, &["s1"], &key, Some(&alone)));
+    assert!(!taken_by(&only, true, &["s1"], &keys::bootstrap(&group()), Some("{}")));
+    assert!(taken_by(&only, true, &["s1", "s2"], &key, Some(&record)));
+    assert!(taken_by(&only, false, &["s1"], &key, Some(&alone)), "an operator has confirmed it");
 }

@@ -12,7 +12,7 @@ use cohort_identity::{
 use cohort_wire::http::ApiError;
 use serde::{Deserialize, Serialize};
 
-use crate::api::Op;
+use crate::api::{Compare, Op};
 
 #[cfg(test)]
 #[path = "attest_test.rs"]
@@ -25,14 +25,12 @@ pub const ATTESTATIONS_MAX: usize = 32;
 
 /// The kind of signed statement.
 const CONTEXT: &str = "cohort-attestation/1";
-/// How far the clocks of a member and the hub may differ, in seconds: an hour, as for what servers
-/// submit to their group.
-const AGE_S_MAX: u64 = 3600;
-
 /// Asks a member whether changes of its group's records follow from the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttestRequest {
+    /// What the change is bound to: without it, the signature could be used again later.
+    pub compare: Vec<Compare>,
     pub changes: Vec<Op>,
     /// The index that the leader had applied.
     pub applied: u64,
@@ -43,9 +41,7 @@ pub struct AttestRequest {
 #[serde(deny_unknown_fields)]
 struct Attested {
     group: GroupId,
-    /// Unix time in seconds, by the member's clock.
-    at: u64,
-    /// The SHA-256 hash of the changes, as JSON.
+    /// The SHA-256 hash of the comparisons and the changes, as JSON.
     changes: String,
 }
 
@@ -55,7 +51,8 @@ struct Attested {
 pub struct Attestation(pub SignedStatement);
 
 impl Attestation {
-    /// Signs changes of a group's records.
+    /// Signs changes of a group's records. What they are compared with makes the signature good
+    /// for one state of the registry.
     ///
     /// # Errors
     /// If the identity's key cannot sign.
@@ -65,11 +62,10 @@ impl Attestation {
     pub fn sign(
         identity: &Identity,
         group: &GroupId,
+        compare: &[Compare],
         changes: &[Op],
-        now: UnixTime,
     ) -> Result<Self, StatementError> {
-        let (group, at, changes) = (group.clone(), now.as_secs(), hash_of(changes));
-        let attested = Attested { group, at, changes };
+        let attested = Attested { group: group.clone(), changes: hash_of(compare, changes) };
         let body = serde_json::to_vec(&attested).expect("names and numbers become JSON");
         sign_statement(identity, CONTEXT, &body).map(Self)
     }
@@ -78,35 +74,32 @@ impl Attestation {
     /// clock. Whether the server belongs to the group, the caller has to find out.
     ///
     /// # Errors
-    /// The answer for the sender: the signature does not verify, is about something else, or too
-    /// old.
+    /// The answer for the sender: the signature does not verify, or is about something else.
     pub fn verify(
         &self,
         roots: &[CertificateDer<'_>],
         group: &GroupId,
-        changes: &[Op],
+        (compare, changes): (&[Compare], &[Op]),
         now: UnixTime,
     ) -> Result<ServerId, ApiError> {
         let by = verify_statement(roots, CONTEXT, &self.0, &[Role::Agent], now)
             .map_err(|error| ApiError::forbidden(chain(&error)))?;
         let attested: Attested = serde_json::from_slice(&self.0.body)
             .map_err(|error| ApiError::bad_request(format!("malformed attestation: {error}")))?;
-        if (&attested.group, &attested.changes) != (group, &hash_of(changes)) {
+        if (&attested.group, &attested.changes) != (group, &hash_of(compare, changes)) {
             return Err(ApiError::forbidden(format!("{by} attests something else")));
-        }
-        let off_s = now.as_secs().abs_diff(attested.at);
-        if off_s > AGE_S_MAX {
-            let error = format!(
-                "{by} attests this {off_s} s away from the hub's time; at most {AGE_S_MAX} s are \
-                 accepted"
-            );
-            return Err(ApiError::forbidden(error).hint("compare the clocks: date --utc"));
         }
         ServerId::new(by.name.as_str()).map_err(|error| ApiError::forbidden(chain(&error)))
     }
 }
 
-fn hash_of(changes: &[Op]) -> String {
-    let bytes = serde_json::to_vec(changes).expect("changes are texts");
+fn hash_of(compare: &[Compare], changes: &[Op]) -> String {
+    let bytes = serde_json::to_vec(&(compare, changes)).expect("changes are texts");
     sha256_hex(&bytes)
+}
+
+/// Whether every change is bound to a state of its own key.
+#[must_use]
+pub fn is_bound(compare: &[Compare], changes: &[Op]) -> bool {
+    changes.iter().all(|change| compare.iter().any(|it| it.key == change.key()))
 }

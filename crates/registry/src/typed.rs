@@ -130,8 +130,13 @@ pub async fn read_group_info(
 
 /// Writes a group's description.
 pub async fn write_group_info(registry: &dyn Registry, info: &GroupInfo) -> Answer<u64> {
-    let then = vec![Op::put(keys::group_info(&info.group), encode(info))];
-    Ok(registry.txn(Txn { then, ..Txn::default() }).await?.revision)
+    let key = keys::group_info(&info.group);
+    let since = get(registry, &key).await?.map_or(0, |pair| pair.mod_revision);
+    let compare = vec![Compare::unchanged_since(&key, since)];
+    let then = vec![Op::put(key, encode(info))];
+    let made = registry.txn(Txn { compare, then, ..Txn::default() }).await?;
+    // Somebody else has written it: it is looked at again with the next leadership.
+    Ok(made.revision)
 }
 
 /// Reads a group's incarnation; `None` before its first.
@@ -347,18 +352,24 @@ pub async fn remove_group(registry: &dyn Registry, group: &GroupId) -> Answer<bo
         Some(Place::Policy { .. } | Place::Removed { .. } | Place::Kill { .. }) | None => false,
     };
     let (items, _) = list(registry, keys::ROOT).await?;
-    let mut doomed: Vec<String> = items.into_iter().filter(of_it).map(|pair| pair.key).collect();
+    let mut doomed: Vec<KeyValue> = items.into_iter().filter(of_it).collect();
     // The servers first: an agent of a removed server may write nothing.
-    doomed.sort_by_key(|key| !key.starts_with(keys::SERVERS));
+    doomed.sort_by_key(|pair| !pair.key.starts_with(keys::SERVERS));
     delete_all(registry, &doomed).await?;
     Ok(!doomed.is_empty())
 }
 
-async fn delete_all(registry: &dyn Registry, keys: &[String]) -> Answer<()> {
-    for batch in keys.chunks(TXN_OPS_MAX) {
-        let delete = |key: &String| Op::Delete { key: key.clone() };
-        let then = batch.iter().map(delete).collect();
-        registry.txn(Txn { then, ..Txn::default() }).await?;
+/// Deletes pairs as they were read; one that has changed since stays, with those next to it.
+async fn delete_all(registry: &dyn Registry, pairs: &[KeyValue]) -> Answer<()> {
+    for batch in pairs.chunks(TXN_OPS_MAX) {
+        let delete = |pair: &KeyValue| Op::Delete { key: pair.key.clone() };
+        let same = |pair: &KeyValue| Compare::unchanged_since(&pair.key, pair.mod_revision);
+        let (compare, then) =
+            (batch.iter().map(same).collect(), batch.iter().map(delete).collect());
+        if !registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
+            let key = batch[0].key.clone();
+            return Err(RegistryError::Contended { key, attempts: 1 });
+        }
     }
     Ok(())
 }
@@ -370,8 +381,8 @@ pub async fn forget_app(registry: &dyn Registry, group: &GroupId, app: &AppId) -
         _ => false,
     };
     let (items, _) = list(registry, &format!("{}{app}/", keys::VERDICTS)).await?;
-    let verdicts = items.into_iter().filter(of_it).map(|pair| pair.key);
-    let doomed: Vec<String> = verdicts.chain([keys::group_record(group, app)]).collect();
+    let record = get(registry, &keys::group_record(group, app)).await?;
+    let doomed: Vec<KeyValue> = items.into_iter().filter(of_it).chain(record).collect();
     delete_all(registry, &doomed).await
 }
 
@@ -486,19 +497,19 @@ fn revision_of(pair: Option<&KeyValue>) -> Answer<Revision> {
 /// A channel that goes back to such a version waits for new verdicts: the groups roll it out again.
 pub async fn forget_old_verdicts(registry: &dyn Registry) -> Answer<usize> {
     let (items, _) = list(registry, keys::VERDICTS).await?;
-    let mut of_app: BTreeMap<AppId, BTreeMap<Version, (u64, Vec<String>)>> = BTreeMap::new();
+    let mut of_app: BTreeMap<AppId, BTreeMap<Version, (u64, Vec<KeyValue>)>> = BTreeMap::new();
     for pair in items {
         if let Some(Place::Verdict { app, version, .. }) = keys::parse(&pair.key) {
             let (last, of_version) = of_app.entry(app).or_default().entry(version).or_default();
             *last = pair.mod_revision.max(*last);
-            of_version.push(pair.key);
+            of_version.push(pair);
         }
     }
     let mut doomed = Vec::new();
     for versions in of_app.into_values() {
-        let mut versions: Vec<(u64, Vec<String>)> = versions.into_values().collect();
+        let mut versions: Vec<(u64, Vec<KeyValue>)> = versions.into_values().collect();
         versions.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
-        doomed.extend(versions.into_iter().skip(VERDICT_VERSIONS_MAX).flat_map(|(_, keys)| keys));
+        doomed.extend(versions.into_iter().skip(VERDICT_VERSIONS_MAX).flat_map(|(_, pairs)| pairs));
     }
     delete_all(registry, &doomed).await?;
     Ok(doomed.len())

@@ -32,9 +32,6 @@ const WITNESSES: usize = 2;
 /// Requests for changed orders to one member until the next one gets one, so that no member holds
 /// back new orders for ever. 15: half a minute.
 const HELD_BY_ONE_MAX: u32 = 15;
-/// Members that are asked because another one named them, not the group's own word. 16: more than
-/// carry a log.
-const NAMED_MAX: usize = 16;
 
 /// Shortest pause after no member responded, in milliseconds; doubled with each round.
 const PAUSE_MS_MIN: u64 = 100;
@@ -194,6 +191,8 @@ pub struct Asking {
     pause_ms: u64,
     /// Rounds of all members without an answer.
     rounds: u32,
+    /// How often a member took this server in since the last orders.
+    joins: usize,
     /// The group has this server's current address and agent.
     introduced: bool,
     /// When the leader said last that another machine runs as this server.
@@ -221,6 +220,7 @@ impl Asking {
             in_force: None,
             pause_ms: PAUSE_MS_MIN,
             rounds: 0,
+            joins: 0,
             introduced: false,
             refused_ms: None,
             displaced: 0,
@@ -255,12 +255,10 @@ impl Asking {
                 self.answered(now_ms, members, received, whom)
             }
             (Open::Orders(whom), Input::Orders { orders: None, elsewhere, .. }) => {
-                // While the group refuses this agent, it asks less and less often.
+                // While the group refuses this agent, it asks less and less often; and the others
+                // next, because one that says so falsely must not keep this server to itself.
                 self.rounds = 0;
-                self.preferred = Some(whom.server.clone());
                 let elsewhere = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
-                // Not that one's word alone.
-                self.turn = usize::from(elsewhere.is_some());
                 let displaced = elsewhere.and_then(|host| self.displaced(members, &whom, host));
                 displaced.into_iter().chain([self.join(whom, AfterJoin::Rest)]).collect()
             }
@@ -271,20 +269,26 @@ impl Asking {
                 vec![Effect::Ask(whom, Question::Kill)]
             }
             (Open::Kill, _) => self.ask_on(now_ms, members),
-            (Open::Join { whom, after: AfterJoin::Rest }, input) => match input {
-                // It can ask for orders immediately.
-                Input::Joined(true) => {
-                    self.introduced = true;
-                    self.ask(now_ms, members)
+            (Open::Join { whom, after: AfterJoin::Rest }, input) => {
+                self.turn = self.turn.wrapping_add(1);
+                match input {
+                    // It can ask for orders immediately; but not for ever, if they do not come.
+                    Input::Joined(true) => {
+                        self.introduced = true;
+                        self.joins += 1;
+                        match self.joins <= self.candidates(members).len() {
+                            true => self.ask(now_ms, members),
+                            false => vec![self.rest(now_ms)],
+                        }
+                    }
+                    // What it knows is from before the other one took its place.
+                    Input::RunsElsewhere { host } if self.displaced > 0 => {
+                        let displaced = self.displaced(members, &whom, host);
+                        displaced.into_iter().chain([self.rest(now_ms)]).collect()
+                    }
+                    _ => vec![self.rest(now_ms)],
                 }
-                // What it knows is from before the other one took its place.
-                Input::RunsElsewhere { host } if self.displaced > 0 => {
-                    let displaced = self.displaced(members, &whom, host);
-                    self.turn = self.turn.wrapping_add(1);
-                    displaced.into_iter().chain([self.rest(now_ms)]).collect()
-                }
-                _ => vec![self.rest(now_ms)],
-            },
+            }
             (Open::Join { whom, after: AfterJoin::Change { known } }, input) => {
                 self.introduced = input == Input::Joined(true);
                 vec![self.hold(members, whom, known)]
@@ -381,7 +385,10 @@ impl Asking {
         self.held = self.held.wrapping_add(1);
         if whom.server != self.server && self.held.is_multiple_of(HELD_BY_ONE_MAX) {
             let candidates = self.candidates(members);
-            let other = |other: &Whom| *other != whom && self.answering.contains(&other.server);
+            let own = |other: &Whom| other.server == self.server && members.own.is_some();
+            let other = |other: &Whom| {
+                *other != whom && (own(other) || self.answering.contains(&other.server))
+            };
             if let Some(turn) = candidates.iter().position(other) {
                 self.turn = turn;
                 whom = candidates[turn].clone();
@@ -396,7 +403,7 @@ impl Asking {
     }
 
     fn heard(&mut self, whom: &Whom) {
-        (self.pause_ms, self.rounds) = (PAUSE_MS_MIN, 0);
+        (self.pause_ms, self.rounds, self.joins) = (PAUSE_MS_MIN, 0, 0);
         self.preferred = Some(whom.server.clone());
         self.turn = 0;
     }
@@ -454,14 +461,6 @@ impl Asking {
         candidates.sort_by_key(|whom| {
             (Some(&whom.server) != self.preferred.as_ref(), whom.server != self.server)
         });
-        // A server that was away long may know one of the present members: the others are asked
-        // whether it says the truth.
-        let named = self.said.values().flat_map(|said| &said.orders.members).take(NAMED_MAX);
-        for member in named {
-            if !candidates.iter().any(|whom| whom.server == member.server) {
-                candidates.push(whom(member));
-            }
-        }
         candidates
     }
 }

@@ -3,14 +3,15 @@
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
 use cohort_hub::{Hub, HubError};
 use cohort_identity::{Authority, Role};
+use cohort_registry::attest::Attestation;
 use cohort_registry::fleet::Fleet;
-use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
+use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp, encode};
 use cohort_registry::typed::{
     Told, bootstrap_group, list, read_bootstrap, read_server, restore_bootstrap, tell_server,
     write_members,
 };
 use cohort_registry::{
-    FencedPut, OpenError, RangeRequest, Registry as _, RegistryError, Seen, SeenRecord, Selector,
+    Compare, Op, OpenError, RangeRequest, Registry as _, RegistryError, Seen, SeenRecord, Selector,
     Txn, WatchRequest, keys,
 };
 use cohort_wire::http::{Call, Client};
@@ -183,6 +184,7 @@ async fn an_agent_that_can_prove_more_stops_bootstraps() {
 async fn a_record_of_a_life_that_the_hub_never_began_is_taken_by_a_restored_one_only() {
     let hub = Running::start().await;
     let (_, agent) = hub.join_agent("a-1", "zone-a").await;
+    hub.join_agent("a-2", "zone-a").await;
     let (group, me) = (GroupId::new("intel.zone-a").unwrap(), ServerId::new("a-1").unwrap());
     let members = |incarnation| {
         let stamp = Stamp { incarnation: Incarnation(incarnation), term: 1, index: 1 };
@@ -198,8 +200,16 @@ async fn a_record_of_a_life_that_the_hub_never_began_is_taken_by_a_restored_one_
     // One that no confirmation would skip.
     let error = write_members(&agent.registry(), &members(u64::MAX)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
-    let written = write_members(&agent.registry(), &members(5000)).await.unwrap();
-    assert!(matches!(written, FencedPut::Written), "the group exists: its records are taken");
+    // Nor one that one server writes alone.
+    let error = write_members(&agent.registry(), &members(5000)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
+    let key = keys::members(&group);
+    let compare = vec![Compare::absent(&key)];
+    let then = vec![Op::put(key, encode(&members(5000)))];
+    let other = hub.identity(Role::Agent, "a-2");
+    let attested = vec![Attestation::sign(&other, &group, &compare, &then).unwrap()];
+    let written = agent.registry().txn(Txn { compare, then, attested }).await.unwrap();
+    assert!(written.succeeded, "the group exists: its records are taken");
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
     let agent = Caller { client: agent.client, target: hub.target() };
     let next = bootstrap_group(&agent.registry(), &group, &me).await.unwrap();
@@ -243,9 +253,9 @@ async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
     let elsewhere = ServerRecord { group: GroupId::new("intel.zone-b").unwrap(), ..own.clone() };
     let error = tell_server(&registry, &elsewhere).await.unwrap_err();
     assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
-    assert!(restore_bootstrap(&registry, &group, first.incarnation, &me).await.unwrap());
-    let read = read_bootstrap(&registry, &group).await.unwrap().unwrap();
-    assert_eq!((read.incarnation, read.restored), (first.incarnation, true));
+    // Nor does one server alone write for its group, before others have come back.
+    let error = restore_bootstrap(&registry, &group, first.incarnation, &me).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Forbidden { .. }), "{error}");
     // No number is issued twice: an old group's incarnation, or a policy that it has seen already.
     let other = hub.join_agent("b-1", "zone-b").await;
     let (b_group, b) = (other.0.group.unwrap().group, ServerId::new("b-1").unwrap());
@@ -258,6 +268,10 @@ async fn a_lost_registry_is_built_again_from_what_certificates_prove() {
     assert!(error.hints[0].contains("--confirm-restored"), "{error:?}");
     let unused = hub.token(Role::Agent, None).await;
     let hub = hub.restart_with(|_, config| config.confirm_restored = true).await;
+    let registry = Caller { client: agent.client, target: hub.target() }.registry();
+    assert!(restore_bootstrap(&registry, &group, first.incarnation, &me).await.unwrap());
+    let read = read_bootstrap(&registry, &group).await.unwrap().unwrap();
+    assert_eq!((read.incarnation, read.restored), (first.incarnation, true));
     let (answer, _) = hub.join(&unused, Role::Agent, "a-3", Some(server("zone-a"))).await;
     assert_eq!(answer.unwrap_err().status, 403, "it may have been used after the backup");
     // A server that returns later than the confirmation is no new loss.

@@ -2,7 +2,7 @@
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, MemberId, Platform, ServerId, Version};
 use cohort_core::kill::KillScope;
-use cohort_identity::{Role, UnixTime};
+use cohort_identity::Role;
 use cohort_registry::attest::Attestation;
 use cohort_registry::records::{
     BootstrapRecord, GroupRecord, GroupVerdict, MemberRecord, MembersRecord, SCHEMA, ServerRecord,
@@ -11,7 +11,7 @@ use cohort_registry::records::{
 use cohort_registry::typed::{
     bootstrap_group, get, read_server, write_group_record, write_members, write_verdict,
 };
-use cohort_registry::{FencedPut, Op, Registry as _, RegistryError, Selector, Txn, keys};
+use cohort_registry::{Compare, FencedPut, Op, Registry as _, RegistryError, Selector, Txn, keys};
 use cohort_wire::http::{Call, Client, Endpoint};
 
 use crate::support::Running;
@@ -280,21 +280,25 @@ async fn an_agent_writes_its_groups_records_only_with_others_that_attest_them() 
         let members = names.iter().map(member).collect();
         MembersRecord { schema: SCHEMA, group: own.clone(), stamp: stamp(index), members }
     };
-    let attested = |by: &[&str], txn: &Txn| {
+    let (first, hostile) = (first.registry(), hostile.registry());
+    // For the present state of the registry.
+    let attested = async |by: &[&str], txn: &Txn| {
+        let key = txn.then[0].key();
+        let since = get(&first, key).await.unwrap().map_or(0, |pair| pair.mod_revision);
+        let compare = vec![Compare::unchanged_since(key, since)];
         let sign = |name: &&str| {
             let identity = hub.identity(Role::Agent, name);
-            Attestation::sign(&identity, &own, &txn.then, UnixTime::now()).unwrap()
+            Attestation::sign(&identity, &own, &compare, &txn.then).unwrap()
         };
-        Txn { attested: by.iter().map(sign).collect(), ..txn.clone() }
+        Txn { attested: by.iter().map(sign).collect(), compare: compare.clone(), ..txn.clone() }
     };
-    let (first, hostile) = (first.registry(), hostile.registry());
     bootstrap_group(&first, &own, &ServerId::new("a-1").unwrap()).await.unwrap();
     // The founder is alone; then there are three.
     let _ = write_members(&first, &members(1, &["a-1"])).await.unwrap();
     let all = ["a-1", "a-2", "a-3"];
     let three = put(keys::members(&own), encode(&members(2, &all)));
     forbidden(first.txn(three.clone()).await);
-    assert!(first.txn(attested(&["a-2"], &three)).await.unwrap().succeeded);
+    assert!(first.txn(attested(&["a-2"], &three).await).await.unwrap().succeeded);
 
     let version = Version::new("1.0.0").unwrap();
     let platform = Platform::new("linux/amd64").unwrap();
@@ -307,13 +311,19 @@ async fn an_agent_writes_its_groups_records_only_with_others_that_attest_them() 
         forbidden(hostile.txn(txn.clone()).await);
         // Its own signature, twice; that of another group's server; and one that is for something
         // else.
-        forbidden(hostile.txn(attested(&["a-3", "a-3"], txn)).await);
-        forbidden(hostile.txn(attested(&["b-1"], txn)).await);
-        let other = attested(&["a-1"], &three).attested;
-        forbidden(hostile.txn(Txn { attested: other, ..txn.clone() }).await);
+        forbidden(hostile.txn(attested(&["a-3", "a-3"], txn).await).await);
+        forbidden(hostile.txn(attested(&["b-1"], txn).await).await);
+        let other = attested(&["a-1"], &three).await.attested;
+        let bound = attested(&[], txn).await;
+        forbidden(hostile.txn(Txn { attested: other, ..bound }).await);
+        // One that is bound to nothing could be used again.
+        let unbound = Txn { compare: vec![], ..attested(&["a-1"], txn).await };
+        forbidden(hostile.txn(unbound).await);
     }
-    assert!(hostile.txn(attested(&["a-2"], &verdict)).await.unwrap().succeeded);
-    let too_many = attested(&["a-2"; 33], &verdict);
+    let once = attested(&["a-2"], &verdict).await;
+    assert!(hostile.txn(once.clone()).await.unwrap().succeeded);
+    assert!(!hostile.txn(once).await.unwrap().succeeded, "the record has changed since");
+    let too_many = attested(&["a-2"; 33], &verdict).await;
     invalid(hostile.txn(too_many).await);
     hub.stop().await;
 }
