@@ -112,6 +112,9 @@ pub(crate) async fn attest(
         let error = format!("more than {TXN_OPS_MAX} changes at once");
         return Err(ApiError::bad_request(error));
     }
+    if !is_bound(compare, changes) {
+        return Err(ApiError::bad_request("a change is compared with nothing"));
+    }
     let mut views = handle.view.clone();
     let caught_up = views.wait_for(|view| view.raft.applied.0 >= *applied);
     let Ok(Ok(view)) =
@@ -120,9 +123,6 @@ pub(crate) async fn attest(
         let error = format!("this member has not applied {applied} yet");
         return Err(ApiError::unavailable("behind", error));
     };
-    if !is_bound(compare, changes) {
-        return Err(ApiError::bad_request("a change is compared with nothing"));
-    }
     for change in changes {
         if !follows(&view, leader, change) {
             let error = format!("`{}` does not follow from the log here", change.key());
@@ -270,7 +270,7 @@ impl Attesting<'_> {
                 }
                 Err(error) => tracing::debug!(%server, error, "a member does not attest a record"),
             }
-            if voters.intersection(&by).count() > voters.len() / 2 {
+            if by.len() > 1 && voters.intersection(&by).count() > voters.len() / 2 {
                 break;
             }
         }

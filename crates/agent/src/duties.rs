@@ -25,7 +25,7 @@ use crate::revoking::{exchange_with, keep_as_the_hub};
 use crate::shared::{MemberHandle, Shared};
 
 mod reach;
-pub(crate) mod read_registry;
+mod read_registry;
 mod read_repository;
 mod write_records;
 

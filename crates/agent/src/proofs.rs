@@ -12,14 +12,32 @@ use cohort_core::policy::{Policy, Proof};
 use cohort_core::shared::Shared;
 use cohort_core::state::App;
 use cohort_identity::{CertificateDer, UnixTime};
-use cohort_wire::intent::{SignedIntent, Wanted};
+use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use parking_lot::Mutex;
 
-use crate::duties::read_registry::policy_of;
-
 /// What is kept of a signed intent in the log.
+///
+/// # Panics
+/// Never: a statement has texts only.
 pub(crate) fn proof_of(signed: &SignedIntent) -> Proof {
-    Proof(serde_json::to_string(signed).unwrap_or_default().into())
+    let text = serde_json::to_string(signed).expect("a statement has texts only");
+    Proof(text.into())
+}
+
+/// The policy in an intent, by the rules of this version.
+///
+/// # Errors
+/// Why it is none.
+pub(crate) fn policy_of(intent: &AppIntent) -> Result<Policy, String> {
+    let Wanted::Policy(policy) = &intent.wanted else {
+        return Err("it is signed as a removal".to_owned());
+    };
+    let policy: Policy = serde_json::from_value(policy.clone()).map_err(|error| chain(&error))?;
+    if policy.app != intent.app {
+        return Err(format!("it is a policy of {}", policy.app));
+    }
+    policy.validate()?;
+    Ok(policy)
 }
 
 /// What the log has of an app, and whether an operator signed that.
@@ -97,7 +115,7 @@ fn verify(
         Wanted::Policy(_) if !removing => match policy_of(&intent) {
             Ok(policy) if policy == *app.policy => Ok(()),
             Ok(_) => Err("another policy is signed".to_owned()),
-            Err(fault) => Err(format!("{fault:?}")),
+            Err(why) => Err(why),
         },
         Wanted::Removal | Wanted::Policy(_) => Err("something else is signed".to_owned()),
     }

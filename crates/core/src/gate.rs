@@ -13,8 +13,8 @@ use crate::waiting::WaitingOn;
 pub struct RegistryView {
     /// The apps' policies, with their revisions.
     pub policies: BTreeMap<AppId, (Revision, Policy)>,
-    /// What operators signed of policies and removals.
-    pub proofs: BTreeMap<AppId, Proof>,
+    /// What operators signed of policies and removals, by revision.
+    pub proofs: BTreeMap<(AppId, Revision), Proof>,
     /// The apps whose policies this version cannot read.
     pub unusable: BTreeSet<AppId>,
     /// The apps that were removed, each with the revision of that.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::capacity::{self, Held, Standing};
 use crate::command::{Body, CLOCK_STEP_MS_MAX, COMMAND_VERSION, Command, Planned};
 use crate::gate::RegistryView;
-use crate::ids::{AppId, ClockMs, ServerId};
+use crate::ids::{AppId, ClockMs, Revision, ServerId};
 use crate::phase::{Milestone, Phase};
 use crate::policy::Proof;
 use crate::prestage;
@@ -150,7 +150,7 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     let mut plan = Plan::default();
     for (id, revision) in seen.registry.iter().flat_map(|view| &view.removed) {
         if state.apps.get(id).is_some_and(|app| *revision > app.revision) {
-            let (app, revision, proof) = (id.clone(), *revision, proof_of(seen, id));
+            let (app, revision, proof) = (id.clone(), *revision, proof_of(seen, id, *revision));
             plan.commands.push(Body::RemoveApp { app, revision, proof });
         }
     }
@@ -158,7 +158,8 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
         let takes =
             |app: &App| *revision > app.revision && !matches!(app.phase, Phase::Removing { .. });
         if state.apps.get(id).map_or(!state.outlived(id, *revision), takes) {
-            let (policy, revision, proof) = (policy.clone(), *revision, proof_of(seen, id));
+            let (policy, revision, proof) =
+                (policy.clone(), *revision, proof_of(seen, id, *revision));
             plan.commands.push(Body::SetPolicy { policy, revision, proof });
         }
     }
@@ -171,8 +172,9 @@ fn plan_round(state: &State, seen: &Observations, leader: &ServerId) -> Plan {
     plan
 }
 
-fn proof_of(seen: &Observations, app: &AppId) -> Proof {
-    let proof = seen.registry.as_ref().and_then(|view| view.proofs.get(app));
+fn proof_of(seen: &Observations, app: &AppId, revision: Revision) -> Proof {
+    let of = (app.clone(), revision);
+    let proof = seen.registry.as_ref().and_then(|view| view.proofs.get(&of));
     proof.cloned().unwrap_or_default()
 }
 

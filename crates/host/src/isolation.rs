@@ -7,8 +7,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount,
+    MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_remount,
 };
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
@@ -55,14 +56,19 @@ impl Isolation {
         mount_change("/", alone)?;
         if let Some(writable) = &self.writable {
             for path in writable {
-                mount_bind(path, path)?;
+                mount_bind_recursive(path, path)?;
             }
             for Mounted { at, flags } in mounted()? {
                 let stays = KERNELS.iter().any(|own| at.starts_with(own))
                     || writable.iter().any(|path| at.starts_with(path));
-                if !stays {
-                    let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
-                    mount_remount(&at, flags, "").map_err(|error| because(error, &at))?;
+                if stays {
+                    continue;
+                }
+                let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+                match mount_remount(&at, flags, "") {
+                    // Below something mounted later, or another user's: no path leads there.
+                    Err(Errno::NOENT | Errno::ACCESS) => {}
+                    made => made.map_err(|error| because(error, &at))?,
                 }
             }
         }
@@ -75,7 +81,7 @@ impl Isolation {
     }
 }
 
-fn because(error: rustix::io::Errno, at: &Path) -> io::Error {
+fn because(error: Errno, at: &Path) -> io::Error {
     let error = io::Error::from(error);
     io::Error::new(error.kind(), format!("{}: {error}", at.display()))
 }

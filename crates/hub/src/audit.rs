@@ -1,7 +1,7 @@
 //! The audit trail: files of lines in `audit/`, each named by the number of its first line.
 //!
-//! A handler notes what it has changed; once it has succeeded, and before the caller hears of it,
-//! the entry is durable. What groups decide is in their own logs (`rollout history`).
+//! A handler notes what it has changed; before the caller hears of it, the entry is durable. What
+//! groups decide is in their own logs (`rollout history`).
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -128,13 +128,14 @@ impl AuditLog {
     pub(crate) fn after(&self, seq: u64) -> Result<AuditPage, FileError> {
         let last = self.state.lock().end.seq;
         let all = files(&self.dir)?;
-        let holds = |path: &PathBuf| first_of(path).is_some_and(|first| first <= seq + 1);
+        let holds =
+            |path: &PathBuf| first_of(path).is_some_and(|first| first <= seq.saturating_add(1));
         let start = all.iter().rposition(holds).unwrap_or(0);
         let mut found = Vec::new();
         for path in &all[start..] {
             let bytes = fs::read(path).on_path("read", path)?;
             for line in lines(&bytes) {
-                let number = ChainEnd::at(line).map_or(seq + 1, |(at, _)| at.seq);
+                let number = ChainEnd::at(line).map_or(seq.saturating_add(1), |(at, _)| at.seq);
                 // One that is being written is not there yet.
                 if number > seq && number <= last {
                     found.push(line.to_owned());
@@ -150,7 +151,8 @@ impl AuditLog {
 
 fn lines(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &str> {
     let texts = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    texts.filter_map(|line| std::str::from_utf8(line).ok())
+    // Something else is no entry, and must not be passed over.
+    texts.map(|line| std::str::from_utf8(line).unwrap_or("\u{fffd}"))
 }
 
 fn first_of(path: &Path) -> Option<u64> {

@@ -70,7 +70,8 @@ impl Author {
 /// Whether a caller may make this transaction, and whether each value is valid for its key.
 /// `attesters`: the servers that stand behind it, besides the caller.
 ///
-/// `now` is the registry's state, and whether it counts as restored: a fenced record must not be replaced by an older one.
+/// `now` is the registry's state, and whether it counts as restored: a fenced record must not be
+/// replaced by an older one.
 ///
 /// # Errors
 /// 403, 400 for a value that is not valid for its key, 409 for a stale one.

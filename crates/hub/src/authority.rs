@@ -1,8 +1,11 @@
 //! Replacing the authority on a running fleet: the new one issues at once, certified by the old
 //! one; servers renew within the hour; once all have, trust in the old one ends.
 
+use cohort_identity::UnixTime;
+use cohort_wire::intent::SignedIntent;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -30,11 +33,12 @@ pub(crate) async fn follow(
     Caller(by): Caller,
     ApiJson(request): ApiJson<AuthorityRequest>,
 ) -> Answer<AuthorityAnswer> {
+    // Before the authority is read: whoever replaces it then clears this.
+    let mut followed = app.followed.lock();
     let authority = app.authority()?;
     let answer = AuthorityAnswer { issuer: authority.fingerprint(), trusts: authority.trusted() };
     if by.role == Role::Agent {
         let server = server_of(&by);
-        let mut followed = app.followed.lock();
         if request.issuer.as_ref() == Some(&answer.issuer) {
             followed.insert(server);
         } else {
@@ -73,14 +77,15 @@ pub(crate) async fn finish(
         let status = status_of(&app, &authority).await?;
         let behind = if request.leave_behind { &[][..] } else { &status.behind };
         may_finish(behind, &status.apps, app.kill.on_count())?;
+        // Those that are not used yet name the old authority.
+        let tokens = Arc::clone(&app.tokens);
+        let revoked = blocking(move || tokens.revoke_unused()).await??;
+        tracing::warn!(revoked, "unused join tokens revoked");
     }
     let dir = app.config.authority_dir();
     let next = replace(&app, move |authority| authority.finish(&dir)).await?;
-    // Those that are not used yet name the old authority.
-    let tokens = Arc::clone(&app.tokens);
-    let tokens_revoked = blocking(move || tokens.revoke_unused()).await??;
     audit::note(format!("authority {} alone is trusted", next.fingerprint()));
-    tracing::warn!(%by, authority = next.fingerprint(), tokens_revoked, "the old authority ended");
+    tracing::warn!(%by, authority = next.fingerprint(), "the old authority ended");
     Ok(Json(status_of(&app, &next).await?))
 }
 
@@ -156,7 +161,13 @@ async fn status_of(app: &App, authority: &Authority) -> Result<AuthorityStatus, 
         fleet.servers.iter().map(|it| it.server.clone()).filter(is_behind).collect();
     let own = [authority.certificate().clone()];
     let intents = fleet.policies.iter().chain(&fleet.removed);
-    let apps = intents.filter(|(_, signed)| signed.verify(&own, now()).is_err());
+    // As of its date: a certificate that has expired since was issued by this authority, too.
+    let proves = |signed: &SignedIntent| {
+        let at = signed.unverified().map_or(0, |intent| intent.at);
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(at));
+        signed.verify(&own, now()).or_else(|_| signed.verify(&own, then)).is_ok()
+    };
+    let apps = intents.filter(|(_, signed)| !proves(signed));
     let apps = apps.map(|(app, _)| app.clone()).collect();
     let (issuer, trusts) = (authority.fingerprint(), authority.trusted());
     Ok(AuthorityStatus { issuer, trusts, servers: fleet.servers.len(), behind, apps })

@@ -13,7 +13,6 @@ use cohort_registry::{
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 
 use crate::app::{App, blocking, now};
-use crate::audit;
 use crate::auth::{Author, check_txn, highest_incarnation};
 use crate::refusal::{Answer, Refusal};
 use crate::standing::attesters;
@@ -47,10 +46,9 @@ pub(crate) async fn txn(
         went_back(&app, &author, 0).await?;
     }
     check_issued(&app, highest_incarnation(&txn))?;
-    if author.peer.role != Role::Agent {
-        audit::note(format!("{} operations on the registry", txn.then.len()));
-    }
     app.metrics.changes.inc();
+    // What came with this request may have shown that the registry was restored.
+    let restored = app.registry.restored();
     let made = app.registry.txn_checked(txn, move |state, txn| {
         check_txn(&author, &attesters, txn, (state, restored)).map_err(Refusal::from)
     });

@@ -177,7 +177,7 @@ async fn measured(app: Arc<App>, request: Request, next: Next) -> Response {
         Some(refusal) => (refusal.into_response(), None),
         None => audit::noting(next.run(request)).await,
     };
-    if let Some(what) = changed.filter(|_| response.status().is_success()) {
+    if let Some(what) = changed {
         let proof = valid_from.map_or_else(
             || "its join token".to_owned(),
             |at| format!("its certificate, valid from {at}"),

@@ -91,8 +91,6 @@ impl Standing<'_> {
                 }
                 voters_of(&record)
             }
-            // It comes before the members, where the hub has lost both.
-            (Place::Bootstrap { .. }, _) => BTreeSet::new(),
             _ => known.clone(),
         };
         self.most_of(&named)?;

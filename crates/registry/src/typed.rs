@@ -129,14 +129,20 @@ pub async fn read_group_info(
 }
 
 /// Writes a group's description.
-pub async fn write_group_info(registry: &dyn Registry, info: &GroupInfo) -> Answer<u64> {
+///
+/// # Errors
+/// Also with `Contended`.
+pub async fn write_group_info(registry: &dyn Registry, info: &GroupInfo) -> Answer<()> {
     let key = keys::group_info(&info.group);
-    let since = get(registry, &key).await?.map_or(0, |pair| pair.mod_revision);
-    let compare = vec![Compare::unchanged_since(&key, since)];
-    let then = vec![Op::put(key, encode(info))];
-    let made = registry.txn(Txn { compare, then, ..Txn::default() }).await?;
-    // Somebody else has written it: it is looked at again with the next leadership.
-    Ok(made.revision)
+    for _ in 0..ATTEMPTS_MAX {
+        let since = get(registry, &key).await?.map_or(0, |pair| pair.mod_revision);
+        let compare = vec![Compare::unchanged_since(&key, since)];
+        let then = vec![Op::put(&key, encode(info))];
+        if registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
+            return Ok(());
+        }
+    }
+    Err(RegistryError::Contended { key, attempts: ATTEMPTS_MAX })
 }
 
 /// Reads a group's incarnation; `None` before its first.
@@ -359,16 +365,28 @@ pub async fn remove_group(registry: &dyn Registry, group: &GroupId) -> Answer<bo
     Ok(!doomed.is_empty())
 }
 
-/// Deletes pairs as they were read; one that has changed since stays, with those next to it.
+/// Deletes pairs, each as it was read last: what stands behind a deletion counts once.
 async fn delete_all(registry: &dyn Registry, pairs: &[KeyValue]) -> Answer<()> {
     for batch in pairs.chunks(TXN_OPS_MAX) {
-        let delete = |pair: &KeyValue| Op::Delete { key: pair.key.clone() };
-        let same = |pair: &KeyValue| Compare::unchanged_since(&pair.key, pair.mod_revision);
-        let (compare, then) =
-            (batch.iter().map(same).collect(), batch.iter().map(delete).collect());
-        if !registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
-            let key = batch[0].key.clone();
-            return Err(RegistryError::Contended { key, attempts: 1 });
+        let mut batch = batch.to_vec();
+        let mut attempts = 0;
+        while !batch.is_empty() {
+            let same = |pair: &KeyValue| Compare::unchanged_since(&pair.key, pair.mod_revision);
+            let delete = |pair: &KeyValue| Op::Delete { key: pair.key.clone() };
+            let compare = batch.iter().map(same).collect();
+            let then = batch.iter().map(delete).collect();
+            if registry.txn(Txn { compare, then, ..Txn::default() }).await?.succeeded {
+                break;
+            }
+            attempts += 1;
+            if attempts == ATTEMPTS_MAX {
+                return Err(RegistryError::Contended { key: batch[0].key.clone(), attempts });
+            }
+            let mut present = Vec::new();
+            for pair in &batch {
+                present.extend(get(registry, &pair.key).await?);
+            }
+            batch = present;
         }
     }
     Ok(())
@@ -438,8 +456,8 @@ pub enum IntentPut {
 
 /// Writes what an operator wants of an app, if its revision is higher than that of everything that
 /// was wanted before. With `expected`, only if the policy's revision is still that one (0: there is
-/// none). A removal may be written again: a group ignores one that is older than its policy, and the
-/// signature of an earlier one may no longer verify.
+/// none). A removal may be written again: a group ignores one that is older than its policy, and
+/// the signature of an earlier one may no longer verify.
 ///
 /// The caller has verified the signature.
 ///

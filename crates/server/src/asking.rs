@@ -33,6 +33,10 @@ const WITNESSES: usize = 2;
 /// back new orders for ever. 15: half a minute.
 const HELD_BY_ONE_MAX: u32 = 15;
 
+/// How long it counts that a member said that another agent speaks for this server, in
+/// milliseconds. 2 min: two machines that run as one displace each other within seconds.
+const DISPLACED_MS_MAX: u64 = 120_000;
+
 /// Shortest pause after no member responded, in milliseconds; doubled with each round.
 const PAUSE_MS_MIN: u64 = 100;
 /// Longest pause, in milliseconds.
@@ -199,8 +203,8 @@ pub struct Asking {
     refused_ms: Option<u64>,
     /// How often another agent spoke for the server after that.
     displaced: u32,
-    /// The members that said so.
-    displaced_by: BTreeSet<ServerId>,
+    /// The members that said so, and when.
+    displaced_by: BTreeMap<ServerId, u64>,
     asked_ms: u64,
     open: Open,
 }
@@ -224,7 +228,7 @@ impl Asking {
             introduced: false,
             refused_ms: None,
             displaced: 0,
-            displaced_by: BTreeSet::new(),
+            displaced_by: BTreeMap::new(),
             asked_ms: 0,
             open: Open::Nothing,
         }
@@ -259,7 +263,8 @@ impl Asking {
                 // next, because one that says so falsely must not keep this server to itself.
                 self.rounds = 0;
                 let elsewhere = elsewhere.filter(|_| std::mem::take(&mut self.introduced));
-                let displaced = elsewhere.and_then(|host| self.displaced(members, &whom, host));
+                let displaced =
+                    elsewhere.and_then(|host| self.displaced(now_ms, members, &whom, host));
                 displaced.into_iter().chain([self.join(whom, AfterJoin::Rest)]).collect()
             }
             (Open::Orders(whom), _) => {
@@ -283,7 +288,7 @@ impl Asking {
                     }
                     // What it knows is from before the other one took its place.
                     Input::RunsElsewhere { host } if self.displaced > 0 => {
-                        let displaced = self.displaced(members, &whom, host);
+                        let displaced = self.displaced(now_ms, members, &whom, host);
                         displaced.into_iter().chain([self.rest(now_ms)]).collect()
                     }
                     _ => vec![self.rest(now_ms)],
@@ -371,9 +376,17 @@ impl Asking {
     }
 
     /// A member says that another agent speaks for this server.
-    fn displaced(&mut self, members: Members<'_>, whom: &Whom, host: String) -> Option<Effect> {
+    fn displaced(
+        &mut self,
+        now_ms: u64,
+        members: Members<'_>,
+        whom: &Whom,
+        host: String,
+    ) -> Option<Effect> {
         self.displaced += 1;
-        self.displaced_by.insert(whom.server.clone());
+        self.displaced_by.insert(whom.server.clone(), now_ms);
+        // A lie of long ago is no witness.
+        self.displaced_by.retain(|_, at_ms| now_ms < *at_ms + DISPLACED_MS_MAX);
         // Once: a request of an earlier process that came late.
         let displaced = self.displaced > 1
             && (self.suffices(members, whom) || self.displaced_by.len() >= WITNESSES);

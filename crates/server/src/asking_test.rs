@@ -405,7 +405,7 @@ fn an_agent_that_the_group_took_in_notices_that_another_one_speaks_for_its_serve
     world.known.push(member("s3"));
     let other = || no_orders(Some("10.0.0.8"));
     let mut asked = vec![world.first()];
-    // At its start, and once more: perhaps a request of an earlier process came late.
+    // At its start, and a second time: perhaps a request of an earlier process came late.
     for _ in 0..2 {
         let join = Effect::Ask(asked.last().unwrap().clone(), Question::Join);
         assert_eq!(world.step(other()), [join]);
@@ -442,6 +442,23 @@ fn no_member_displaces_an_agent_alone() {
             Some(Effect::AskRegistry { .. }) => Input::RegistryAsked,
             _ => Input::Changed,
         };
+    }
+}
+
+#[test]
+fn what_a_member_said_long_ago_displaces_nobody() {
+    for (later_ms, displaces) in [(1_000, true), (200_000, false)] {
+        let mut world = World::new(1);
+        world.known.push(member("s3"));
+        let _ = world.first();
+        let other = || no_orders(Some("10.0.0.8"));
+        for _ in 0..2 {
+            let _ = world.step(other());
+            let _ = world.step(Input::Joined(true));
+        }
+        world.now_ms += later_ms;
+        let displaced = matches!(world.step(other())[0], Effect::Displaced { .. });
+        assert_eq!(displaced, displaces, "{later_ms}");
     }
 }
 

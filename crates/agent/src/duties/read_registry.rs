@@ -22,7 +22,7 @@ use cohort_wire::intent::{AppIntent, SignedIntent, Wanted};
 use cohort_wire::kill::{KillAnswer, KillScope, SignedKill};
 use tokio::sync::watch;
 
-use crate::proofs::proof_of;
+use crate::proofs::{policy_of, proof_of};
 
 use super::{bounded, fault, still_leads, tell, until_deposed, until_leading};
 use crate::shared::{MemberHandle, Shared};
@@ -244,21 +244,6 @@ struct Trust<'a> {
     state: &'a State,
 }
 
-/// The policy in an intent, by the rules of this version.
-pub(crate) fn policy_of(intent: &AppIntent) -> Result<Policy, HubFault> {
-    let damaged = |text: String| HubFault::Damaged { text: bounded(text) };
-    let Wanted::Policy(policy) = &intent.wanted else {
-        return Err(damaged("it is signed as a removal".to_owned()));
-    };
-    let policy: Policy =
-        serde_json::from_value(policy.clone()).map_err(|error| damaged(chain(&error)))?;
-    if policy.app != intent.app {
-        return Err(damaged(format!("it is a policy of {}", policy.app)));
-    }
-    policy.validate().map_err(damaged)?;
-    Ok(policy)
-}
-
 async fn read_view(
     registry: &dyn Registry,
     trust: &Trust<'_>,
@@ -268,12 +253,13 @@ async fn read_view(
     for signed in typed::intents(registry, keys::POLICIES).await? {
         let proof = proof_of(&signed.1);
         let read = proven(signed, trust).and_then(|intent| {
-            let policy = policy_of(&intent).map_err(|fault| (intent.app.clone(), fault))?;
+            let policy = policy_of(&intent)
+                .map_err(|text| (intent.app.clone(), HubFault::Damaged { text: bounded(text) }))?;
             Ok((intent, policy))
         });
         match read {
             Ok((intent, policy)) => {
-                view.proofs.insert(intent.app.clone(), proof);
+                view.proofs.insert((intent.app.clone(), intent.revision), proof);
                 view.policies.insert(intent.app, (intent.revision, policy));
             }
             Err((app, fault)) => {
@@ -285,7 +271,7 @@ async fn read_view(
         let proof = proof_of(&signed.1);
         match proven(signed, trust) {
             Ok(AppIntent { app, revision, wanted: Wanted::Removal, .. }) => {
-                view.proofs.insert(app.clone(), proof);
+                view.proofs.insert((app.clone(), revision), proof);
                 view.removed.insert(app, revision);
             }
             Ok(AppIntent { app, .. }) => {

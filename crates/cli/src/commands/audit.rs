@@ -106,9 +106,17 @@ fn verified(lines: &[String]) -> Result<ChainEnd, Failure> {
 fn contains(lines: &[String], file: &Path) -> Result<(), Failure> {
     let export = read_file(file)?;
     let earlier: Vec<String> = export.lines().map(str::to_owned).collect();
-    verified(&earlier)?;
+    let end = verified(&earlier)?;
     let seq = |line: &String| ChainEnd::at(line).map_or(0, |(at, _)| at.seq);
     let first = lines.first().map_or(u64::MAX, seq);
+    let follows = || lines.first().is_some_and(|line| end.follow(line).is_ok());
+    if !lines.is_empty() && first > end.seq && !follows() {
+        let (last, file) = (end.seq, file.display());
+        let error =
+            format!("the hub's trail begins at {first}, and does not follow {last} in {file}");
+        return Err(Failure::new("broken", error)
+            .hint("the trail was rewritten, or the hub no longer keeps what is in between"));
+    }
     for line in earlier.iter().filter(|line| seq(line) >= first) {
         let here = usize::try_from(seq(line) - first).ok().and_then(|nth| lines.get(nth));
         if here != Some(line) {

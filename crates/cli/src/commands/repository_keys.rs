@@ -178,7 +178,7 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
     let new = if let Some(key) = keys.of(role).iter().find(|key| key.path() == Some(&waiting)) {
         key.clone()
     } else {
-        made_or_read(&waiting, args.passphrase)?
+        made_or_read(&waiting, args.passphrase || is_sealed(&old)?)?
     };
     keys.of_mut(role).push(new.clone());
     if named.contains(&new.id()) {
@@ -197,6 +197,17 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Whether a key file has a passphrase, which the key in its place then gets, too.
+fn is_sealed(old: &Path) -> Result<bool, Failure> {
+    if old.extension().is_some_and(|it| it == "toml") {
+        let error = format!("{} names a program that signs: its key is made there", old.display());
+        let hint = "name a new one: cohort repository add-key, then remove-key";
+        return Err(Failure::new("program", error).hint(hint).exit(Exit::Usage));
+    }
+    let text = std::fs::read_to_string(old).unwrap_or_default();
+    Ok(text.contains("BEGIN ENCRYPTED PRIVATE KEY"))
 }
 
 impl Signing {

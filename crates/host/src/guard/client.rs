@@ -155,7 +155,7 @@ fn failed(source: impl Into<Cause>) -> ServiceError {
 #[async_trait]
 impl ServiceControl for GuardClient {
     async fn start(&self, spec: &ServiceSpec) -> Result<(), ServiceError> {
-        done(self.ask(Ask::Start(spec.clone()), START_MAX).await?)
+        done(self.ask(Ask::Start(Box::new(spec.clone())), START_MAX).await?)
     }
 
     async fn stop(&self, name: &str, at_most: Duration) -> Result<(), ServiceError> {

@@ -43,7 +43,7 @@ pub(crate) struct Request {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ask {
-    Start(ServiceSpec),
+    Start(Box<ServiceSpec>),
     Stop { name: String },
     Status { name: String },
 }

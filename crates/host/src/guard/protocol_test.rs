@@ -34,8 +34,8 @@ pub(crate) fn spec() -> ServiceSpec {
 fn requests_and_answers() {
     let request = |ask| Request { version: VERSION, ask };
     let requests = [
-        request(Ask::Start(spec())),
-        request(Ask::Start(ServiceSpec { run: RunService::Unit, ..spec() })),
+        request(Ask::Start(Box::new(spec()))),
+        request(Ask::Start(Box::new(ServiceSpec { run: RunService::Unit, ..spec() }))),
         request(Ask::Stop { name: "web".into() }),
         request(Ask::Status { name: "web".into() }),
     ];

@@ -124,7 +124,7 @@ impl Server {
     /// Handles one request; the error is a refusal, for people.
     async fn answer(&self, ask: Ask) -> Result<Answer, String> {
         match ask {
-            Ask::Start(spec) => self.start(spec).await,
+            Ask::Start(spec) => self.start(*spec).await,
             Ask::Stop { name } => self.stop(&name).await,
             Ask::Status { name } => Ok(Answer::Status(self.status(&name))),
         }

@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::time::Duration;
 
 use cohort_core::ids::GroupId;
 use cohort_core::state::SERVERS_MAX;
@@ -8,6 +9,7 @@ use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::typed::bootstrap_group;
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
 use cohort_wire::agent::REVOCATIONS;
+use cohort_wire::audit::{AUDIT, AuditPage};
 use cohort_wire::http::{Call, CallError, Client};
 use cohort_wire::hub::{
     JOIN, JoinAnswer, JoinRequest, JoiningServer, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
@@ -336,4 +338,36 @@ async fn a_revocation_ends_the_tokens_that_were_made_before() {
     let client = Client::new(IdentitySlot::new(eve.unwrap()));
     let eve = Caller { client, target: hub.target() };
     eve.get::<cohort_registry::fleet::Fleet>("/v1/fleet").await.unwrap();
+}
+
+/// Whoever hangs up in the middle of a change must not keep it out of the audit trail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_in_the_audit_trail_also_if_its_caller_hangs_up() {
+    let hub = Running::start().await;
+    let operator = hub.operator();
+    let audited = async || {
+        let page: AuditPage = operator.get(&format!("{AUDIT}?after=0")).await.unwrap();
+        page.lines.iter().filter(|line| line.contains("join token")).count()
+    };
+    let request =
+        TokenRequest { role: Role::Agent, name: None, valid_s: None, addresses: Vec::new() };
+    for wait_us in (0..40).map(|n| n * 150) {
+        let caller = hub.client(Role::Operator, "ada");
+        let _warm: AuditPage = caller.get(&format!("{AUDIT}?after=0")).await.unwrap();
+        let call = caller.post::<TokenAnswer>(TOKEN, &request);
+        let _hung_up = tokio::time::timeout(Duration::from_micros(wait_us), call).await;
+    }
+    let tokens = || std::fs::read_dir(hub.config.data_dir.join("tokens")).unwrap().count();
+    let all = async {
+        // A change that is under way ends, and its entry is written.
+        loop {
+            let before = tokens();
+            if audited().await == before && tokens() == before {
+                break before;
+            }
+        }
+    };
+    let made = tokio::time::timeout(Duration::from_secs(20), all).await;
+    assert!(made.unwrap_or(0) > 0, "{} tokens, {} entries", tokens(), audited().await);
+    hub.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_consensus::Term;
+use cohort_consensus::{Configuration, Term};
 use cohort_core::capacity::COUNTED_ON_MS;
 use cohort_core::command::Event;
 use cohort_core::ids::{AppId, GroupId, MemberId, Revision, ServerId};
@@ -74,9 +74,8 @@ pub(crate) struct Prober {
     away: BTreeMap<(GroupId, ServerId), (u64, Option<u64>)>,
     /// When each server was last granted a change.
     granted: BTreeMap<(GroupId, ServerId), u64>,
-    /// The servers whose members voted in each group when something last happened in it, and since
-    /// when.
-    voters: BTreeMap<GroupId, (BTreeSet<ServerId>, u64)>,
+    /// The configuration of each group, as its leader had it last, and since when.
+    voters: BTreeMap<GroupId, (Configuration, u64)>,
     /// The limits of each app of a group, and when they were last in force.
     limits: BTreeMap<(GroupId, AppId), BTreeMap<u32, u64>>,
     copies: Copies,
@@ -206,15 +205,19 @@ impl Prober {
     fn look_at_voters(&mut self, now_ms: u64, group: &Group) {
         let state = &group.log.state;
         let news = &group.log.events[group.told..];
-        let Some((_, view)) = group.leader_view().filter(|_| !news.is_empty()) else { return };
-        let voters = view.raft.configuration.voters.iter();
+        let Some((_, view)) = group.leader_view() else { return };
+        let configuration = &view.raft.configuration;
+        let known = self.voters.entry(state.group.clone()).or_default();
+        if known.0 != *configuration {
+            *known = (configuration.clone(), now_ms);
+        }
+        let since_ms = known.1;
+        if news.is_empty() {
+            return;
+        }
+        let voters = configuration.voters.iter();
         let voters: BTreeSet<ServerId> =
             voters.filter_map(|voter| state.server_of(MemberId(voter.0))).cloned().collect();
-        let known = self.voters.entry(state.group.clone()).or_default();
-        if known.0 != voters {
-            *known = (voters, now_ms);
-        }
-        let (voters, since_ms) = &*known;
         // A grant that is committed now may have been planned when others voted.
         if since_ms + PLANNED_MS_MAX > now_ms {
             return;
