@@ -203,8 +203,9 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
 fn is_sealed(old: &Path) -> Result<bool, Failure> {
     if old.extension().is_some_and(|it| it == "toml") {
         let error = format!("{} names a program that signs: its key is made there", old.display());
-        let hint = "name a new one: cohort repository add-key, then remove-key";
-        return Err(Failure::new("program", error).hint(hint).exit(Exit::Usage));
+        return Err(Failure::new("program", error)
+            .hint("name the file of the new one: --new-key FILE")
+            .exit(Exit::Usage));
     }
     let text = std::fs::read_to_string(old).unwrap_or_default();
     Ok(text.contains("BEGIN ENCRYPTED PRIVATE KEY"))
