@@ -28,8 +28,8 @@ use crate::auth::{Author, group_of};
 #[path = "standing_test.rs"]
 mod standing_test;
 
-/// The servers whose attestations of this transaction verify. Those that do not are as good as
-/// none: a member must not be able to spoil what others attest.
+/// The servers whose attestations of this transaction verify. Others are ignored: a member must not
+/// be able to spoil what the rest attest.
 ///
 /// # Errors
 /// 400 if there are too many, 403 if the author belongs to no group.
@@ -75,7 +75,7 @@ impl Standing<'_> {
     /// Whether enough servers stand behind a change of their group's records.
     ///
     /// # Errors
-    /// 403 if not, 400 for what is no record of members.
+    /// 403 if not, 400 for a malformed record of members.
     pub(crate) fn check(&self, place: &Place, op: &Op, now: &State) -> Result<(), ApiError> {
         let known = match now.get(&keys::members(self.group)) {
             Some(pair) => self.voters(pair, now)?,
@@ -98,7 +98,9 @@ impl Standing<'_> {
             true if self.founds(now) => named,
             true if self.restored && self.behind.len() < 2 => {
                 let why = "the registry was restored, and may not know the group's other servers";
-                return Err(self.refused(why));
+                let confirm = "once all groups are back: cohort hub --config hub.toml \
+                               --confirm-restored";
+                return Err(self.refused(why).hint(confirm));
             }
             true => self.servers(now),
             false => &known | &named,
