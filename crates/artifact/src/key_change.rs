@@ -50,7 +50,7 @@ pub enum KeyChange {
     /// How many keys of the role must sign.
     Threshold {
         role: KeyRole,
-        count: u64,
+        count: NonZeroU64,
     },
 }
 
@@ -137,8 +137,7 @@ impl KeyChange {
                 of_role(&mut next, role).keyids.retain(|id| *id != old);
             }
             Self::Threshold { count, .. } => {
-                let few = KeyChangeError::TooFew { role, keys: 0, threshold: *count };
-                of_role(&mut next, role).threshold = NonZeroU64::new(*count).ok_or(few)?;
+                of_role(&mut next, role).threshold = *count;
             }
         }
         let RoleKeys { keyids, threshold, .. } = of_role(&mut next, role);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use cohort_artifact::Lifetimes;
@@ -122,7 +123,7 @@ async fn a_threshold_needs_as_many_keys() {
     let reader = fixture.reader("reader", vec![folder(fixture.repository.dir())]).await;
     for role in [KeyRole::Targets, KeyRole::Root] {
         let alone = fixture.keys.clone();
-        let count = KeyChange::Threshold { role, count: 2 };
+        let count = KeyChange::Threshold { role, count: NonZeroU64::new(2).unwrap() };
         let error = fixture.repository.change_keys(&alone, &count).await.unwrap_err();
         assert!(
             matches!(error, RepositoryError::KeyChange(KeyChangeError::TooFew { keys: 1, .. })),
@@ -142,7 +143,10 @@ async fn a_threshold_needs_as_many_keys() {
                 let id = fixture.keys.targets[0].id();
                 let change = KeyChange::Remove { role: KeyRole::Targets, old: id };
                 let keys = Keys { root: alone.root.clone(), ..fixture.keys.clone() };
-                let one = KeyChange::Threshold { role: KeyRole::Targets, count: 1 };
+                let one = KeyChange::Threshold {
+                    role: KeyRole::Targets,
+                    count: NonZeroU64::new(1).unwrap(),
+                };
                 fixture.repository.change_keys(&fixture.keys, &one).await.unwrap();
                 fixture.repository.change_keys(&keys, &change).await.unwrap_err()
             }
@@ -155,7 +159,7 @@ async fn a_threshold_needs_as_many_keys() {
     assert_eq!(version, 6);
     assert_eq!(roles.iter().map(|role| role.threshold).collect::<Vec<_>>(), [2, 1, 1, 1]);
     assert_eq!(roles.iter().map(|role| role.keys.len()).collect::<Vec<_>>(), [2, 2, 1, 1]);
-    let two = KeyChange::Threshold { role: KeyRole::Timestamp, count: 2 };
+    let two = KeyChange::Threshold { role: KeyRole::Timestamp, count: NonZeroU64::new(2).unwrap() };
     let error = fixture.repository.change_keys(&fixture.keys, &two).await.unwrap_err();
     assert!(matches!(error, RepositoryError::KeyChange(KeyChangeError::HubSignsAlone)), "{error}");
 }

@@ -1,6 +1,7 @@
 //! `cohort repository rotate-key` and its like: who signs what in a repository.
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -47,7 +48,7 @@ pub(crate) enum KeyCommand {
     Threshold {
         role: KeyRole,
         /// 1 to the number of its keys
-        count: u64,
+        count: NonZeroU64,
         #[command(flatten)]
         signing: Signing,
     },
