@@ -35,6 +35,17 @@ pub(crate) struct OfDisk {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfApp {
+    pub app: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Lacking {
+    /// `cgroups`, `memory`, `cpu`, `pids` or `root`.
+    pub what: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct OfStep {
     pub step: &'static str,
 }
@@ -109,6 +120,18 @@ cohort_base::metrics! {
         metadata_age_seconds: Gauge = gauge(
             "metadata_age_seconds",
             "For how long the mirrors have shown the leader nothing newer; 0 on followers",
+        ),
+        lacking: Family<Lacking, Gauge> = gauges(
+            "lacking_info", "1; what this machine lacks to confine releases is a label",
+        ),
+        service_memory_bytes: Family<OfApp, Gauge> = gauges(
+            "service_memory_bytes", "Memory of the app's service, with files in memory",
+        ),
+        service_cpu: Family<OfApp, Counter> = counters(
+            "service_cpu_microseconds", "Processor time of the app's service since it started",
+        ),
+        service_processes: Family<OfApp, Gauge> = gauges(
+            "service_processes", "Processes and threads of the app's service",
         ),
         raft_commit_index: Gauge = gauge("raft_commit_index", "The last committed position"),
         raft_dropped: Family<Dropped, Counter> = counters("raft_dropped", "Raft messages dropped"),

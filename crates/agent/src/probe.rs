@@ -3,25 +3,30 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State as Context;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use cohort_base::metrics::Counter;
 use cohort_core::ids::AppId;
 use cohort_core::machine::DiskSpace;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::SourceKind;
-use cohort_host::{Traffic, boot_time_ms};
+use cohort_host::guard::GuardClient;
+use cohort_host::{Lack, ServiceControl as _, Traffic, boot_time_ms};
+use cohort_wire::agent::LACKING;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::contacts::monotonic_ms;
-use crate::metrics::{OfDisk, Offence, ReceivedFrom, Version};
+use crate::metrics::{Metrics, OfApp, OfDisk, Offence, ReceivedFrom, Version};
 use crate::shared::Shared;
+use crate::start::guard_dir;
 
 /// A server that warms up is ready from this share of traffic on, in per cent: a load balancer that
 /// knows only yes and no cuts off half of the ramp at most.
@@ -85,6 +90,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route(LACKING, get(lacking))
         .with_state(shared)
 }
 
@@ -138,7 +144,42 @@ async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
         let labels = Offence { source: source.to_string(), what: what.name() };
         copy(&metrics.source_offences.get_or_create(&labels), count);
     }
+    count_services(&shared).await;
     ([(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)], metrics.text())
+}
+
+/// Longest wait for the guard: it answers from memory.
+const GUARD_MAX: Duration = Duration::from_secs(1);
+
+/// What the services under the guard use now.
+async fn count_services(shared: &Shared) {
+    let Metrics { service_memory_bytes, service_cpu, service_processes, .. } = &*shared.metrics;
+    service_memory_bytes.clear();
+    service_cpu.clear();
+    service_processes.clear();
+    // None is started for this.
+    let guard = GuardClient::new(guard_dir(&shared.config), None);
+    let usage = async |app: AppId| Some((guard.status(app.as_str()).await.ok()?.usage, app));
+    let (_, apps) = shared.readiness.now();
+    let usages = tokio::time::timeout(GUARD_MAX, join_all(apps.into_keys().map(usage))).await;
+    for (usage, app) in usages.into_iter().flatten().flatten() {
+        let app = OfApp { app: app.to_string() };
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        if let Some(memory) = usage.memory {
+            service_memory_bytes.get_or_create(&app).set(gauge(memory));
+        }
+        if let Some(pids) = usage.pids {
+            service_processes.get_or_create(&app).set(gauge(pids));
+        }
+        if let Some(cpu) = usage.cpu_us {
+            service_cpu.get_or_create(&app).inner().store(cpu, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What this machine lacks to confine releases, for `cohort agent show`.
+async fn lacking(Context(shared): Context<Arc<Shared>>) -> Json<Vec<Lack>> {
+    Json(shared.lacking.get().cloned().unwrap_or_default())
 }
 
 #[cfg(test)]

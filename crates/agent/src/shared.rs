@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cohort_artifact::TrustedRepository;
@@ -16,6 +16,7 @@ use cohort_core::ids::{
 use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
+use cohort_host::Lack;
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_registry::records::ServerRecord;
@@ -134,6 +135,8 @@ pub(crate) struct Shared {
     pub step_changed: Notify,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
+    /// What this machine lacks to confine releases, once that is known.
+    pub lacking: OnceLock<Vec<Lack>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.
     pub kept: Mutex<BTreeMap<AppId, BTreeSet<Digest>>>,
     /// Apps of which nothing is left here, until the runner has heard of it.

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{BuildHasher as _, RandomState};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cohort_artifact::client::ClientLimits;
@@ -19,7 +19,9 @@ use cohort_distribute::{
     bulk_router, follow,
 };
 use cohort_host::guard::GuardClient;
-use cohort_host::{Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted};
+use cohort_host::{
+    Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted, lacking,
+};
 use cohort_identity::{Alpn, ClientAuth, UnixTime};
 use cohort_registry::{RemoteRegistry, SeenRecord};
 use cohort_server::copies::contested_pause_ms;
@@ -44,7 +46,7 @@ use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::membership::{Starter, retire};
-use crate::metrics::Metrics;
+use crate::metrics::{Lacking, Metrics};
 use crate::net::{Net, take};
 use crate::probe::{Readiness, router as probe_router};
 use crate::proofs::Proofs;
@@ -155,7 +157,7 @@ async fn live(
     let serving = listen_and_serve(&shared, &slot, &upload, &servers).await?;
     // Steps of apps end when it is dropped.
     let apps = AppThread::start().map_err(AgentError::Thread)?;
-    let (controls, programs) = (controls(config).await?, programs(config).await);
+    let (controls, programs) = (controls(config).await?, programs(&shared).await);
     let download = Arc::clone(&shared.downloads.context().download);
     let kept = Budgets { download, upload, tracker: Arc::clone(&shared.tracker) };
     let limits = budgets::keep(config.clone(), Arc::clone(reload), kept, tasks.stop.clone());
@@ -250,6 +252,7 @@ pub(crate) async fn open(
         disk: watch::Sender::default(),
         step_changed: Notify::new(),
         leader: Mutex::default(),
+        lacking: OnceLock::new(),
         kept: Mutex::default(),
         retired: Mutex::default(),
         hub,
@@ -372,9 +375,14 @@ async fn listen(address: &str) -> Result<TcpListener, AgentError> {
         .map_err(|source| AgentError::Listen { address: address.to_owned(), source })
 }
 
+/// The directory of this server's guard.
+pub(crate) fn guard_dir(config: &AgentConfig) -> PathBuf {
+    config.data_dir.join("guard")
+}
+
 /// The guard for commands, systemd for units where it runs.
 async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
-    let folder = config.data_dir.join("guard");
+    let folder = guard_dir(config);
     let program = std::env::current_exe().on_path("find", Path::new("/proc/self/exe"))?;
     let args: Vec<OsString> =
         vec!["guard".into(), "--detach".into(), "--dir".into(), folder.clone().into()];
@@ -392,11 +400,17 @@ async fn controls(config: &AgentConfig) -> Result<Controls, AgentError> {
 }
 
 /// How hooks and checks run. Ends those of an earlier agent that was killed.
-async fn programs(config: &AgentConfig) -> Arc<Programs> {
-    let cgroups = Cgroups::of(&config.data_dir).unwrap_or_else(|error| {
-        tracing::warn!(%error, "no cgroups: a hook can leave processes behind");
+async fn programs(shared: &Shared) -> Arc<Programs> {
+    let cgroups = Cgroups::of(&shared.config.data_dir).unwrap_or_else(|error| {
+        tracing::debug!(%error, "no cgroups");
         Cgroups::default()
     });
+    let lacking = lacking(&cgroups);
+    for lack in &lacking {
+        tracing::warn!(lack = lack.name(), "releases cannot be confined as they ask: {lack}");
+        shared.metrics.lacking.get_or_create(&Lacking { what: lack.name() }).set(1);
+    }
+    let _once = shared.lacking.set(lacking);
     cgroups.sweep().await;
     Programs::new(Launch::confine(), cgroups)
 }

@@ -6,6 +6,7 @@ use cohort_artifact::{ChannelPointer, RoleInRoot};
 use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, Revision};
 use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
+use cohort_host::Lack;
 use cohort_identity::{Peer, PeerName};
 use cohort_view::difference::Change;
 use cohort_view::groups::GroupSummary;
@@ -19,6 +20,7 @@ use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::layers::Setting;
 use crate::policy_known::KnownPolicy;
 
 /// The result of the command with this name.
@@ -53,6 +55,8 @@ pub(crate) enum Answer<'a> {
     GroupGone { group: &'a GroupId },
     GroupVoter { group: &'a GroupId, server: &'a ServerId, voter: bool, index: u64 },
     GroupRecover { group: &'a GroupId, incarnation: Incarnation },
+    // Without lacks if no agent answers.
+    AgentShow { settings: &'a [Setting], lacks: Option<&'a [Lack]> },
     KillSwitch(Switch<'a>),
     Revoke(Revoked),
     RevokedList(&'a [Revoked]),

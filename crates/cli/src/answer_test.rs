@@ -5,6 +5,7 @@ use cohort_core::ids::{Digest, Incarnation, Revision, ServerId};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::state::{Ending, HistoryEntry};
+use cohort_host::Lack;
 use cohort_identity::{Peer, PeerName, Role};
 use cohort_view::difference::difference;
 use cohort_view::groups::GroupSummary;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Revoked, Spread, Switch};
 use crate::failure::Failure;
+use crate::layers::Setting;
 use crate::policy_known::KnownPolicy;
 
 /// The command with this result. Without a wildcard: a new result needs a name here, and an example
@@ -49,6 +51,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::GroupGone { .. } => "group remove",
         Answer::GroupVoter { .. } => "group add-voter",
         Answer::GroupRecover { .. } => "group recover",
+        Answer::AgentShow { .. } => "agent show",
         Answer::KillSwitch(_) => "kill on",
         Answer::Revoke(_) => "server revoke",
         Answer::RevokedList(_) => "server revoked",
@@ -228,6 +231,15 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::Authority(&authority),
         Answer::AuditShow(&audited),
         Answer::AuditVerify { lines: 2, last: 3, hash: "abab" },
+        Answer::AgentShow {
+            settings: &[Setting {
+                key: "service_port",
+                value: 8080.into(),
+                from: "/etc/cohort/agent.toml".into(),
+            }],
+            lacks: Some(&[Lack::Memory, Lack::Root]),
+        },
+        Answer::AgentShow { settings: &[], lacks: None },
         Answer::KillSwitch(switch()),
         Answer::KillStatus {
             on: true,

@@ -54,6 +54,14 @@ impl Layout {
 /// The source of a value, for errors.
 type Source = String;
 
+/// A key that a layer sets.
+#[derive(Debug, Serialize)]
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    pub(crate) value: Value,
+    pub(crate) from: Source,
+}
+
 #[derive(Debug)]
 pub(crate) struct Layers {
     layout: Layout,
@@ -138,6 +146,13 @@ impl Layers {
             (_, value) => value,
         };
         self.values.insert(key, (merged, source));
+    }
+
+    /// Every key that has a value, the value, and where it comes from.
+    pub(crate) fn settings(&self) -> Vec<Setting> {
+        let all = self.values.iter();
+        all.map(|(key, (value, from))| Setting { key, value: value.clone(), from: from.clone() })
+            .collect()
     }
 
     pub(crate) fn finish<T: DeserializeOwned>(self) -> Result<T, Failure> {

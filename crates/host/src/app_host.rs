@@ -23,11 +23,13 @@ use crate::check::CheckContext;
 use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::clock::now;
 use crate::interrupt::Interrupt;
+use crate::isolation::Isolation;
 use crate::output::{first_text, last_text};
 use crate::program::{Programs, RunAs};
 use crate::record::{self, Cuts, HostError};
 use crate::releases::Releases;
 use crate::service::ServiceControl;
+use crate::service_file::ServiceFile;
 use crate::traffic::Traffic;
 
 /// What an app's host knows about its server.
@@ -180,14 +182,23 @@ impl AppHost {
         self.check_context_of(self.record.local.current.as_ref())
     }
 
+    /// What the programs of a release see of the file system.
+    pub(crate) fn isolation_of(&self, file: &ServiceFile) -> Isolation {
+        let service = file.service.as_ref();
+        service.map(|it| it.isolation(self.releases.state_dir())).unwrap_or_default()
+    }
+
     pub(crate) fn check_context_of(&self, release: Option<&Release>) -> CheckContext {
         let of_release = |release: &Release| {
-            let checks = self.service_file(release).map(|file| file.checks).unwrap_or_default();
-            let declared = checks.into_iter().map(|(name, check)| (name, check.command));
+            let file = self.service_file(release).unwrap_or_default();
+            let (isolation, limits) = (self.isolation_of(&file), file.limits());
+            let declared = file.checks.into_iter().map(|(name, check)| (name, check.command));
             ReleaseChecks {
                 version: release.version.clone(),
                 folder: self.releases.path_of(release),
                 declared: declared.collect(),
+                isolation,
+                limits,
             }
         };
         CheckContext {

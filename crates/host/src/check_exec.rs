@@ -9,8 +9,10 @@ use cohort_base::chain;
 use cohort_core::ids::{CheckName, ProgramName, Version};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Limits;
 use crate::check::{CheckContext, CheckFailure};
 use crate::confine::Confined;
+use crate::isolation::Isolation;
 use crate::output::Tail;
 use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, base_environment, run};
@@ -62,6 +64,9 @@ pub(crate) struct ReleaseChecks {
     pub(crate) folder: PathBuf,
     /// Programs that its `cohort.toml` declares, with their arguments.
     pub(crate) declared: BTreeMap<ProgramName, Vec<String>>,
+    /// As its service.
+    pub(crate) isolation: Isolation,
+    pub(crate) limits: Limits,
 }
 
 /// What a check's name stands for on this server.
@@ -107,9 +112,14 @@ pub(crate) async fn look(
     let words: Vec<String> =
         words.iter().map(|word| context.fill_in(word)).collect::<Result<_, _>>()?;
     let (program, args) = words.split_first().expect("commands without a word are refused");
+    let limits = match &found {
+        Found::Declared(release, _) => release.limits,
+        Found::Own(_) => Limits::default(),
+    };
     let mut confined = match found {
         Found::Declared(release, _) => Confined {
             run_as: context.run_as,
+            isolation: release.isolation.clone(),
             env: base_environment(context.home.as_deref()),
             ..Confined::new(program_path(&release.folder, program), release.folder.clone())
         },
@@ -121,7 +131,7 @@ pub(crate) async fn look(
     };
     confined.args = args.to_vec();
     confined.env.extend(context.variables.clone());
-    let program = Program { programs: &context.programs, confined, limit, note: None };
+    let program = Program { programs: &context.programs, confined, limits, limit, note: None };
     let mut tail = Tail::new(OUTPUT_BYTES_MAX);
     match run(&program, &mut tail).await {
         Ok(End::Exited(Exit::Status(0))) => Ok(()),

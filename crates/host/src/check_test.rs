@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::{CheckContext, CheckFailure, HostProgram, ReleaseChecks, check_name, look};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Limits};
+use crate::isolation::Isolation;
 use crate::launch::Launch;
 use crate::process::Exit;
 use crate::program::Programs;
@@ -143,6 +144,8 @@ fn declaring(folder: &Path, checks: &[(&str, &[&str])]) -> CheckContext {
             version: "1.2.0".parse().unwrap(),
             folder: folder.to_owned(),
             declared: declared.collect(),
+            isolation: Isolation::default(),
+            limits: Limits::default(),
         }),
         host_programs: Arc::new(listed),
         programs: Programs::new(Launch::confine_for_tests(), Cgroups::default()),

@@ -76,8 +76,8 @@ pub(crate) struct Confined {
     pub(crate) run_as: Option<RunAs>,
     /// What it keeps of root's capabilities as another user.
     pub(crate) capabilities: Vec<Capability>,
-    /// It joins this cgroup first.
-    pub(crate) cgroup: Option<PathBuf>,
+    /// It joins these cgroups first.
+    pub(crate) cgroups: Vec<PathBuf>,
     /// What it sees of the file system.
     pub(crate) isolation: Isolation,
     /// Whether it may gain privileges by running a program, such as sudo: the server's own may.
@@ -94,7 +94,7 @@ impl Confined {
             folder,
             run_as: None,
             capabilities: Vec::new(),
-            cgroup: None,
+            cgroups: Vec::new(),
             isolation: Isolation::default(),
             gains: false,
         }
@@ -146,6 +146,8 @@ pub fn run() -> i32 {
             return NOT_STARTED;
         }
     };
+    // Whatever the agent was started with, and left open, is not the program's.
+    close_fds::set_fds_cloexec(rustix::stdio::raw_stderr() + 1, &[]);
     let mut socket = File::from(socket);
     let became = read(&mut socket).and_then(|it| become_it(&it, &mut socket));
     let Failed { tried, error, program } = match became {
@@ -174,8 +176,8 @@ fn read(socket: &mut File) -> Result<Confined, Failed> {
 
 fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Infallible, Failed> {
     let Confined { program, args, env, folder, .. } = confined;
-    let Confined { run_as, capabilities, cgroup, isolation, gains, .. } = confined;
-    if let Some(cgroup) = cgroup {
+    let Confined { run_as, capabilities, cgroups, isolation, gains, .. } = confined;
+    for cgroup in cgroups {
         step("enter its cgroup", std::fs::write(cgroup.join("cgroup.procs"), "0"))?;
     }
     step("separate its file system", isolation.enter())?;

@@ -6,11 +6,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use rustix::process::Pid;
 use tempfile::TempDir;
 
 use super::{Capability, Confined};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Limits};
 use crate::isolation::Isolation;
 use crate::launch::Launch;
 use crate::output::Tail;
@@ -61,9 +62,17 @@ impl Bench {
     }
 
     async fn try_run(&self, confined: Confined) -> (Result<End, ProgramError>, String) {
+        self.try_run_within(confined, Limits::default()).await
+    }
+
+    async fn try_run_within(
+        &self,
+        confined: Confined,
+        limits: Limits,
+    ) -> (Result<End, ProgramError>, String) {
         let (programs, limit) = (&*self.programs, Duration::from_secs(20));
         let mut tail = Tail::new(64 * 1024);
-        let end = run(&Program { programs, confined, limit, note: None }, &mut tail).await;
+        let end = run(&Program { programs, confined, limits, limit, note: None }, &mut tail).await;
         (end, tail.text())
     }
 
@@ -124,9 +133,9 @@ async fn an_agents_own_capabilities_are_not_passed_on() {
     let programs = Programs::new(launch, Cgroups::default());
     for run_as in [None, Some(NOBODY), Some(RunAs { uid: 12_345, gid: 12_345 })] {
         let confined = Confined { run_as, ..bench.script("cat /proc/self/status") };
-        let limit = Duration::from_secs(20);
+        let (limits, limit) = (Limits::default(), Duration::from_secs(20));
         let mut tail = Tail::new(64 * 1024);
-        let program = Program { programs: &programs, confined, limit, note: None };
+        let program = Program { programs: &programs, confined, limits, limit, note: None };
         let end = run(&program, &mut tail).await.unwrap();
         let status = tail.text();
         assert_eq!(end, End::Exited(Exit::Status(0)), "{status}");
@@ -146,6 +155,17 @@ async fn a_program_leads_a_session_of_its_own() {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let pid = stat.split_whitespace().next().unwrap();
     assert_eq!((fields[2], fields[3], fields[4]), (pid, pid, "0"), "{stat}");
+}
+
+/// A descriptor that the starter of an agent left open, such as one of a file of root's.
+#[tokio::test]
+async fn a_program_gets_no_descriptor_of_the_agents() {
+    let bench = Bench::new();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let left_open = rustix::io::dup(&file).unwrap();
+    let open = bench.output(bench.script("readlink /proc/self/fd/*; true")).await;
+    assert!(!open.contains(file.path().to_str().unwrap()), "{open}");
+    drop(left_open);
 }
 
 /// A program with the setuid bit does not lead back to root.
@@ -218,8 +238,9 @@ async fn what_the_machine_refuses_is_not_the_releases_fault() {
     let nowhere = Confined::new("/bin/true".into(), "/absent".into());
     let (end, _) = bench.try_run(nowhere).await;
     assert!(matches!(end, Err(ProgramError::Watch { .. })), "{end:?}");
-    let (confined, limit) = (bench.script("exit 0"), Duration::from_secs(20));
-    let program = Program { programs: &absent, confined, limit, note: None };
+    let (confined, limits) = (bench.script("exit 0"), Limits::default());
+    let limit = Duration::from_secs(20);
+    let program = Program { programs: &absent, confined, limits, limit, note: None };
     let end = run(&program, &mut Tail::new(1024)).await;
     assert!(matches!(end, Err(ProgramError::Watch { .. })), "{end:?}");
 }
@@ -236,6 +257,38 @@ fn a_request_is_bounded() {
     assert!(is_read(&confined));
     let args = vec!["a".repeat(1024); 256];
     assert!(!is_read(&Confined { args, ..confined }));
+}
+
+/// A bench where the kernel can limit what programs use; none where it cannot.
+fn limiting() -> Option<Bench> {
+    let bench = Bench::new();
+    let lacking = bench.programs.cgroups.lacking();
+    if !lacking.is_empty() {
+        eprintln!("{lacking:?} cannot be limited here: not tested");
+    }
+    lacking.is_empty().then_some(bench)
+}
+
+#[tokio::test]
+async fn a_program_that_needs_more_memory_than_it_may_have_is_killed() {
+    let Some(bench) = limiting() else { return };
+    let of_mib = |mib| Limits { memory_max: Some(ByteSize::mib(mib)), ..Limits::default() };
+    let script = || bench.script("exec perl -e '$x = \"a\" x (64 << 20); print length $x'");
+    let (end, output) = bench.try_run_within(script(), of_mib(32)).await;
+    assert_eq!(end.unwrap(), End::Exited(Exit::OutOfMemory), "{output}");
+    let (end, output) = bench.try_run_within(script(), of_mib(512)).await;
+    assert_eq!(end.unwrap(), End::Exited(Exit::Status(0)), "{output}");
+}
+
+#[tokio::test]
+async fn a_program_starts_no_more_processes_than_it_may() {
+    let Some(bench) = limiting() else { return };
+    let limits = |max| Limits { pids_max: Some(max), ..Limits::default() };
+    let script = || bench.script("sleep 60 & sleep 60 & sleep 60 & echo three");
+    let (end, output) = bench.try_run_within(script(), limits(3)).await;
+    assert_ne!(end.unwrap(), End::Exited(Exit::Status(0)), "{output}");
+    let (end, output) = bench.try_run_within(script(), limits(4)).await;
+    assert_eq!(end.unwrap(), End::Exited(Exit::Status(0)), "{output}");
 }
 
 #[tokio::test]

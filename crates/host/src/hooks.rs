@@ -10,7 +10,9 @@ use std::time::Duration;
 use cohort_base::chain;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Limits;
 use crate::confine::Confined;
+use crate::isolation::Isolation;
 use crate::output::Tail;
 use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, Programs, RunAs, base_environment, run};
@@ -76,6 +78,9 @@ pub(crate) struct HookRun<'a> {
     pub(crate) programs: &'a Programs,
     pub(crate) run_as: Option<RunAs>,
     pub(crate) home: Option<&'a Path>,
+    /// As the release's service.
+    pub(crate) isolation: Isolation,
+    pub(crate) limits: Limits,
     /// The directory for `<hook>.log`.
     pub(crate) kept_in: &'a Path,
 }
@@ -139,10 +144,14 @@ impl HookRun<'_> {
         crate::orphan::end(&note).await;
         let mut env = base_environment(self.home);
         env.extend(self.variables.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let confined =
-            Confined { env, run_as: self.run_as, ..Confined::new(path, self.folder.to_owned()) };
-        let (programs, limit) = (self.programs, self.limit);
-        let program = Program { programs, confined, limit, note: Some(note) };
+        let confined = Confined {
+            env,
+            run_as: self.run_as,
+            isolation: self.isolation.clone(),
+            ..Confined::new(path, self.folder.to_owned())
+        };
+        let (programs, limits, limit) = (self.programs, self.limits, self.limit);
+        let program = Program { programs, confined, limits, limit, note: Some(note) };
         let mut tail = Tail::new(KEPT_BYTES_MAX);
         let end = run(&program, &mut tail).await;
         keep(&self.kept_in.join(format!("{name}.log")), &mut tail);

@@ -7,7 +7,8 @@ use rustix::process::{Pid, test_kill_process};
 use tempfile::TempDir;
 
 use super::{Hook, HookEnd, HookFailure, HookRun};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Limits};
+use crate::isolation::Isolation;
 use crate::launch::Launch;
 use crate::process::Exit;
 use crate::program::Programs;
@@ -38,6 +39,8 @@ impl Bench {
             limit,
             variables: &BTreeMap::from([("COHORT_ATTEMPT".to_owned(), "3".to_owned())]),
             run_as: None,
+            isolation: Isolation::default(),
+            limits: Limits::default(),
             kept_in: self.0.path(),
         };
         run.run().await.unwrap()

@@ -21,6 +21,9 @@ pub enum Exit {
     /// On its own, with this exit status.
     Status(i32),
     Signal(i32),
+    /// Killed by the kernel: it, or something that it started, or the machine needed more memory
+    /// than there was.
+    OutOfMemory,
     /// Unknown: an earlier guard started it, and only the parent learns the exit status.
     Unknown,
     NotStarted {
@@ -43,11 +46,16 @@ impl fmt::Display for Exit {
         match self {
             Exit::Status(code) => write!(f, "exit status {code}"),
             Exit::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Exit::OutOfMemory => f.write_str("killed by the kernel: out of memory"),
             Exit::Unknown => f.write_str("exit status unknown"),
             Exit::NotStarted { reason } => write!(f, "cannot start: {reason}"),
         }
     }
 }
+
+/// The number of the signal that cannot be handled, and a shell's exit status for it.
+const KILL: i32 = 9;
+const SHELLS_KILLED: i32 = 128 + KILL;
 
 /// Longest wait for the end of a process that was killed: it may wait for a disk, or be traced.
 const KILLED_MAX: Duration = Duration::from_secs(10);
@@ -168,7 +176,15 @@ impl GroupChild {
     pub(crate) async fn reap(&mut self, cgroup: Option<&Cgroup>) -> io::Result<Exit> {
         self.watched.kill(cgroup);
         match tokio::time::timeout(KILLED_MAX, self.child.wait()).await {
-            Ok(exit) => Ok(exit?.into()),
+            Ok(exit) => {
+                let exit = exit?.into();
+                // As itself, or as a shell says it of its child.
+                let killed = matches!(exit, Exit::Signal(KILL) | Exit::Status(SHELLS_KILLED));
+                match killed && cgroup.is_some_and(Cgroup::ran_out_of_memory) {
+                    true => Ok(Exit::OutOfMemory),
+                    false => Ok(exit),
+                }
+            }
             Err(_) => Ok(Exit::Unknown),
         }
     }

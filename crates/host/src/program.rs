@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::net::unix::pipe::Receiver;
 
-use crate::cgroup::{Cgroup, Cgroups};
+use crate::cgroup::{Cgroup, Cgroups, Limits};
 use crate::confine::Confined;
 use crate::launch::Launch;
 use crate::output::Tail;
@@ -60,6 +60,7 @@ impl Default for Programs {
 pub(crate) struct Program<'a> {
     pub(crate) programs: &'a Programs,
     pub(crate) confined: Confined,
+    pub(crate) limits: Limits,
     pub(crate) limit: Duration,
     /// Where to note the running process, so that the next agent finds it if this one is killed.
     pub(crate) note: Option<PathBuf>,
@@ -124,10 +125,12 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     let path = || confined.program.clone();
     let watch = |source| ProgramError::Watch { path: path(), source };
     let number = programs.started.fetch_add(1, Ordering::Relaxed);
-    let cgroup = programs.cgroups.fresh(&format!("run-{number}")).await.map_err(watch)?;
-    let inside = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+    // What is not limited is not worth more than one directory.
+    let limits = Some(&program.limits).filter(|limits| **limits != Limits::default());
+    let cgroup = programs.cgroups.fresh(&format!("run-{number}"), limits).await.map_err(watch)?;
+    let cgroups = cgroup.iter().flat_map(Cgroup::paths).cloned().collect();
     let mut running = KillOnDrop { child: None, cgroup };
-    let confined = Confined { cgroup: inside, ..confined.clone() };
+    let confined = Confined { cgroups, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
     let started = programs.confine.start(&confined, writer.into()).await;
     let child = started.map_err(|source| match is_the_programs_fault(&source) {

@@ -11,7 +11,6 @@ use cohort_core::report::Blame;
 use crate::app_host::AppHost;
 use crate::check::{NoPort, fill_in};
 use crate::interrupt::{Interrupt, failure};
-use crate::isolation::Isolation;
 use crate::program::base_environment;
 use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
 use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service};
@@ -57,7 +56,7 @@ impl AppHost {
             }
             None => {
                 let command = self.command(release, &service)?;
-                (&self.controls.guard, self.app.to_string(), RunService::Command(command))
+                (&self.controls.guard, self.app.to_string(), RunService::Command(Box::new(command)))
             }
         };
         let (key, release) = (key.to_owned(), release.artifact.to_string());
@@ -86,10 +85,8 @@ impl AppHost {
             stop_timeout_ms: service.stop_timeout.ms,
             run_as: self.config.run_as,
             capabilities: service.capabilities.clone(),
-            isolation: Isolation {
-                private_tmp: service.private_tmp,
-                writable: service.protect_system.map(|_| vec![self.releases.state_dir()]),
-            },
+            isolation: service.isolation(self.releases.state_dir()),
+            limits: service.limits(),
         })
     }
 

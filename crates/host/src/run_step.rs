@@ -251,6 +251,8 @@ impl AppHost {
             programs: &self.config.programs,
             run_as: self.config.run_as,
             home: self.config.home.as_deref(),
+            isolation: self.isolation_of(&file),
+            limits: file.limits(),
             kept_in: &self.folder.join("hooks"),
         };
         self.cuts.point()?;

@@ -11,6 +11,7 @@ use cohort_core::report::{Blame, STARTING_MS_MAX};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Limits, Usage};
 use crate::confine::Capability;
 use crate::isolation::Isolation;
 use crate::process::{Exit, StopSignal, age};
@@ -46,7 +47,7 @@ impl ServiceSpec {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RunService {
     /// As a process group under the guard.
-    Command(ServiceCommand),
+    Command(Box<ServiceCommand>),
     /// As a unit of systemd, which knows the rest.
     Unit,
 }
@@ -71,6 +72,8 @@ pub struct ServiceCommand {
     pub capabilities: Vec<Capability>,
     /// What it sees of the file system.
     pub isolation: Isolation,
+    /// What it may use.
+    pub limits: Limits,
 }
 
 /// The state of a service.
@@ -85,6 +88,8 @@ pub struct ServiceStatus {
     pub last_exit: Option<Exit>,
     /// Its last output, at most as long as a report allows.
     pub output: String,
+    /// What it uses now.
+    pub usage: Usage,
 }
 
 /// What a service is doing now.

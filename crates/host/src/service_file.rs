@@ -1,17 +1,20 @@
 //! `cohort.toml` inside an artifact: how to run its service, and how long its hooks may take.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use cohort_core::ids::ProgramName;
 use cohort_core::policy::Duration;
 use cohort_core::release::Rollback;
 use cohort_core::report::Blame;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 
+use crate::cgroup::Limits;
 use crate::confine::Capability;
 use crate::hooks::Hook;
-use crate::isolation::ProtectSystem;
+use crate::isolation::{Isolation, ProtectSystem};
 use crate::process::StopSignal;
 
 /// At the top of the artifact.
@@ -85,10 +88,21 @@ pub(crate) struct Service {
     pub(crate) private_tmp: bool,
     /// What is read-only for the command.
     pub(crate) protect_system: Option<ProtectSystem>,
+    /// Bytes of memory, such as `512MiB`.
+    #[serde(default, deserialize_with = "size")]
+    memory_max: Option<ByteSize>,
+    cpu_weight: Option<u64>,
+    pids_max: Option<u64>,
     #[serde(default)]
     pub(crate) stop_signal: StopSignal,
     #[serde(default = "stop_timeout_default")]
     pub(crate) stop_timeout: Duration,
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = |_| D::Error::custom(format!("memory_max: `{text}` is no size such as `512MiB`"));
+    text.parse().map(Some).map_err(wrong)
 }
 
 /// A program that tells whether the release works.
@@ -162,6 +176,11 @@ impl ServiceFile {
         self.service.as_ref().map_or(Ok(()), Service::check)
     }
 
+    /// What its programs may use, each for itself.
+    pub(crate) fn limits(&self) -> Limits {
+        self.service.as_ref().map(Service::limits).unwrap_or_default()
+    }
+
     /// How long a hook may take.
     pub(crate) fn limit_of(&self, hook: Hook) -> std::time::Duration {
         let limit = self.hooks.timeouts.get(&hook).unwrap_or(&self.hooks.timeout);
@@ -170,6 +189,18 @@ impl ServiceFile {
 }
 
 impl Service {
+    /// What its command may use, and the release's hooks and checks, each for itself.
+    pub(crate) fn limits(&self) -> Limits {
+        let Service { memory_max, cpu_weight, pids_max, .. } = *self;
+        Limits { memory_max, cpu_weight, pids_max }
+    }
+
+    /// What they see of the file system; if it is protected, only the state may be written to.
+    pub(crate) fn isolation(&self, state: PathBuf) -> Isolation {
+        let writable = self.protect_system.map(|ProtectSystem::Strict| vec![state]);
+        Isolation { private_tmp: self.private_tmp, writable }
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.command.is_empty() == self.systemd_unit.is_none() {
             return Err("service needs either `command` or `systemd_unit`".into());
@@ -186,6 +217,12 @@ impl Service {
         }
         if self.capabilities.len() > CAPABILITIES_MAX {
             return Err("service.capabilities names one twice".into());
+        }
+        self.limits().check()?;
+        if self.systemd_unit.is_some() && self.limits() != Limits::default() {
+            return Err(
+                "a unit's file, not the release, has the limits of service.systemd_unit".into()
+            );
         }
         if self.stop_timeout.ms > STOP_TIMEOUT_MS_MAX {
             return Err("service.stop_timeout is longer than ten minutes".into());

@@ -1,6 +1,7 @@
 use cohort_core::release::Rollback;
 
 use super::ServiceFile;
+use crate::cgroup::Limits;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
 
@@ -15,6 +16,9 @@ fn a_full_file_is_read() {
     assert_eq!(service.env["RUST_LOG"], "info");
     assert_eq!(service.stop_signal, StopSignal::Int);
     assert_eq!(service.stop_timeout.ms, 3000);
+    let memory_max = Some(bytesize::ByteSize::mib(512));
+    let limits = Limits { memory_max, cpu_weight: Some(50), pids_max: Some(100) };
+    assert_eq!((service.limits(), file.limits()), (limits, limits));
     assert_eq!(file.limit_of(Hook::HandOver).as_secs(), 120);
     assert_eq!(file.checks["smoke"].command, ["./bin/web", "--smoke", "{port}"]);
     assert_eq!(file.limit_of(Hook::AfterInstall).as_secs(), 5);
@@ -34,6 +38,11 @@ fn what_is_wrong_is_refused_by_name() {
         ("[service]\ncommand = [\"x\"]\nstop_signal = \"STOP\"", "STOP"),
         ("[service]\ncommand = [\"x\"]\nenv = { COHORT_FENCE = \"1\" }", "COHORT_FENCE"),
         ("[service]\ncommand = [\"x\"]\nstop_timeout = \"1h\"", "stop_timeout"),
+        ("[service]\ncommand = [\"x\"]\nmemory_max = \"1kB\"", "memory_max"),
+        ("[service]\ncommand = [\"x\"]\nmemory_max = \"much\"", "memory_max"),
+        ("[service]\ncommand = [\"x\"]\ncpu_weight = 0", "cpu_weight"),
+        ("[service]\ncommand = [\"x\"]\npids_max = 0", "pids_max"),
+        ("[service]\nsystemd_unit = \"x.service\"\npids_max = 9", "systemd_unit"),
         ("[hooks]\ntimeout = \"0s\"", "timeout"),
         ("[hooks]\ntimeouts = { on-start = \"1s\" }", "on-start"),
         ("window = 1", "window"),

@@ -327,7 +327,7 @@ impl ServiceControl for Systemd {
             exits: restarts + u64::from(unit_failed),
             last_exit,
             // The journal has it, and is not read here.
-            output: String::new(),
+            ..ServiceStatus::default()
         })
     }
 }

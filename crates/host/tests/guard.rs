@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use cohort_host::guard::{EVENTS_FILE, Event, EventKind, GuardClient, GuardConfig, GuardError};
 use cohort_host::{
-    Cgroups, Exit, Launch, RunService, ServiceCommand, ServiceControl as _, ServiceError,
-    ServiceSpec, ServiceState, ServiceStatus, StopSignal,
+    Cgroups, Exit, Isolation, Launch, Limits, RunService, ServiceCommand, ServiceControl as _,
+    ServiceError, ServiceSpec, ServiceState, ServiceStatus, StopSignal,
 };
 use rustix::process::{Pid, Signal, getsid, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
@@ -93,9 +93,10 @@ impl Bench {
             stop_timeout_ms: 300,
             run_as: None,
             capabilities: Vec::new(),
-            isolation: Default::default(),
+            isolation: Isolation::default(),
+            limits: Limits::default(),
         };
-        let run = RunService::Command(command);
+        let run = RunService::Command(Box::new(command));
         ServiceSpec { name: "web".into(), key: key.into(), release: "d".repeat(64), run }
     }
 
@@ -350,6 +351,29 @@ async fn a_process_of_another_user_is_not_taken_for_a_leftover() {
     assert_eq!(fake.try_wait().unwrap(), None, "it runs on");
     fake.kill().unwrap();
     fake.wait().unwrap();
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_a_service_uses_is_counted_also_by_the_next_guard() {
+    let bench = Bench::start().await;
+    let cgroups = Cgroups::of(&bench.path("")).unwrap_or_default();
+    if cgroups.is_empty() || !cgroups.lacking().is_empty() {
+        eprintln!("nothing is counted here: not tested");
+        return bench.end().await;
+    }
+    bench.client.start(&bench.spec("1.1", "sleep 600 & exec sleep 600")).await.unwrap();
+    let all = async || {
+        let usage = bench.client.status("web").await.unwrap().usage;
+        (usage.pids == Some(2)).then_some((usage.memory?, usage.cpu_us?))
+    };
+    until("both processes are counted", || async { all().await.is_some() }).await;
+    let (memory, cpu_us) = all().await.unwrap();
+    assert!(memory > 0 && cpu_us > 0, "{memory} {cpu_us}");
+    bench.kill_guard(Signal::KILL).await;
+    until("the next guard counts them", || async { all().await.is_some() }).await;
+    bench.client.stop("web", Duration::from_secs(60)).await.unwrap();
+    assert!(bench.is_empty().await);
     bench.end().await;
 }
 

@@ -69,6 +69,8 @@ pub const KILL: &str = "/v1/kill";
 pub const REVOCATIONS: &str = "/v1/revocations";
 /// `POST` the server that should become leader, or null for the best prepared voter.
 pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
+/// `GET`, on the plain port: what the machine lacks to confine releases, for `cohort agent show`.
+pub const LACKING: &str = "/lacking";
 
 fn within(what: &str, bytes: usize, max: usize) -> Result<(), ApiError> {
     if bytes > max {

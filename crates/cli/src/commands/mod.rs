@@ -58,7 +58,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Init(args) => once(init::run(&global, &args)),
         Command::Hub(args) => hub::run(&args),
         Command::Mirror(args) => mirror::run(&args),
-        Command::Agent(args) => agent::run(&args),
+        Command::Agent(args) => agent::run(&global, &args),
         Command::Guard(args) => guard::run(&args),
         Command::Confine => confine::run(),
         Command::Token(args) => once(token::run(&global, &args)),

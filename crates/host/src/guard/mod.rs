@@ -104,7 +104,8 @@ pub async fn serve(config: &GuardConfig) -> Result<(), GuardError> {
     let listener = listen(folder).on_path("listen in", folder)?;
     let mut terminate = signal(SignalKind::terminate()).on_path("await SIGTERM for", folder)?;
     let cgroups = Cgroups::of(folder).unwrap_or_else(|error| {
-        tracing::warn!(%error, "no cgroups: a service can leave processes behind");
+        // The agent says what follows from it.
+        tracing::warn!(%error, "no cgroups");
         Cgroups::default()
     });
     let programs = (config.confine.clone(), cgroups);

@@ -13,7 +13,7 @@ use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 use crate::service::{ServiceSpec, ServiceStatus};
 
 /// The protocol's version: both sides have to speak the same one.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The socket, in the guard's directory.
 pub(super) const SOCKET: &str = "guard.sock";

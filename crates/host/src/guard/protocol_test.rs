@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
+use bytesize::ByteSize;
 use cohort_base::golden::hold;
 
 use super::*;
+use crate::cgroup::{Limits, Usage};
 use crate::confine::Capability;
 use crate::isolation::Isolation;
 use crate::process::{Exit, StopSignal};
@@ -16,7 +18,7 @@ pub(crate) fn spec() -> ServiceSpec {
         name: "web".into(),
         key: "1.4".into(),
         release: "ab".repeat(32),
-        run: RunService::Command(ServiceCommand {
+        run: RunService::Command(Box::new(ServiceCommand {
             program: "/srv/web/run".into(),
             args: vec!["--port".into(), "80".into()],
             env: BTreeMap::from([("PATH".into(), "/bin".into())]),
@@ -26,7 +28,12 @@ pub(crate) fn spec() -> ServiceSpec {
             run_as: Some(RunAs { uid: 33, gid: 33 }),
             capabilities: vec![Capability::CapNetBindService],
             isolation: Isolation { private_tmp: true, writable: Some(vec!["/srv/web".into()]) },
-        }),
+            limits: Limits {
+                memory_max: Some(ByteSize::mib(512)),
+                cpu_weight: Some(50),
+                pids_max: Some(100),
+            },
+        })),
     }
 }
 
@@ -47,6 +54,7 @@ fn requests_and_answers() {
             exits: 2,
             last_exit,
             output: "listening\n".into(),
+            usage: Usage { memory: Some(1 << 20), cpu_us: Some(1500), pids: Some(3) },
         })
     };
     let answers = [
@@ -54,6 +62,7 @@ fn requests_and_answers() {
         Answer::Status(ServiceStatus::default()),
         status(ServiceState::Running { pid: 7 }, Some(Exit::Status(1))),
         status(ServiceState::Waiting, Some(Exit::Signal(9))),
+        status(ServiceState::Waiting, Some(Exit::OutOfMemory)),
         status(ServiceState::Waiting, Some(Exit::Unknown)),
         status(ServiceState::Waiting, Some(Exit::NotStarted { reason: "no memory".into() })),
         Answer::CannotStart("no such file".into()),

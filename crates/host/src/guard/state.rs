@@ -16,7 +16,7 @@ use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
 /// The version of `services.json`.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// An environment variable of every service, unique to one start by one guard.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
@@ -66,8 +66,8 @@ pub(crate) struct Kept {
 pub(crate) struct Process {
     /// The value of [`INSTANCE`] in its environment.
     pub(crate) instance: String,
-    /// The cgroup of all that it started.
-    pub(crate) cgroup: Option<PathBuf>,
+    /// The directories of the cgroup of all that it started.
+    pub(crate) cgroups: Vec<PathBuf>,
     /// `None` until it has started.
     pub(crate) started: Option<Started>,
 }

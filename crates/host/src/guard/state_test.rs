@@ -12,7 +12,7 @@ async fn a_process_is_found_by_its_number_only_when_it_is_the_very_same() {
     let ticks = start_ticks(Pid::from_raw(pid).unwrap()).unwrap();
     let process = |start_ticks| Process {
         instance: "x".to_owned(),
-        cgroup: None,
+        cgroups: Vec::new(),
         started: Some(Started { pid, start_ticks }),
     };
     assert!(process(ticks).find(Some(crate::trusted_folder::own_user())).is_some());
@@ -36,7 +36,7 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
         .process_group(0)
         .spawn()
         .unwrap();
-    let process = Process { instance, cgroup: None, started: None };
+    let process = Process { instance, cgroups: Vec::new(), started: None };
     crate::testing::until("it is found", || async {
         process.find(Some(crate::trusted_folder::own_user())).is_some()
     })
@@ -51,9 +51,10 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
 #[test]
 fn the_record() {
     use super::super::protocol::protocol_test::spec;
-    let cgroup = || Some("/sys/fs/cgroup/cohort-ab/web".into());
-    let process =
-        |started| Some(Process { instance: "web.12.34".into(), cgroup: cgroup(), started });
+    let process = |started| {
+        let cgroups = vec!["/sys/fs/cgroup/cohort-ab/web".into()];
+        Some(Process { instance: "web.12.34".into(), cgroups, started })
+    };
     let kept = |last_exit, process| {
         let services = BTreeMap::from([(
             "web".to_owned(),

@@ -38,6 +38,8 @@ pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<ServiceLog>,
     status: Arc<Mutex<ServiceStatus>>,
+    /// Of what runs.
+    cgroup: Arc<Mutex<Option<Cgroup>>>,
 }
 
 /// A service under supervision.
@@ -117,11 +119,12 @@ impl Restarts {
 
 impl Home {
     pub(crate) fn new(shared: Arc<Shared>, log: Arc<ServiceLog>) -> Self {
-        Home { shared, log, status: Arc::default() }
+        Home { shared, log, status: Arc::default(), cgroup: Arc::default() }
     }
 
     pub(crate) fn status(&self) -> ServiceStatus {
-        ServiceStatus { output: self.log.tail(), ..self.status.lock().clone() }
+        let usage = self.cgroup.lock().as_ref().map(Cgroup::usage).unwrap_or_default();
+        ServiceStatus { output: self.log.tail(), usage, ..self.status.lock().clone() }
     }
 
     /// Starts a process: records its mark first, its number afterwards.
@@ -130,10 +133,10 @@ impl Home {
             return Err(CannotSpawn::Machine("the guard runs commands, not units".to_owned()));
         };
         let instance = format!("{}.{}.{}", spec.name, std::process::id(), boot_time().as_nanos());
-        let cgroup = self.shared.cgroups.fresh(&spec.name).await;
+        let cgroup = self.shared.cgroups.fresh(&spec.name, Some(&command.limits)).await;
         let cgroup = cgroup.map_err(|error| CannotSpawn::Machine(chain(&error)))?;
-        let path = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
-        let process = Process { instance, cgroup: path, started: None };
+        let cgroups = cgroup.iter().flat_map(Cgroup::paths).cloned().collect();
+        let process = Process { instance, cgroups, started: None };
         self.shared
             .record
             .update(&spec.name, |kept| kept.process = Some(process.clone()))
@@ -174,7 +177,7 @@ impl Home {
             run_as: command.run_as,
             capabilities: command.capabilities.clone(),
             isolation: command.isolation.clone(),
-            cgroup: process.cgroup.clone(),
+            cgroups: process.cgroups.clone(),
             ..Confined::new(command.program.clone(), command.folder.clone())
         };
         self.shared.confine.start(&confined, self.log.writer()?.into()).await
@@ -205,7 +208,7 @@ impl Supervised {
     pub(crate) async fn take_over(home: &Home, mut kept: Kept) -> Self {
         let process = kept.process.take();
         let uid = kept.spec.user();
-        let cgroup = process.as_ref().and_then(|it| it.cgroup.clone()).map(Cgroup::at);
+        let cgroup = process.as_ref().and_then(|it| Cgroup::at(it.cgroups.clone()));
         let leader = process.as_ref().and_then(|process| process.find(uid)).map(Leader::Found);
         let found = match leader {
             Some(leader) => Some(Running { leader, cgroup }),
@@ -236,7 +239,7 @@ impl Supervised {
             state,
             exits,
             last_exit,
-            output: String::new(),
+            ..ServiceStatus::default()
         };
         let (home, stop) = (home.clone(), CancellationToken::new());
         let keeper = Keeper { home: home.clone(), spec, stop: stop.clone() };
@@ -285,10 +288,15 @@ impl Keeper {
             let ran = match started {
                 Ok(running) => {
                     self.home.status.lock().state = ServiceState::Running { pid: running.pid() };
+                    self.home.cgroup.lock().clone_from(&running.cgroup);
                     let since = Instant::now();
-                    tokio::select! {
-                        () = running.watched().ended() => {}
-                        () = self.stop.cancelled() => return self.end(running).await,
+                    let stopped = tokio::select! {
+                        () = running.watched().ended() => false,
+                        () = self.stop.cancelled() => true,
+                    };
+                    *self.home.cgroup.lock() = None;
+                    if stopped {
+                        return self.end(running).await;
                     }
                     let pid = running.pid();
                     self.ended_by_itself(pid, running.exit().await.0);
