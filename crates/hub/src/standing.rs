@@ -54,7 +54,7 @@ pub(crate) fn attesters(app: &App, author: &Author, txn: &Txn) -> Result<Vec<Aut
         if app.identity.revocations().revokes(&certified) {
             return None;
         }
-        let Certified { peer, group, not_before } = certified;
+        let Certified { peer, group, not_before, .. } = certified;
         Some(app.author(Caller(peer), Certificate { group, not_before }))
     };
     Ok(txn.attested.iter().filter_map(verified).collect())

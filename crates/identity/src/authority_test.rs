@@ -110,6 +110,7 @@ fn a_certificate_names_the_group_that_its_holder_was_assigned() {
     let (pair, asked) = request(web.clone());
     let now = at(UnixTime::now().as_secs());
     let not_before = at(now.as_secs() - BACKDATED.as_secs());
+    let not_after = at(now.as_secs() + LIFETIME.as_secs());
     let certified = |group| {
         let chain = authority.issue(&asked, &web, group, now).unwrap();
         let root = authority.certificate_pem();
@@ -117,9 +118,13 @@ fn a_certificate_names_the_group_that_its_holder_was_assigned() {
         certified_by(identity.chain()).unwrap()
     };
     let group = "intel.zone-a";
-    let named = Certified { peer: web.clone(), group: Some(group.to_owned()), not_before };
+    let named =
+        Certified { peer: web.clone(), group: Some(group.to_owned()), not_before, not_after };
     assert_eq!(certified(Some(group)), named);
-    assert_eq!(certified(None), Certified { peer: web.clone(), group: None, not_before });
+    assert_eq!(
+        certified(None),
+        Certified { peer: web.clone(), group: None, not_before, not_after }
+    );
 }
 
 #[test]

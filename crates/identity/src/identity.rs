@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cohort_base::{Cause, FileError, OnPath as _, durable};
 use rcgen::KeyPair;
@@ -365,14 +366,23 @@ fn certified(
     })
 }
 
-/// The first second in which the first certificate of a chain is valid, by what webpki says of the
-/// first representable one. Does *not* verify the chain.
-pub(crate) fn not_before(chain: &[CertificateDer<'_>]) -> UnixTime {
-    let first = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
-    match verify_chain(chain, &[], first, webpki::KeyUsage::client_auth()) {
+/// The first and the last representable second.
+const FIRST: UnixTime = UnixTime::since_unix_epoch(Duration::ZERO);
+const LAST: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(u32::MAX as u64 * 64));
+
+/// When the first certificate of a chain is valid, by what webpki says of the first and the last
+/// representable second. Does *not* verify the chain.
+pub(crate) fn unverified_validity(chain: &[CertificateDer<'_>]) -> Validity {
+    let verify = |now| verify_chain(chain, &[], now, webpki::KeyUsage::client_auth());
+    let not_before = match verify(FIRST) {
         Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,
-        Ok(()) | Err(_) => first,
-    }
+        Ok(()) | Err(_) => FIRST,
+    };
+    let not_after = match verify(LAST) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => not_after,
+        Ok(()) | Err(_) => LAST,
+    };
+    Validity { not_before, not_after }
 }
 
 /// webpki parses dates but exposes them only in its errors: verifying at the first and the last
@@ -381,9 +391,7 @@ fn validity_of(
     chain: &[CertificateDer<'_>],
     roots: &[CertificateDer<'_>],
 ) -> Result<Validity, IdentityError> {
-    use std::time::Duration;
-    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    let (first, last) = (at(0), at(u64::from(u32::MAX) * 64));
+    let (first, last) = (FIRST, LAST);
     let verify = |now| verify_chain(chain, roots, now, webpki::KeyUsage::client_auth());
     let not_before = match verify(first) {
         Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,

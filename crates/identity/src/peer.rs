@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 
-use crate::identity::not_before;
+use crate::identity::{Validity, unverified_validity};
 
 /// The zone of all names. `.internal` is reserved for private use: no public authority can issue
 /// a certificate for it.
@@ -163,6 +163,8 @@ pub struct Certified {
     pub group: Option<String>,
     /// The first second in which it is valid.
     pub not_before: UnixTime,
+    /// The last one.
+    pub not_after: UnixTime,
 }
 
 /// The URI in the certificate of an agent of `group`.
@@ -183,7 +185,8 @@ pub fn certified_by(chain: &[CertificateDer<'_>]) -> Result<Certified, InvalidPe
         (Some(_), Some(_)) => Err(InvalidPeer::Ambiguous),
         (group, _) => {
             let group = group.map(str::to_owned);
-            Ok(Certified { peer, group, not_before: not_before(chain) })
+            let Validity { not_before, not_after } = unverified_validity(chain);
+            Ok(Certified { peer, group, not_before, not_after })
         }
     }
 }

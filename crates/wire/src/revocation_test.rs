@@ -36,7 +36,8 @@ fn revocation(name: &str, at: u64) -> Revocation {
 
 fn certified(name: &str, not_before: u64) -> Certified {
     let not_before = UnixTime::since_unix_epoch(Duration::from_secs(not_before));
-    Certified { peer: Peer::new(Role::Operator, name).unwrap(), group: None, not_before }
+    let (peer, group) = (Peer::new(Role::Operator, name).unwrap(), None);
+    Certified { peer, group, not_before, not_after: not_before }
 }
 
 #[test]

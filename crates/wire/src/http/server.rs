@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +13,9 @@ use axum::extract::ConnectInfo;
 use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use cohort_base::chain;
-use cohort_identity::{Alpn, Certified, ClientAuth, Identity, Peer, certified_by, server_config};
+use cohort_identity::{
+    Alpn, Certified, ClientAuth, Identity, Peer, UnixTime, certified_by, server_config,
+};
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -37,6 +40,9 @@ use crate::limits::{ACCEPT_PAUSE, ServerLimits, URGENT_REQUESTS_MAX};
 use crate::piecewise::Piecewise;
 use crate::revocation::Revocations;
 use crate::tls::{IdentitySlot, ServerStream, tune};
+
+/// How long an open connection may outlive its certificate after the clock was set.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 
 /// Serves a connection that is not HTTP. At shutdown, its future is dropped, which ends the
 /// connection.
@@ -218,9 +224,12 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, s
     // It ends once its peer's certificate is revoked.
     let revoked = revoked(Arc::clone(revocations), certified.clone());
     let may_stay = peer.as_ref().is_none_or(|peer| pass.certify(peer));
-    let served = serve_handler(handler, stream, alpn, certified, (from, pass, may_stay), shared);
+    let served =
+        serve_handler(handler, stream, alpn, certified.clone(), (from, pass, may_stay), shared);
+    let expired = expired(certified.as_ref().map(|certified| certified.not_after));
     tokio::select! {
         () = revoked => tracing::warn!(%from, ?peer, "connection ended: certificate revoked"),
+        () = expired => tracing::info!(%from, ?peer, "connection ended: certificate expired"),
         () = served => {}
     }
 }
@@ -233,6 +242,18 @@ async fn revoked(revocations: Arc<Revocations>, certified: Option<Certified>) {
         if news.changed().await.is_err() {
             return std::future::pending().await;
         }
+    }
+}
+
+/// Ends once the clock has passed `not_after`; clocks are set, so it is looked at again and again.
+async fn expired(not_after: Option<UnixTime>) {
+    let Some(not_after) = not_after else { return std::future::pending().await };
+    loop {
+        let left = (not_after.as_secs() + 1).saturating_sub(UnixTime::now().as_secs());
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(left).min(CLOCK_LOOK)).await;
     }
 }
 
@@ -321,7 +342,7 @@ async fn serve_http<S>(
     let service = service_fn(|mut request: Request<Incoming>| {
         let router = router.clone();
         request.extensions_mut().insert(ConnectInfo(from));
-        if let Some(Certified { peer, group, not_before }) = certified.clone() {
+        if let Some(Certified { peer, group, not_before, .. }) = certified.clone() {
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Certificate { group, not_before });
         }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-use super::testing::{Fleet, Served, until};
+use super::testing::{Fleet, Served, peer, until};
 use super::{ApiJson, Call, CallError, Client, Handler, Routes, Who, serve_plain};
 use crate::limits::ServerLimits;
 use crate::revocation::{Revocation, SignedRevocation};
@@ -463,6 +463,23 @@ async fn plain_http_has_the_same_limits() {
     rest(&mut silent).await;
     shutdown.cancel();
     timeout(PATIENCE, task).await.expect("the server ends").unwrap();
+}
+
+#[tokio::test]
+async fn an_open_connection_ends_with_its_certificate() {
+    let fleet = Fleet::new();
+    let hangs = Router::new().route("/hang", get(std::future::pending::<&'static str>));
+    let served = fleet.serve(hangs.merge(echo()), ServerLimits::default()).await;
+    let brief = Duration::from_secs(2);
+    let (eve, now) = (peer(Role::Operator, "eve"), UnixTime::now());
+    let eve = fleet.authority.make_identity(&eve, brief, now).unwrap();
+    let eve = Client::new(crate::tls::IdentitySlot::new(eve));
+    assert_eq!(eve.call(&served.control(), Call::get("/")).await.unwrap(), "here");
+    let control = served.control();
+    let hanging = eve.call(&control, Call::get("/hang").deadline(2 * PATIENCE));
+    let ended = timeout(PATIENCE, hanging).await;
+    assert!(ended.expect("its connection was not ended").is_err());
+    assert!(eve.call(&served.control(), Call::get("/")).await.is_err());
 }
 
 #[tokio::test]

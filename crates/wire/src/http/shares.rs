@@ -228,8 +228,8 @@ impl Shares {
         })
     }
 
-    /// Forgets networks that have been quiet for long enough to count as new; all, if there are
-    /// more than memory is meant for.
+    /// Forgets networks that have been quiet for long enough to count as new. If there are still
+    /// more than memory is meant for, the quieter half: who makes many connections stays known.
     fn prune(&mut self, now: Duration) {
         if self.rates.len() < NETWORKS_MAX {
             return;
@@ -237,7 +237,11 @@ impl Shares {
         self.rates
             .retain(|_, rates| !(rates.connections.is_full(now) && rates.requests.is_full(now)));
         if self.rates.len() >= NETWORKS_MAX {
-            self.rates.clear();
+            let left = |rates: &Rates| rates.connections.left(now);
+            let mut all: Vec<u64> = self.rates.values().map(left).collect();
+            let middle = all.len() / 2;
+            let (_, &mut median, _) = all.select_nth_unstable(middle);
+            self.rates.retain(|_, rates| left(rates) < median);
         }
     }
 }

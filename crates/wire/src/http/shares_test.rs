@@ -136,11 +136,14 @@ fn a_port_leaves_file_descriptors_to_the_others_of_its_process() {
 }
 
 #[test]
-fn networks_beyond_memory_are_forgotten() {
+fn networks_beyond_memory_are_forgotten_but_not_who_floods() {
     let mut shares = small();
+    let flood = network("192.0.2.1");
+    while shares.admit(flood, S) != Err(Refused::Rate) {}
     for host in 0..NETWORKS_MAX as u32 + 100 {
         let _ = shares.admit(IpAddr::from(std::net::Ipv4Addr::from(host)).into(), S);
     }
     assert!(shares.rates.len() <= NETWORKS_MAX);
+    assert_eq!(shares.admit(flood, S), Err(Refused::Rate));
     assert_eq!((shares.strangers, shares.places.len()), (4, 4));
 }
