@@ -54,8 +54,9 @@ fn a_release_that_runs_as_another_user_changes_nothing_of_roots_and_ends_whole()
         "#!/bin/sh\nenv -i setsid -f sleep {STAYS}\nexec ./bin/web --port $COHORT_SERVICE_PORT\n"
     );
     let mut release = WebRelease::new("1.0.0").hook("after-install", ATTACK).hook("run", &stays);
-    release.cohort_toml =
-        Some("[service]\ncommand = [\"./hooks/run\"]\nstop_timeout = \"3s\"\n".to_owned());
+    release.cohort_toml = Some(
+        "[service]\ncommand = [\"./hooks/run\"]\nstop_timeout = \"3s\"\npids_max = 50\n".to_owned(),
+    );
     trial.first_release(&policy(ONE_BY_ONE, ""), &release)?;
     for (server, agent) in trial.agents() {
         let app = agent.dir.join("apps/web");
@@ -71,6 +72,13 @@ fn a_release_that_runs_as_another_user_changes_nothing_of_roots_and_ends_whole()
     let started =
         || trial.processes_left().into_iter().filter(|(_, it)| it.contains(STAYS)).count();
     let confined = started() == 3;
+    for server in trial.agents().keys() {
+        let lacks = trial.figure(server, "cohort_lacking_info")?;
+        let count = trial.figure(server, "cohort_service_processes{app=\"web\"}")?;
+        let memory = trial.figure(server, "cohort_service_memory_bytes")?;
+        // Where the machine counts: the server, and what it left behind on purpose.
+        ensure!(lacks > 0.0 || count >= 2.0 && memory > 0.0, "{server}: {count} in {memory}");
+    }
     trial.publish(&WebRelease::new("1.1.0"), &[PLATFORM])?;
     trial.until(GROUP, PATIENCE, |status| runs(status, "1.1.0"))?;
     for agent in trial.agents().values() {
