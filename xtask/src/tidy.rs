@@ -75,6 +75,11 @@ pub(crate) fn check_all() -> Result<(u32, u32)> {
     check(&Tree::read(&root())?)
 }
 
+/// How many attacks the threat model names, each with its test.
+pub(crate) fn attacks() -> Result<usize> {
+    text::attacks(&Tree::read(&root())?.files)
+}
+
 /// Runs every check and prints what it found.
 fn check(tree: &Tree) -> Result<(u32, u32)> {
     let files = tree.files.as_slice();
@@ -87,6 +92,7 @@ fn check(tree: &Tree) -> Result<(u32, u32)> {
         ("phrases", text::phrases(files, &refused)?),
         ("crate-docs", text::crate_docs(files)),
         ("paths in documents", text::dead_paths(tree)?),
+        ("tests in documents", text::dead_tests(files)?),
         ("events", text::events(files)?),
     ];
     for ban in rules::BANS {

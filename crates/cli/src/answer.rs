@@ -15,7 +15,7 @@ use cohort_view::report::FleetReport;
 use cohort_view::why::Wait;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
 use cohort_wire::audit::AuditEntry;
-use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer, TokenListed};
 use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
@@ -29,6 +29,7 @@ use crate::policy_known::KnownPolicy;
 pub(crate) enum Answer<'a> {
     Init { dir: &'a Path, operator: &'a PeerName, fingerprint: String, hub: &'a [String] },
     TokenCreate(&'a TokenAnswer),
+    TokenList(&'a [TokenListed]),
     TokenRevoke { id: &'a str, revoked: bool },
     Publish(PublishAnswer<'a>),
     RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },

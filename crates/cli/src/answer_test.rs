@@ -6,7 +6,7 @@ use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_host::Lack;
-use cohort_identity::{Peer, PeerName, Role};
+use cohort_identity::{Peer, PeerName, Role, TokenState};
 use cohort_view::difference::difference;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::{Offered, plan};
@@ -14,7 +14,7 @@ use cohort_view::report::{Asked, FleetReport, Origin, Picture};
 use cohort_view::why::waits;
 use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
 use cohort_wire::audit::AuditEntry;
-use cohort_wire::hub::{AuthorityStatus, TokenAnswer};
+use cohort_wire::hub::{AuthorityStatus, TokenAnswer, TokenListed};
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
@@ -29,6 +29,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
     match answer {
         Answer::Init { .. } => "init",
         Answer::TokenCreate(_) => "token create",
+        Answer::TokenList(_) => "token list",
         Answer::TokenRevoke { .. } => "token revoke",
         Answer::Publish(_) => "publish",
         Answer::RepositoryPush { .. } => "repository push",
@@ -183,6 +184,14 @@ fn every_answer_is_as_its_golden_file_says() {
     let answers = [
         Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
         Answer::TokenCreate(&token),
+        Answer::TokenList(&[TokenListed {
+            id: "t1".into(),
+            role: Role::Viewer,
+            name: Some(PeerName::new("vera").unwrap()),
+            created_at: 1_700_000_000,
+            expires_at: Some(1_700_086_400),
+            state: TokenState::Unused,
+        }]),
         Answer::TokenRevoke { id: "t1", revoked: true },
         Answer::Publish(PublishAnswer {
             app: &app,

@@ -7,13 +7,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use cohort_base::chain;
 use cohort_core::ids::ServerId;
-use cohort_identity::{Anchors, IdentityRequest, JoinGrant, KnownName, Role};
+use cohort_identity::{
+    Anchors, IdentityRequest, JoinGrant, KnownName, Role, TokenRecord, TokenState,
+};
 use cohort_registry::keys;
 use cohort_wire::entry;
 use cohort_wire::http::{ApiError, ApiJson, Caller, Certificate};
 use cohort_wire::hub::{
     JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, RevokeTokenRequest, TokenAnswer,
-    TokenRequest,
+    TokenListed, TokenRequest,
 };
 
 use crate::app::{App, blocking, now};
@@ -92,6 +94,20 @@ fn token_addresses(
                 .hint("set `addresses` in hub.toml, or name them when creating the token"))
         }
     }
+}
+
+pub(crate) async fn tokens(State(app): State<Arc<App>>) -> Answer<Vec<TokenListed>> {
+    let joined = |record: &TokenRecord| match &record.state {
+        TokenState::Used { peer, .. } => peer.role == Role::Agent,
+        TokenState::Unused | TokenState::Revoked => false,
+    };
+    let records = app.tokens.list().into_iter().filter(|record| !joined(record));
+    let listed = records.map(|record| {
+        let TokenRecord { id, grant, created_at, expires_at, state, .. } = record;
+        let JoinGrant { role, name } = grant;
+        TokenListed { id, role, name, created_at, expires_at, state }
+    });
+    Ok(Json(listed.collect()))
 }
 
 pub(crate) async fn revoke_token(

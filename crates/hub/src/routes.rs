@@ -38,6 +38,7 @@ pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
         .post(JOIN, Who::Anyone, joining::join)
         .post(RENEW, all, joining::renew)
         .post(TOKEN, operators, joining::token)
+        .get(TOKEN, operators, joining::tokens)
         .post(REVOKE_TOKEN, operators, joining::revoke_token)
         .post(REGISTRY_RANGE, readers, registry_api::range)
         .post(REGISTRY_TXN, Who::Roles(WRITERS), registry_api::txn)

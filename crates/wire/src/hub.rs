@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use cohort_core::ids::{AppId, GroupId, Incarnation, Platform, Revision, ServerId};
 use cohort_core::orders::MemberAddress;
-use cohort_identity::{PeerName, Role};
+use cohort_identity::{PeerName, Role, TokenState};
 use serde::{Deserialize, Serialize};
 
 use crate::intent::SignedIntent;
@@ -21,7 +21,7 @@ pub const JOIN: &str = "/v1/join";
 pub const JOIN_BYTES_MAX: u64 = 64 * 1024;
 /// `POST`: renews the caller's own certificate.
 pub const RENEW: &str = "/v1/renew";
-/// `POST`, operators: creates a join token.
+/// `POST`, operators: creates a join token; `GET`: a list of [`TokenListed`].
 pub const TOKEN: &str = "/v1/token";
 /// `POST`, operators: revokes an unused join token.
 pub const REVOKE_TOKEN: &str = "/v1/token/revoke";
@@ -249,6 +249,22 @@ impl std::fmt::Debug for TokenAnswer {
             .field("expires_at", &self.expires_at)
             .finish_non_exhaustive()
     }
+}
+
+/// One of the tokens that [`TOKEN`] lists: those that can be used or could have been, and those
+/// that people joined with. Servers that have joined are in the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenListed {
+    pub id: String,
+    pub role: Role,
+    /// The only name allowed.
+    pub name: Option<PeerName>,
+    /// Unix time in seconds.
+    pub created_at: u64,
+    /// Unix time in seconds; `None`: never.
+    pub expires_at: Option<u64>,
+    #[serde(flatten)]
+    pub state: TokenState,
 }
 
 /// Body of [`REVOKE_TOKEN`].

@@ -51,6 +51,7 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     eprintln!("  a commit: {before_ms:.2} ms before, {during_ms:.2} ms during the flood");
     ensure!(refused > 0.0, "the flood did not reach any limit: nothing was measured");
     fleet.stop()?;
+    let attacks = crate::tidy::attacks()?;
     let percent = |count: usize| Some(count as f64 * 100.0 / f64::from(TIMES));
     Ok(vec![
         Row::new("flood.kill_on_percent", percent(kills), "%", Some(100.0), Better::Higher),
@@ -58,6 +59,7 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
         Row::lower("flood.commit_latency_ratio", during_ms / before_ms, "", LATENCY_RATIO_GOAL),
         Row::lower("revoke.seconds", revoked_s, "s", REVOKED_S_GOAL),
         Row::new("sign.report_us", Some(signing_us), "µs", None, Better::Lower),
+        Row::new("security.attacks_refused", Some(attacks as f64), "", None, Better::Higher),
     ])
 }
 

@@ -156,6 +156,41 @@ pub(crate) fn dead_paths(tree: &Tree) -> Result<Vec<Complaint>> {
     Ok(complaints)
 }
 
+/// The tests that a document names, such as `*a_name_that_starts_like…*`, with their positions.
+fn named_tests(text: &str) -> Result<Vec<(usize, String)>> {
+    let named = Regex::new(r"\*([a-z0-9…]+(?:_\s*[a-z0-9…]+)+)\*")?;
+    let names = named.captures_iter(text).filter_map(|found| found.get(1));
+    Ok(names.map(|name| (name.start(), name.as_str().to_owned())).collect())
+}
+
+/// Tests in documents that do not exist: what a document promises, somebody has to have tried.
+pub(crate) fn dead_tests(files: &[File]) -> Result<Vec<Complaint>> {
+    let function = Regex::new(r"\bfn ([a-z0-9_]+)")?;
+    let rust = files.iter().filter(|file| file.is_rust());
+    let known: Vec<&str> = rust
+        .flat_map(|file| function.captures_iter(&file.text))
+        .filter_map(|found| Some(found.get(1)?.as_str()))
+        .collect();
+    let mut complaints = Vec::new();
+    for file in files.iter().filter(|file| file.is_prose()) {
+        for (at, name) in named_tests(&file.text)? {
+            let like = Regex::new(&format!("^{}$", name.replace('…', ".*")))?;
+            if !known.iter().any(|function| like.is_match(function)) {
+                let line = file.text[..at].matches('\n').count() + 1;
+                complaints.push(complaint(file.path.clone(), line, format!("no test is `{name}`")));
+            }
+        }
+    }
+    Ok(complaints)
+}
+
+/// How many attacks the threat model names, each with its test.
+pub(crate) fn attacks(files: &[File]) -> Result<usize> {
+    let page = files.iter().find(|file| file.path == "docs/security.md");
+    let named = page.map(|page| named_tests(&page.text)).transpose()?.unwrap_or_default();
+    Ok(named.into_iter().map(|(_, name)| name).collect::<BTreeSet<_>>().len())
+}
+
 /// A link's target, relative to the root.
 fn below(folder: &str, link: &str) -> String {
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();

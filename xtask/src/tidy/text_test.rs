@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
-use super::{columns, crate_docs, dead_paths, events, file_lines, phrases, refused_phrases};
+use super::{
+    attacks, columns, crate_docs, dead_paths, dead_tests, events, file_lines, phrases,
+    refused_phrases,
+};
 use crate::tidy::Complaint;
 use crate::tidy::tree::{File, Tree};
 
@@ -63,6 +66,16 @@ fn documents_name_what_exists() {
     let paths = ["crates/a/src/b.rs", "scenarios/x.txt", "docs/design/c.md", "README.md"];
     let paths: BTreeSet<String> = paths.map(str::to_owned).into();
     assert_eq!(lines(&dead_paths(&Tree { files, paths }).expect("a pattern")), [3, 4]);
+}
+
+#[test]
+fn a_test_that_a_document_names_exists() {
+    let page = "one *a_test_of_that_name*, and *a_test_of…*,\n*…that_name* *not this* `no_test`\n\
+                | *a_lost_test…* |\n";
+    let rust = "#[test]\nfn a_test_of_that_name() {}\n";
+    let files = [File::of("docs/security.md", page), File::of("crates/a/src/b_test.rs", rust)];
+    assert_eq!(lines(&dead_tests(&files).expect("a pattern")), [3]);
+    assert_eq!(attacks(&files).expect("a pattern"), 4);
 }
 
 #[test]

@@ -5,12 +5,17 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use cohort_hub::HubConfig;
 use cohort_identity::{
-    Anchors, Authority, JoinGrant, JoinToken, JoinTokens, PeerName, Role, UnixTime, sha256_hex,
+    Anchors, Authority, JoinGrant, JoinToken, JoinTokens, PeerName, Role, TokenState, UnixTime,
+    sha256_hex,
 };
 use cohort_view::command::{Command, Flag};
+use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
+use cohort_view::table::{cell, render, table};
 use cohort_wire::http::Call;
-use cohort_wire::hub::{REVOKE_TOKEN, RevokeTokenRequest, TOKEN, TokenAnswer, TokenRequest};
+use cohort_wire::hub::{
+    REVOKE_TOKEN, RevokeTokenRequest, TOKEN, TokenAnswer, TokenListed, TokenRequest,
+};
 
 use crate::answer::Answer;
 use crate::args::{Global, peer_name};
@@ -20,13 +25,15 @@ use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
-use crate::output::{Output, note};
+use crate::output::{Output, look, note};
 use crate::workplace;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Create a token and print it; anyone who has it can join, once
     Create(CreateArgs),
+    /// List tokens that servers have not joined with, and people, by those that they joined with
+    List,
     /// Revoke an unused token
     Revoke {
         /// Token id: the second part of the token
@@ -56,6 +63,7 @@ pub(crate) struct CreateArgs {
 pub(crate) async fn run(global: &Global, command: &TokenCommand) -> Result<Exit, Failure> {
     match command {
         TokenCommand::Create(args) => create(global, args).await,
+        TokenCommand::List => list(global).await,
         TokenCommand::Revoke { id } => revoke(global, id).await,
     }
 }
@@ -161,6 +169,35 @@ fn make(config: &HubConfig, args: &CreateArgs) -> Result<TokenAnswer, Failure> {
     let anchors = Anchors::of(&authority.anchor(), root.as_deref());
     let token = tokens.create(grant, &anchors, addresses, expires_at, now).or_fail("token")?;
     Ok(TokenAnswer { id: token.id.clone(), token: token.to_text(), expires_at })
+}
+
+async fn list(global: &Global) -> Result<Exit, Failure> {
+    let hub = Hub::of(&context_of(global)?)?;
+    let tokens: Vec<TokenListed> = hub.call(Call::get(TOKEN)).await?;
+    let now = UnixTime::now().as_secs();
+    global.output.answer(&Answer::TokenList(&tokens), || {
+        let mut table = table(look(), &["TOKEN", "ROLE", "NAME", "STATE", "CREATED"]);
+        for token in &tokens {
+            let name = token.name.as_ref().map_or_else(|| "any".to_owned(), ToString::to_string);
+            let created = format!("{} ago", brief(now.saturating_sub(token.created_at) * 1000));
+            let state = state(token, now);
+            table.add_row([&token.id, token.role.as_str(), &name, &state, &created].map(cell));
+        }
+        render(&table)
+    });
+    Ok(Exit::Done)
+}
+
+fn state(token: &TokenListed, now: u64) -> String {
+    match (&token.state, token.expires_at) {
+        (TokenState::Used { peer, used_at, .. }, _) => {
+            format!("{peer} joined {} ago", brief(now.saturating_sub(*used_at) * 1000))
+        }
+        (TokenState::Revoked, _) => "revoked".to_owned(),
+        (TokenState::Unused, Some(until)) if until < now => "expired".to_owned(),
+        (TokenState::Unused, Some(until)) => format!("unused, for {}", brief((until - now) * 1000)),
+        (TokenState::Unused, None) => "unused".to_owned(),
+    }
 }
 
 async fn revoke(global: &Global, id: &str) -> Result<Exit, Failure> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 use cohort_core::ids::GroupId;
 use cohort_core::state::SERVERS_MAX;
 use cohort_hub::Hub;
-use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role, UnixTime};
+use cohort_identity::{Identity, JoinToken, Peer, PeerName, Role, TokenState, UnixTime};
 use cohort_registry::records::{SCHEMA, ServerRecord, encode};
 use cohort_registry::typed::bootstrap_group;
 use cohort_registry::{EmbeddedRegistry, Op, Registry as _, Txn, keys};
@@ -13,7 +13,7 @@ use cohort_wire::audit::{AUDIT, AuditPage};
 use cohort_wire::http::{Call, CallError, Client};
 use cohort_wire::hub::{
     JOIN, JoinAnswer, JoinRequest, JoiningServer, RENEW, REVOKE_TOKEN, RenewAnswer, RenewRequest,
-    RevokeTokenRequest, TOKEN, TokenAnswer, TokenRequest,
+    RevokeTokenRequest, TOKEN, TokenAnswer, TokenListed, TokenRequest,
 };
 use cohort_wire::revocation::{
     Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
@@ -103,6 +103,17 @@ async fn a_token_is_good_once_and_for_its_role_and_name() {
     hub.operator().post::<()>(REVOKE_TOKEN, &request).await.unwrap();
     let (late, _) = hub.join(&revoked, Role::Viewer, "vera", None).await;
     assert_eq!(late.unwrap_err().status, 403);
+    let ann = hub.token(Role::Publisher, Some("ann")).await;
+    hub.join(&ann, Role::Publisher, "ann", None).await.0.unwrap();
+    let unused = hub.token(Role::Agent, Some("web-7")).await;
+    let listed: Vec<TokenListed> = hub.operator().get(TOKEN).await.unwrap();
+    let state = |id: &str| listed.iter().find(|it| it.id == id).map(|it| &it.state);
+    assert_eq!(state(&revoked.id), Some(&TokenState::Revoked));
+    assert_eq!(state(&unused.id), Some(&TokenState::Unused));
+    assert!(
+        matches!(state(&ann.id), Some(TokenState::Used { peer, .. }) if peer.name.as_str() == "ann")
+    );
+    assert_eq!(state(&named.id), None, "a server that has joined is in the fleet");
     hub.stop().await;
 }
 
