@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey, no_passphrase};
 use cohort_base::chain;
-use cohort_identity::{Identity, LIFETIME};
+use cohort_identity::{Identity, LIFETIME, certified_by};
 use cohort_registry::typed::forget_old_verdicts;
 
 use crate::HubError;
@@ -19,6 +19,7 @@ const ALONE_S: i64 = 30 * 86_400;
 /// Runs until the hub stops.
 pub(crate) async fn run(app: Arc<App>) {
     let interval = Duration::from_secs(app.config.renew_interval_s);
+    let mut revocations = app.identity.revocations().subscribe();
     loop {
         renew_timestamp(&app).await;
         renew_certificate(&app).await;
@@ -29,6 +30,7 @@ pub(crate) async fn run(app: Arc<App>) {
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
+            Ok(()) = revocations.changed() => {}
             () = app.stopping.cancelled() => return,
         }
     }
@@ -97,16 +99,20 @@ async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
     Ok(after.nearest().1.as_second())
 }
 
-/// Renews the hub's own certificate, if the authority is here.
+/// Renews the hub's own certificate, if the authority is here: in time, and once somebody has
+/// revoked it, because a copy of its key was stolen.
 async fn renew_certificate(app: &App) {
     let current = app.identity.current();
     let Some(authority) = app.authority.read().clone() else { return };
-    if !current.is_expiring(now()) {
+    let certified = certified_by(current.chain());
+    let revoked = certified.is_ok_and(|own| app.identity.revocations().revokes(&own));
+    if !revoked && !current.is_expiring(now()) {
         return;
     }
     let (peer, dir) = (current.peer().clone(), app.config.identity_dir());
+    let issued_at = app.issue_time(&peer);
     let renewed = blocking(move || -> Result<Identity, HubError> {
-        let identity = authority.make_identity(&peer, LIFETIME, now())?;
+        let identity = authority.make_identity(&peer, LIFETIME, issued_at)?;
         identity.save(&dir)?;
         Ok(identity)
     });

@@ -51,6 +51,9 @@ pub(crate) struct RevokeServerArgs {
     /// Server name
     #[arg(value_parser = peer_name)]
     server: PeerName,
+    /// It is a hub's name, as in its certificate; a hub that has the authority renews its own
+    #[arg(long)]
+    hub: bool,
     /// Reason, shown wherever it is listed
     #[arg(long, default_value = "")]
     reason: String,
@@ -86,8 +89,9 @@ fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
 
 pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
     match command {
-        ServerCommand::Revoke(RevokeServerArgs { server, reason, direct }) => {
-            revoke(global, Peer { role: Role::Agent, name: server.clone() }, reason, direct).await
+        ServerCommand::Revoke(RevokeServerArgs { server, hub, reason, direct }) => {
+            let role = if *hub { Role::Hub } else { Role::Agent };
+            revoke(global, Peer { role, name: server.clone() }, reason, direct).await
         }
         ServerCommand::Revoked { direct } => list(global, direct).await,
     }

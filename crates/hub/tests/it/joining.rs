@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_core::ids::GroupId;
@@ -16,7 +17,7 @@ use cohort_wire::hub::{
     RevokeTokenRequest, TOKEN, TokenAnswer, TokenListed, TokenRequest,
 };
 use cohort_wire::revocation::{
-    Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
+    Revocation, Revocations, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
 use cohort_wire::tls::IdentitySlot;
 
@@ -349,6 +350,34 @@ async fn a_revocation_ends_the_tokens_that_were_made_before() {
     let client = Client::new(IdentitySlot::new(eve.unwrap()));
     let eve = Caller { client, target: hub.target() };
     eve.get::<cohort_registry::fleet::Fleet>("/v1/fleet").await.unwrap();
+}
+
+/// A copy of the hub's key was stolen: the hub, which has the authority, makes itself another one.
+#[tokio::test]
+async fn a_hub_whose_certificate_is_revoked_gets_a_new_one() {
+    let hub = Running::start().await;
+    let revocation = Revocation {
+        role: Role::Hub,
+        name: PeerName::new("hub").unwrap(),
+        at: UnixTime::now().as_secs() - 2,
+        reason: String::new(),
+    };
+    let ada = hub.identity(Role::Operator, "ada");
+    let signed = SignedRevocation::sign(&ada, &revocation).unwrap();
+    let refuses = Arc::<Revocations>::default();
+    assert!(refuses.offer(&signed, ada.roots(), UnixTime::now()).unwrap());
+    let slot = IdentitySlot::refusing(hub.identity(Role::Operator, "bob"), refuses);
+    let bob = Caller { client: Client::new(slot), target: hub.target() };
+    type Fleet = cohort_registry::fleet::Fleet;
+    let get = || Call::get("/v1/fleet");
+    let fleet = async || bob.client.call_json::<Fleet>(&bob.target, get()).await;
+    assert!(fleet().await.is_err(), "the certificate that was stolen");
+    let exchange = RevocationsExchange { news: vec![signed], ..RevocationsExchange::default() };
+    let _: RevocationsAnswer = hub.operator().post(REVOCATIONS, &exchange).await.unwrap();
+    let renewed = async { while fleet().await.is_err() {} };
+    let renewed = tokio::time::timeout(Duration::from_secs(20), renewed).await;
+    renewed.expect("the hub has no new certificate");
+    hub.restart().await.operator().call::<Fleet>(get()).await.unwrap();
 }
 
 /// Whoever hangs up in the middle of a change must not keep it out of the audit trail.
