@@ -6,7 +6,7 @@ use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{Delta, DeltaMaker, UnitHashes, hash_file, pack_folder};
 use cohort_core::ids::Digest;
 use cohort_core::orders::{AppOrders, FetchOrder, Source};
@@ -85,7 +85,10 @@ impl Lab {
         let store = Arc::new(store);
         let downloads = Arc::new(Downloads::new(FetchContext {
             store: Arc::clone(&store),
-            mirrors: Arc::new(MirrorList::new(Vec::new(), ClientLimits::default()).unwrap()),
+            mirrors: Arc::new(
+                MirrorList::new(Vec::new(), MirrorClient::new(ClientLimits::default()).unwrap())
+                    .unwrap(),
+            ),
             peers: WirePeers::none(),
             limits: Arc::new(Limits { reserve_bytes: 0, ..Limits::default() }),
             counters: Arc::new(ByteCounters::default()),

@@ -220,10 +220,12 @@ fn hub_addresses(configured: &[String], of_token: &[String]) -> Vec<String> {
     configured.iter().chain(of_token).filter(|address| seen.insert(*address)).cloned().collect()
 }
 
-/// The mirrors to use: those that the hub names, else the hub itself, where it answered.
-fn mirrors_or_hub(named: Vec<String>, hub: &str, repository_port: u16) -> Vec<String> {
-    match hub.rsplit_once(':') {
-        Some((host, _)) if named.is_empty() => vec![format!("http://{host}:{repository_port}/")],
+/// The mirrors to use: those that the hub names, else the hub itself, where it answered: its plain
+/// port, or the one for those with a certificate.
+fn mirrors_or_hub(named: Vec<String>, hub: &str, repository_port: Option<u16>) -> Vec<String> {
+    match (hub.rsplit_once(':'), repository_port) {
+        (Some((host, _)), Some(port)) if named.is_empty() => vec![format!("http://{host}:{port}/")],
+        (Some(_), None) if named.is_empty() => vec![format!("cohort://{hub}/")],
         _ => named,
     }
 }
@@ -384,9 +386,12 @@ mod join_test {
     #[test]
     fn the_hub_is_the_mirror_if_it_names_none() {
         let named = strings(&["https://mirror.example/"]);
-        assert_eq!(mirrors_or_hub(named.clone(), "hub:7418", 7419), named);
-        assert_eq!(mirrors_or_hub(Vec::new(), "hub:7418", 7419), ["http://hub:7419/"]);
-        assert_eq!(mirrors_or_hub(Vec::new(), "[fd00::1]:7418", 7419), ["http://[fd00::1]:7419/"]);
+        assert_eq!(mirrors_or_hub(named.clone(), "hub:7418", Some(7419)), named);
+        let hub = |address, port| mirrors_or_hub(Vec::new(), address, port);
+        assert_eq!(hub("hub:7418", Some(7419)), ["http://hub:7419/"]);
+        assert_eq!(hub("[fd00::1]:7418", Some(7419)), ["http://[fd00::1]:7419/"]);
+        assert_eq!(hub("hub:7418", None), ["cohort://hub:7418/"]);
+        assert_eq!(hub("[fd00::1]:7418", None), ["cohort://[fd00::1]:7418/"]);
     }
 
     #[test]
@@ -453,7 +458,7 @@ mod join_test {
             hub: PeerName::new(HUB_NAME).unwrap(),
             trusted_root: root.map(str::to_owned),
             mirrors: Vec::new(),
-            repository_port: 1,
+            repository_port: Some(1),
             group: None,
         };
         let joins = async |anchors: &Anchors, answer: JoinAnswer| {

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
 use cohort_base::{OnPath as _, chain, durable};
 use cohort_core::ids::ServerId;
@@ -31,7 +31,7 @@ use cohort_wire::frame::Connections;
 use cohort_wire::http::{Client, Handler, serve, serve_plain};
 use cohort_wire::limits::ServerLimits;
 use cohort_wire::revocation::Revocations;
-use cohort_wire::tls::IdentitySlot;
+use cohort_wire::tls::{IdentitySlot, repository_reader};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -205,11 +205,14 @@ pub(crate) async fn open(
     let kill = KillSwitch::open(&kill_dir, &config.kill_file, Arc::clone(slot), own, counts)
         .map_err(AgentError::kept("kill register"))?;
     let mirrors = joined.mirrors(config)?;
-    let repository = repository(config, joined, &mirrors).await?;
+    let reader = repository_reader(slot).map_err(AgentError::kept("identity"))?;
+    let reads = MirrorClient::new(ClientLimits::default())
+        .and_then(|client| client.with_certificate(reader))
+        .map_err(AgentError::config("mirrors"))?;
+    let repository = repository(config, joined, &mirrors, &reads).await?;
     let store = ArtifactStore::open(config.data_dir.join("artifacts"))
         .map_err(AgentError::kept("artifact store"))?;
-    let mirrors =
-        MirrorList::new(mirrors, ClientLimits::default()).map_err(AgentError::config("mirrors"))?;
+    let mirrors = MirrorList::new(mirrors, reads).map_err(AgentError::config("mirrors"))?;
     let downloads = Downloads::new(FetchContext {
         store: Arc::new(store),
         mirrors: Arc::new(mirrors),
@@ -355,13 +358,14 @@ async fn repository(
     config: &AgentConfig,
     joined: &Joined,
     mirrors: &[Mirror],
+    client: &MirrorClient,
 ) -> Result<Option<Arc<TrustedRepository>>, AgentError> {
     let Some(root) = &joined.trusted_root else { return Ok(None) };
     let options = TrustOptions {
         root: root.as_bytes().to_vec(),
         store: config.data_dir.join("trust"),
         mirrors: mirrors.to_vec(),
-        limits: ClientLimits::default(),
+        client: client.clone(),
     };
     TrustedRepository::open(options)
         .await

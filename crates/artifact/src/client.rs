@@ -93,7 +93,18 @@ impl Default for ClientLimits {
 #[derive(Debug, Clone)]
 pub struct MirrorClient {
     http: reqwest::Client,
+    /// With a certificate of the fleet.
+    hub: Option<reqwest::Client>,
     limits: ClientLimits,
+}
+
+fn builder(limits: ClientLimits) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(limits.connect)
+        .redirect(Policy::custom(follow))
+        .referer(false)
+        .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
+        .no_proxy()
 }
 
 impl MirrorClient {
@@ -102,15 +113,18 @@ impl MirrorClient {
     /// # Errors
     /// If the system's certificates cannot be read.
     pub fn new(limits: ClientLimits) -> Result<Self, FetchError> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(limits.connect)
-            .redirect(Policy::custom(follow))
-            .referer(false)
-            .user_agent(concat!("cohort/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .build()
-            .map_err(FetchError::connection)?;
-        Ok(Self { http, limits })
+        let http = builder(limits).build().map_err(FetchError::connection)?;
+        Ok(Self { http, hub: None, limits })
+    }
+
+    /// The same, which can read from hubs as well ([`Mirror::Hub`]), with this configuration of TLS.
+    ///
+    /// # Errors
+    /// If the library does not take it.
+    pub fn with_certificate(self, tls: rustls::ClientConfig) -> Result<Self, FetchError> {
+        let hub = builder(self.limits).https_only(true).redirect(Policy::none());
+        let hub = hub.tls_backend_preconfigured(tls).build().map_err(FetchError::connection)?;
+        Ok(Self { hub: Some(hub), ..self })
     }
 
     /// Requests a file or a part of one; `path` is relative to the repository, such as
@@ -125,11 +139,15 @@ impl MirrorClient {
         path: &str,
         wanted: &Wanted<'_>,
     ) -> Result<Answer, FetchError> {
+        let url_of = |base| {
+            let wrong = |source| FetchError::Path { path: path.to_owned(), source };
+            Mirror::url_of(base, path).map_err(wrong)
+        };
         match mirror {
-            Mirror::Http(base) => {
-                let url = Mirror::url_of(base, path);
-                let wrong = |source| FetchError::Path { path: path.to_owned(), source };
-                self.get_url(url.map_err(wrong)?, wanted).await
+            Mirror::Http(base) => self.get_url(url_of(base)?, wanted).await,
+            Mirror::Hub(base) => {
+                let client = self.hub.as_ref().ok_or(FetchError::NoCertificate)?;
+                self.request(client, url_of(base)?, wanted).await
             }
             Mirror::Folder(base) => {
                 self.in_time(get_file(base.join(path), wanted.range, self.limits.idle)).await
@@ -142,7 +160,16 @@ impl MirrorClient {
     /// # Errors
     /// As [`MirrorClient::get`].
     pub async fn get_url(&self, url: Url, wanted: &Wanted<'_>) -> Result<Answer, FetchError> {
-        let mut request = self.http.get(url);
+        self.request(&self.http, url, wanted).await
+    }
+
+    async fn request(
+        &self,
+        client: &reqwest::Client,
+        url: Url,
+        wanted: &Wanted<'_>,
+    ) -> Result<Answer, FetchError> {
+        let mut request = client.get(url);
         if let Some((first, last)) = wanted.range {
             request = request.header(RANGE, format!("bytes={first}-{last}"));
         }

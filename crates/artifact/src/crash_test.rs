@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::client::ClientLimits;
+use crate::client::{ClientLimits, MirrorClient};
 use crate::steps::Faults;
 use crate::{
     KeyChange, KeyRole, Keys, Lifetimes, Mirror, PublishRequest, Repository, SigningKey,
@@ -60,7 +60,7 @@ impl Fixture {
             root: std::fs::read(self.repository.dir().join("metadata/root.json")).unwrap(),
             store: self.folder.path().join(store),
             mirrors: vec![Mirror::Folder(self.repository.dir().to_owned())],
-            limits: ClientLimits::default(),
+            client: MirrorClient::new(ClientLimits::default()).unwrap(),
         })
         .await
         .unwrap()

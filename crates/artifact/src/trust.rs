@@ -21,7 +21,7 @@ use crate::channel::{CHANNEL_BYTES_MAX, ChannelPointer};
 use crate::checks::{
     check_manifest, check_root, is_target, malformed, most_telling, same, store_error,
 };
-use crate::client::{ClientLimits, Mirror, MirrorClient};
+use crate::client::{Mirror, MirrorClient};
 use crate::digest::sha256;
 use crate::layout::{channel_target, manifest_target};
 use crate::lifetimes::Expiries;
@@ -44,7 +44,7 @@ pub struct TrustOptions {
     /// Mirrors to read from. Each refresh starts with the next one, so that a mirror can hold back
     /// news for one round only.
     pub mirrors: Vec<Mirror>,
-    pub limits: ClientLimits,
+    pub client: MirrorClient,
 }
 
 /// Verified metadata in memory.
@@ -89,9 +89,7 @@ impl TrustedRepository {
     /// # Errors
     /// If the store is unusable, or the given root is invalid.
     pub async fn open(options: TrustOptions) -> Result<Self, TrustError> {
-        let TrustOptions { root, store, mirrors, limits } = options;
-        let client = MirrorClient::new(limits)
-            .map_err(|error| TrustError::because(WhyRefused::NoClient, error))?;
+        let TrustOptions { root, store, mirrors, client } = options;
         create_folders(&store)
             .and_then(|()| sweep(&store))
             .map_err(|error| store_error(&store, error))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cohort_core::refused::{Field, WhyRefused};
 
-use crate::client::ClientLimits;
+use crate::client::{ClientLimits, MirrorClient};
 use crate::metadata::read_current;
 use crate::{
     Keys, Lifetimes, Manifest, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
@@ -46,7 +46,7 @@ async fn a_file_signed_under_another_name_is_refused() {
         root: std::fs::read(repository.dir().join("metadata/root.json")).unwrap(),
         store: folder.path().join("store"),
         mirrors: vec![Mirror::Folder(dir)],
-        limits: ClientLimits::default(),
+        client: MirrorClient::new(ClientLimits::default()).unwrap(),
     })
     .await
     .unwrap();

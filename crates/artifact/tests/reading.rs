@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read as _;
 use std::time::{Duration, SystemTime};
 
-use cohort_artifact::client::FetchError;
+use cohort_artifact::client::{ClientLimits, FetchError, MirrorClient};
 use cohort_artifact::{
     Keys, Lifetimes, Mirror, Repository, RepositoryError, TrustedRepository, UnitHashes, blob_path,
     units_path,
@@ -342,7 +342,8 @@ async fn a_silent_mirror_is_given_up_in_time() {
     let silent = Server::start(fixture.repository.dir());
     silent.answer("metadata/timestamp.json", Answer::Silence);
     let mut options = fixture.options("store", vec![silent.mirror.clone()]);
-    options.limits.file = Duration::from_millis(200);
+    let limits = ClientLimits { file: Duration::from_millis(200), ..ClientLimits::default() };
+    options.client = MirrorClient::new(limits).unwrap();
     let reader = TrustedRepository::open(options).await.unwrap();
     let error = reader.refresh().await.unwrap_err();
     let cause = error.source().and_then(|cause| cause.downcast_ref());

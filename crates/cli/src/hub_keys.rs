@@ -7,7 +7,7 @@ pub(crate) const FILE: &str = "/etc/cohort/hub.toml";
 
 pub(crate) const LAYOUT: Layout = Layout {
     keys: &[
-        (Kind::Text, "listen repository_listen repository_bucket name"),
+        (Kind::Text, "listen repository_listen repository_access repository_bucket name"),
         (Kind::Number, "renew_interval_s token_valid_s unpublished_bytes_max"),
         (Kind::Bool, "confirm_restored"),
         (Kind::List, "addresses mirrors grouping"),

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cohort_artifact::client::{AddressError, ClientLimits};
+use cohort_artifact::client::{AddressError, ClientLimits, MirrorClient};
 use cohort_artifact::{
     AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
     TrustedRepository, Version, WorkingCopy,
@@ -16,6 +16,7 @@ use cohort_base::{OnPath as _, chain, durable};
 use cohort_hub::UploadError;
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
+use cohort_wire::tls::{IdentitySlot, repository_reader};
 use tempfile::TempDir;
 
 use crate::args::Global;
@@ -197,11 +198,16 @@ pub(crate) async fn reader(context: &Context) -> Result<TrustedRepository, Failu
             mirrors.push(mirror.parse().map_err(wrong)?);
         }
     }
+    let mut client = MirrorClient::new(ClientLimits::default()).or_fail("repository")?;
+    if let Ok(identity) = context.identity() {
+        let tls = repository_reader(&IdentitySlot::new(identity)).or_fail("identity")?;
+        client = client.with_certificate(tls).or_fail("repository")?;
+    }
     let options = TrustOptions {
         root: bytes,
         store: context.cache_dir().join("repository"),
         mirrors,
-        limits: ClientLimits::default(),
+        client,
     };
     TrustedRepository::open(options).await.or_fail("repository")
 }

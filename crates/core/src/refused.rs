@@ -72,8 +72,6 @@ pub enum WhyRefused {
         file: String,
     },
     NoMirror,
-    /// No client for mirrors could be created.
-    NoClient,
     Malformed {
         file: String,
     },
@@ -204,7 +202,6 @@ impl fmt::Display for WhyRefused {
             }
             WhyRefused::Unreachable { file } => write!(f, "cannot fetch {file}"),
             WhyRefused::NoMirror => f.write_str("no mirror of the repository is configured"),
-            WhyRefused::NoClient => f.write_str("cannot create a client for mirrors"),
             WhyRefused::Malformed { file } => write!(f, "cannot parse {file}"),
             WhyRefused::WrongBytes { file } => write!(f, "{file} does not have the signed bytes"),
             WhyRefused::WrongContent { field, wanted, found } => {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use cohort_artifact::client::{ClientLimits, FetchError, Mirror, MirrorClient, Wanted};
+use cohort_artifact::client::{Mirror, MirrorClient, Wanted};
 use cohort_artifact::{blob_path, units_path};
 use cohort_core::ids::Digest;
 use parking_lot::Mutex;
@@ -28,8 +28,6 @@ const FORGIVE: Duration = Duration::from_secs(300);
 pub enum MirrorError {
     #[error("{count} mirrors are more than {MIRRORS_MAX}")]
     TooMany { count: usize },
-    #[error("cannot create a client for mirrors")]
-    Client(#[source] FetchError),
 }
 
 /// One mirror's recent record.
@@ -57,16 +55,15 @@ struct State {
 }
 
 impl MirrorList {
-    /// A list whose mirrors may take as long as `limits` allows.
+    /// A list of mirrors that are read by `client`.
     ///
     /// # Errors
-    /// If there are too many, or no client for them could be created.
-    pub fn new(mirrors: Vec<Mirror>, limits: ClientLimits) -> Result<Self, MirrorError> {
+    /// If there are too many.
+    pub fn new(mirrors: Vec<Mirror>, client: MirrorClient) -> Result<Self, MirrorError> {
         let count = mirrors.len();
         if count > MIRRORS_MAX {
             return Err(MirrorError::TooMany { count });
         }
-        let client = MirrorClient::new(limits).map_err(MirrorError::Client)?;
         let state = State { records: vec![MirrorRecord::default(); count], current: None };
         Ok(Self { mirrors, client, state: Mutex::new(state) })
     }

@@ -1,12 +1,12 @@
 use std::time::{Duration, Instant};
 
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 
 use crate::mirrors::{MirrorError, MirrorList, MirrorRecord, rank};
 
 fn list(urls: &[&str]) -> Result<MirrorList, MirrorError> {
     let mirrors = urls.iter().map(|url| url.parse().unwrap()).collect();
-    MirrorList::new(mirrors, ClientLimits::default())
+    MirrorList::new(mirrors, MirrorClient::new(ClientLimits::default()).unwrap())
 }
 
 fn record(ms: u64, failures: u32) -> MirrorRecord {

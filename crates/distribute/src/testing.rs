@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{UNIT_BYTES, UnitHasher, UnitHashes};
 use cohort_core::ids::Digest;
 use cohort_core::orders::FetchOrder;
@@ -329,7 +329,7 @@ pub(crate) fn mirror_list(mirrors: &[&Mirror]) -> Arc<MirrorList> {
     let limit = Duration::from_secs(120);
     let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
     let mirrors = mirrors.iter().map(|mirror| mirror.url.parse().unwrap()).collect();
-    Arc::new(MirrorList::new(mirrors, limits).unwrap())
+    Arc::new(MirrorList::new(mirrors, MirrorClient::new(limits).unwrap()).unwrap())
 }
 
 pub(crate) fn context(disk: &Disk, mirrors: &[&Mirror], limits: Limits) -> FetchContext {

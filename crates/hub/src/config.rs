@@ -33,6 +33,17 @@ const MIRRORS_MAX: usize = 32;
 const GROUPING_MAX: usize = 4;
 
 /// The content of `hub.toml`. Every directory has a default below `data_dir`.
+/// Who may read the repository from the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RepositoryAccess {
+    /// Whoever reaches the plain port.
+    #[default]
+    Anyone,
+    /// Whoever has a certificate, at the API's port.
+    Fleet,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
@@ -44,6 +55,8 @@ pub struct HubConfig {
     pub repository_listen: SocketAddr,
     /// The repository; default `<data_dir>/repository`.
     pub repository_dir: Option<PathBuf>,
+    /// Who may read the repository here.
+    pub repository_access: RepositoryAccess,
     /// A bucket for a copy of the repository, such as `s3://BUCKET/PREFIX`. If set, an upload is
     /// acknowledged only once the bucket has it.
     pub repository_bucket: Option<String>,
@@ -97,6 +110,7 @@ impl Default for HubConfig {
             listen: any(HUB_PORT),
             repository_listen: any(REPOSITORY_PORT),
             repository_dir: None,
+            repository_access: RepositoryAccess::Anyone,
             repository_bucket: None,
             authority_dir: None,
             identity_dir: None,

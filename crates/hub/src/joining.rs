@@ -21,6 +21,7 @@ use cohort_wire::hub::{
 use crate::app::{App, blocking, now};
 use crate::audit;
 use crate::auth::{group_of, server_of};
+use crate::config::RepositoryAccess;
 use crate::placing::place;
 use crate::refusal::{Answer, Refusal};
 
@@ -183,7 +184,10 @@ pub(crate) async fn join(
         hub: app.identity.current().peer().name.clone(),
         trusted_root: trusted_root(&app, root).await?,
         mirrors: app.config.mirrors.clone(),
-        repository_port: app.repository_port,
+        repository_port: match app.config.repository_access {
+            RepositoryAccess::Anyone => Some(app.repository_port),
+            RepositoryAccess::Fleet => None,
+        },
         group,
     }))
 }

@@ -60,7 +60,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use config::HubConfig;
+pub use config::{HubConfig, RepositoryAccess};
 pub use upload::{UploadError, upload};
 
 use app::{App, now};
@@ -274,11 +274,15 @@ fn spawn_parts(app: &Arc<App>, api: TcpListener, repository: TcpListener) -> Joi
         refusals: app.metrics.refusals("api"),
         ..ServerLimits::default()
     };
+    let mut handlers = BTreeMap::from([(Alpn::Hub, Handler::Http(routes::api(app)))]);
+    if app.config.repository_access == RepositoryAccess::Fleet {
+        handlers.insert(Alpn::Bulk, Handler::Http(routes::repository(app)));
+    }
     parts.spawn(serve(
         api,
         Arc::clone(&app.identity),
         ClientAuth::Optional,
-        BTreeMap::from([(Alpn::Hub, Handler::Http(routes::api(app)))]),
+        handlers,
         api_limits,
         app.stopping.clone(),
     ));

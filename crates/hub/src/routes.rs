@@ -26,6 +26,7 @@ use serde::Deserialize;
 
 use crate::app::{App, blocking, now};
 use crate::auth::{FORWARDERS, OPERATORS, PUBLISHERS, READERS, WRITERS};
+use crate::config::RepositoryAccess;
 use crate::metrics::{OfRole, Route};
 use crate::refusal::Answer;
 use crate::{audit, authority, joining, operating, registry_api, upload};
@@ -71,14 +72,32 @@ pub(crate) fn api(app: &Arc<App>) -> Router {
         .with_state(Arc::clone(app))
 }
 
-/// The plain port: the repository, probes, metrics. All of it is read-only.
+/// The plain port: the repository, unless only the fleet may read it, probes, metrics. All of it is
+/// read-only.
 pub(crate) fn plain(app: &Arc<App>) -> Router {
-    Router::new()
+    let own = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
-        .with_state(Arc::clone(app))
-        .merge(cohort_mirror::static_files(&app.config.repository_dir()))
+        .with_state(Arc::clone(app));
+    match app.config.repository_access {
+        RepositoryAccess::Anyone => {
+            own.merge(cohort_mirror::static_files(&app.config.repository_dir()))
+        }
+        RepositoryAccess::Fleet => own,
+    }
+}
+
+/// The repository, for whoever has a certificate.
+pub(crate) fn repository(app: &App) -> Router {
+    let with_certificate = async |request: Request, next: Next| {
+        if request.extensions().get::<Peer>().is_none() {
+            return ApiError::unauthenticated().into_response();
+        }
+        next.run(request).await
+    };
+    cohort_mirror::static_files(&app.config.repository_dir())
+        .layer(middleware::from_fn(with_certificate))
 }
 
 /// The lines to start after.

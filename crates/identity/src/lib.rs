@@ -17,6 +17,7 @@ mod authority;
 mod identity;
 mod join;
 mod join_store;
+mod live;
 mod peer;
 mod request;
 mod secret;
@@ -45,6 +46,7 @@ pub use join_store::{
     JoinGrant, JoinTokens, KnownName, REDEEM_AGAIN_WINDOW_S, RedeemError, TOKENS_MAX, TokenRecord,
     TokenState,
 };
+pub use live::{Live, hub_reader_config};
 pub use peer::{Certified, InvalidPeer, Peer, PeerName, Role, certified_by, peer_of, sha256_hex};
 pub use request::{IdentityRequest, PublicKey, REQUEST_BYTES_MAX, RequestError};
 pub use rustls_pki_types::{CertificateDer, UnixTime};

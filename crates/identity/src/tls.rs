@@ -190,7 +190,7 @@ impl ServerCertVerifier for FingerprintVerifier {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is supported".to_owned()))
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -207,7 +207,11 @@ impl ServerCertVerifier for FingerprintVerifier {
     }
 }
 
-fn certificate_error(error: &webpki::Error) -> CertificateError {
+pub(crate) fn only_tls13() -> rustls::Error {
+    rustls::Error::General("only TLS 1.3 is supported".to_owned())
+}
+
+pub(crate) fn certificate_error(error: &webpki::Error) -> CertificateError {
     match error {
         webpki::Error::BadDer => CertificateError::BadEncoding,
         webpki::Error::CertExpired { .. } => CertificateError::Expired,

@@ -359,7 +359,7 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
         WhyRefused::ClockWentBack { .. } => "set the clock of the group's leader".into(),
         WhyRefused::Unreachable { .. } => "start the mirrors, or check their addresses".into(),
         WhyRefused::NoMirror => "set mirrors in the agent's configuration".into(),
-        WhyRefused::Store { .. } | WhyRefused::NoClient => "see the log of the leader".into(),
+        WhyRefused::Store { .. } => "see the log of the leader".into(),
         WhyRefused::StoreDamaged { .. } => {
             "remove it: the server then forgets which metadata it saw".into()
         }

@@ -139,8 +139,9 @@ pub struct JoinAnswer {
     pub trusted_root: Option<String>,
     /// Base URLs of the repository, in the order to try them.
     pub mirrors: Vec<String>,
-    /// The port of the hub's own repository; used if there are no mirrors.
-    pub repository_port: u16,
+    /// The port of the hub's own repository, used if there are no mirrors; `None`: it is read at
+    /// the API's port, with a certificate.
+    pub repository_port: Option<u16>,
     /// For servers: the group it was assigned to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<JoinedGroup>,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use cohort_identity::Identity;
+use cohort_identity::{Alpn, Certified, Identity, Live, TlsError, hub_reader_config};
 use parking_lot::RwLock;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
@@ -57,6 +57,24 @@ impl IdentitySlot {
     pub fn replace(&self, identity: Identity) {
         *self.current.write() = Arc::new(identity);
     }
+}
+
+impl Live for IdentitySlot {
+    fn identity(&self) -> Arc<Identity> {
+        self.current()
+    }
+
+    fn refuses(&self, certified: &Certified) -> bool {
+        self.revocations.revokes(certified)
+    }
+}
+
+/// TLS for reading the repository from hubs whose `repository_access` is `fleet`.
+///
+/// # Errors
+/// As [`hub_reader_config`].
+pub fn repository_reader(slot: &Arc<IdentitySlot>) -> Result<rustls::ClientConfig, TlsError> {
+    hub_reader_config(Arc::clone(slot) as Arc<dyn Live>, Alpn::Bulk)
 }
 
 /// Sends small messages immediately, and has the kernel detect peers that vanished or stopped

@@ -57,7 +57,6 @@ fn refused() -> Vec<Refused> {
         WhyRefused::TooLarge { file: file(), limit_bytes: 1024 },
         WhyRefused::ClockWentBack { by_s: 90 },
         WhyRefused::NoMirror,
-        WhyRefused::NoClient,
         WhyRefused::Malformed { file: file() },
         WhyRefused::WrongBytes { file: file() },
         WhyRefused::WrongContent { field: Field::App, wanted, found },
@@ -390,7 +389,7 @@ fn joined(group: Option<JoinedGroup>) -> Hub {
         hub: part(r#""hub-1""#),
         trusted_root: group.as_ref().map(|_| "{}".to_owned()),
         mirrors: vec!["https://mirror.example/".to_owned()],
-        repository_port: 7419,
+        repository_port: group.is_some().then_some(7419),
         group,
     }))
 }

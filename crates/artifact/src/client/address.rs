@@ -12,9 +12,15 @@ pub enum Mirror {
     /// An HTTP or HTTPS server. The path ends with `/`; a query (such as the token of a private
     /// bucket) is sent with every request.
     Http(Url),
+    /// A hub that only those with a certificate may read: `cohort://HOST:PORT`, stored as the
+    /// https URL that it is.
+    Hub(Url),
     /// A directory on this machine.
     Folder(PathBuf),
 }
+
+/// The scheme of [`Mirror::Hub`].
+const HUB_SCHEME: &str = "cohort://";
 
 /// Why a text is not a mirror's address. The text is stored as [`without_secrets`] shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,12 +34,19 @@ pub enum AddressError {
     },
     #[error("mirror `{text}` must be an http, https or file URL without fragment")]
     Scheme { text: String },
+    #[error("mirror `{text}` is not of the form cohort://HOST:PORT")]
+    Hub { text: String },
     /// Buckets need credentials and signatures; a cache has those.
     #[error(
         "mirror `{text}` is a bucket: use its https address if it is public, \
          else a `cohort mirror --origin {text} --cache-dir DIR`"
     )]
     Bucket { text: String },
+}
+
+fn only_host_and_port(url: &Url) -> bool {
+    let plain = url.username().is_empty() && url.password().is_none();
+    plain && url.path() == "/" && url.query().is_none() && url.fragment().is_none()
 }
 
 impl Mirror {
@@ -83,6 +96,10 @@ impl fmt::Display for Mirror {
                 shown.set_query(None);
                 shown.fmt(f)
             }
+            Self::Hub(url) => {
+                let host = url.host_str().unwrap_or_default();
+                write!(f, "{HUB_SCHEME}{host}:{}/", url.port_or_known_default().unwrap_or_default())
+            }
             Self::Folder(path) => path.display().fmt(f),
         }
     }
@@ -94,6 +111,14 @@ impl FromStr for Mirror {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if text.starts_with('/') {
             return Ok(Self::Folder(PathBuf::from(text)));
+        }
+        if let Some(address) = text.strip_prefix(HUB_SCHEME) {
+            let address = address.trim_end_matches('/');
+            let url = Url::parse(&format!("https://{address}/"));
+            return match url {
+                Ok(url) if url.port().is_some() && only_host_and_port(&url) => Ok(Self::Hub(url)),
+                Ok(_) | Err(_) => Err(AddressError::Hub { text: without_secrets(text) }),
+            };
         }
         let parsed = Url::parse(text);
         let text = || without_secrets(text);

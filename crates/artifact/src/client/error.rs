@@ -43,6 +43,9 @@ pub enum FetchError {
     /// Too little arrived in time.
     #[error("no {what} within {} ms", .limit.as_millis())]
     TimedOut { what: &'static str, limit: Duration },
+    /// A hub that is read with a certificate, by a program that has none.
+    #[error("only programs with a certificate of the fleet can read it")]
+    NoCertificate,
     #[error("connection failed")]
     Connection(#[source] Arc<reqwest::Error>),
     /// A file in a directory cannot be read, or what was fetched cannot be written.

@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{
     AppId, Channel, Keys, Lifetimes, Mirror, Platform, PublishRequest, Published, Repository,
     TrustOptions, TrustedRepository, Version,
@@ -142,7 +142,8 @@ impl Fixture {
         // Patient enough for a busy machine; only the test of a silent mirror waits that long.
         let limit = std::time::Duration::from_secs(30);
         let limits = ClientLimits { connect: limit, first_byte: limit, idle: limit, file: limit };
-        TrustOptions { root, store: self.path(store), mirrors, limits }
+        let client = MirrorClient::new(limits).unwrap();
+        TrustOptions { root, store: self.path(store), mirrors, client }
     }
 
     /// The version on the channel.

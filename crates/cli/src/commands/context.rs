@@ -118,7 +118,10 @@ async fn join(global: &Global, args: &JoinArgs) -> Result<Exit, Failure> {
     if context.mirrors.is_empty()
         && let Some((host, _)) = token.addresses.first().and_then(|first| first.rsplit_once(':'))
     {
-        context.mirrors.push(format!("http://{host}:{}/", answer.repository_port));
+        context.mirrors.push(match answer.repository_port {
+            Some(port) => format!("http://{host}:{port}/"),
+            None => format!("cohort://{}/", token.addresses[0]),
+        });
     }
     context.write(&dir)?;
     global.output.answer(&Answer::ContextJoin { dir: &dir, you: &peer }, || {

@@ -60,7 +60,7 @@ async fn a_server_joins_and_learns_all_that_it_needs() {
     assert_eq!(answer.hub.as_str(), "hub");
     assert_eq!(answer.trusted_root.as_deref(), Some("{\"a\":\"root\"}"));
     assert_eq!(answer.mirrors, ["http://mirror-1/"]);
-    assert_eq!(answer.repository_port, hub.plain.port());
+    assert_eq!(answer.repository_port, Some(hub.plain.port()));
     let group = answer.group.unwrap();
     assert_eq!(group.group.as_str(), "intel.zone-a");
     assert_eq!(group.labels.len(), 2);

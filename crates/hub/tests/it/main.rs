@@ -4,6 +4,7 @@
 
 mod authority;
 mod fleet;
+mod fleet_only;
 mod joining;
 mod kill;
 mod limits;

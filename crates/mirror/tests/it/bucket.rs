@@ -14,7 +14,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use cohort_artifact::client::ClientLimits;
+use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{
     Keys, Lifetimes, Mirror, PublishRequest, Repository, TrustOptions, TrustedRepository,
 };
@@ -157,7 +157,7 @@ async fn a_private_bucket_is_pushed_to_and_read_through_a_cache() {
             root: std::fs::read(repository.dir().join("metadata/root.json")).unwrap(),
             store: folder.path().join(name),
             mirrors: vec![mirror],
-            limits: ClientLimits::default(),
+            client: MirrorClient::new(ClientLimits::default()).unwrap(),
         });
         let trusted = trusted.await.unwrap();
         let (app, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());

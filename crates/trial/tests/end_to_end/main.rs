@@ -7,6 +7,7 @@ mod trial;
 
 mod bad_releases;
 mod deltas;
+mod fleet_only;
 mod hub_away;
 mod keys_change;
 mod kill_switch;
