@@ -117,7 +117,7 @@ impl MirrorClient {
         Ok(Self { http, hub: None, limits })
     }
 
-    /// The same, which can read from hubs as well ([`Mirror::Hub`]), with this configuration of TLS.
+    /// The same, which can read from hubs as well ([`Mirror::Hub`]), with this configuration.
     ///
     /// # Errors
     /// If the library does not take it.

@@ -32,7 +32,6 @@ const MIRRORS_MAX: usize = 32;
 /// Most labels that make up a group's name.
 const GROUPING_MAX: usize = 4;
 
-/// The content of `hub.toml`. Every directory has a default below `data_dir`.
 /// Who may read the repository from the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +43,7 @@ pub enum RepositoryAccess {
     Fleet,
 }
 
+/// The content of `hub.toml`. Every directory has a default below `data_dir`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HubConfig {

@@ -88,7 +88,7 @@ pub(crate) fn plain(app: &Arc<App>) -> Router {
     }
 }
 
-/// The repository, for whoever has a certificate.
+/// The repository, for those with a certificate.
 pub(crate) fn repository(app: &App) -> Router {
     let with_certificate = async |request: Request, next: Next| {
         if request.extensions().get::<Peer>().is_none() {

@@ -61,8 +61,8 @@ async fn a_repository_of_the_fleet_is_read_with_a_certificate_only() {
     let stranger = Client::joining(&hub.authority.anchor());
     let target = Target { alpn: Alpn::Bulk, ..hub.target() };
     let refused = stranger.call(&target, Call::get(format!("/{FILE}"))).await;
-    assert!(!matches!(refused, Ok(_)), "{refused:?}");
-    assert!(!matches!(&refused, Err(CallError::Refused { .. })), "it is there: {refused:?}");
+    let Err(CallError::Answered { answer, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!(answer.status, 401);
     hub.stop().await;
 }
 
