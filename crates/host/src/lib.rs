@@ -42,7 +42,6 @@ mod service;
 mod service_file;
 mod systemd;
 mod traffic;
-mod tree;
 mod trusted_folder;
 mod undo;
 mod unpack;
