@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod demo;
 mod fuzz;
+mod package;
 mod packages;
 mod simulate;
 mod test;
@@ -42,6 +43,8 @@ enum Task {
     Simulate(simulate::SimulateArgs),
     /// Search for inputs that break a decoder, target by target
     Fuzz(fuzz::FuzzArgs),
+    /// Build what is released, reproducibly: program, tarball, SBOM, checksums
+    Package(package::PackageArgs),
     /// Check the rules of the house, or print figures about the sources
     Tidy(tidy::TidyArgs),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Simulate(args) => simulate::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Package(args) => package::run(&args),
         Task::Tidy(args) => tidy::run(&args),
     };
     match outcome {
