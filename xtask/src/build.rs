@@ -35,6 +35,15 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
     built(release)
 }
 
+/// The machine's target triple, by the pinned compiler.
+pub(crate) fn host_triple() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").current_dir(root()).output().context("rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
+
 /// Where cargo puts what it builds with this profile.
 pub(crate) fn target(profile: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR");

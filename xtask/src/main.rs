@@ -1,4 +1,4 @@
-//! Tasks of this repository, for people and CI: demo, tests, benchmarks, tidy.
+//! Tasks of this repository, for people and CI: demo, tests, benchmarks, fuzzing, packages, tidy.
 //!
 //! **What it is.** `cargo xtask TASK`: drives the production binary through `cohort_trial`, and
 //! reads the sources as text.
@@ -11,6 +11,8 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
+mod package;
 mod packages;
 mod simulate;
 mod test;
@@ -39,6 +41,10 @@ enum Task {
     Test(test::TestArgs),
     /// Play fleets from seeds, under faults; `-- --help` lists its options
     Simulate(simulate::SimulateArgs),
+    /// Search for inputs that break a decoder, target by target
+    Fuzz(fuzz::FuzzArgs),
+    /// Build what is released, reproducibly: program, tarball, SBOM, checksums
+    Package(package::PackageArgs),
     /// Check the rules of the house, or print figures about the sources
     Tidy(tidy::TidyArgs),
 }
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Simulate(args) => simulate::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Package(args) => package::run(&args),
         Task::Tidy(args) => tidy::run(&args),
     };
     match outcome {

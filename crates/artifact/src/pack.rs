@@ -9,11 +9,12 @@ use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use cohort_base::archive::{ArchiveLimits, Judge, Refused};
 use cohort_base::{FileError, OnPath as _};
 use tar::{Archive, Builder, EntryType, Header};
 
 use crate::manifest::{ENTRIES_MAX, Format, UNPACKED_BYTES_MAX};
-use crate::package_file::{PACKAGE_FILE, PACKAGE_FILE_BYTES_MAX};
+use crate::package_file::PACKAGE_FILE;
 
 /// Fast, and within 10 % of what higher levels achieve on binaries.
 const ZSTD_LEVEL: i32 = 3;
@@ -39,7 +40,7 @@ pub enum PackError {
     },
     /// Something that no host would unpack.
     #[error("{}: {reason}", path.display())]
-    Entry { path: PathBuf, reason: &'static str },
+    Entry { path: PathBuf, reason: String },
     #[error("the artifact has more than {ENTRIES_MAX} files")]
     TooManyEntries,
     #[error("the artifact unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
@@ -84,7 +85,7 @@ struct Packer<W: Write> {
 impl<W: Write> Packer<W> {
     fn add_folder(&mut self, folder: &Path, inside: &Path, depth: usize) -> Result<(), PackError> {
         if depth > DEPTH_MAX {
-            let reason = "is nested too deeply (64 directories)";
+            let reason = "is nested too deeply (64 directories)".to_owned();
             return Err(PackError::Entry { path: inside.to_owned(), reason });
         }
         let mut names = fs::read_dir(folder)
@@ -100,7 +101,9 @@ impl<W: Write> Packer<W> {
     }
 
     fn add(&mut self, path: &Path, inside: &Path, depth: usize) -> Result<(), PackError> {
-        let refuse = |reason| Err(PackError::Entry { path: inside.to_owned(), reason });
+        let refuse = |reason: &str| {
+            Err(PackError::Entry { path: inside.to_owned(), reason: reason.to_owned() })
+        };
         if inside.to_str().is_none() {
             return refuse("its name is not UTF-8 text");
         }
@@ -185,49 +188,34 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     // The limit, plus headers and padding.
     let most = UNPACKED_BYTES_MAX + u64::from(ENTRIES_MAX) * 4096;
     let mut archive = Archive::new(reader.take(most));
-    let mut found = Inspection { format, unpacked_bytes: 0, entries: 0, package_file: None };
-    for entry in archive.entries().map_err(damaged)? {
+    let limits = ArchiveLimits { bytes_max: UNPACKED_BYTES_MAX, entries_max: ENTRIES_MAX };
+    let (mut judge, mut package_file) = (Judge::new(limits), None);
+    for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            continue;
-        }
-        let inside = entry.path().map_err(damaged)?.into_owned();
-        found.entries += 1;
-        if found.entries > ENTRIES_MAX {
-            return Err(PackError::TooManyEntries);
-        }
-        check_name(&inside)?;
-        if kind.is_symlink() || kind.is_hard_link() {
-            let target = entry.link_name().map_err(damaged)?.unwrap_or_default().into_owned();
-            if kind.is_symlink() {
-                check_link(&inside, &target)?;
-            } else {
-                check_name(&target)?;
-            }
-        } else if kind.is_file() {
-            found.unpacked_bytes = found.unpacked_bytes.saturating_add(entry.size());
-            if found.unpacked_bytes > UNPACKED_BYTES_MAX {
-                return Err(PackError::TooLarge);
-            }
-            if normal(&inside) == Path::new(PACKAGE_FILE) {
-                if entry.size() > PACKAGE_FILE_BYTES_MAX {
-                    let reason = "is longer than 256 KiB";
-                    return Err(PackError::Entry { path: inside, reason });
-                }
-                let mut bytes = Vec::new();
-                entry.read_to_end(&mut bytes).map_err(damaged)?;
-                found.package_file = Some(bytes);
-            }
-        } else if !kind.is_dir() {
-            let reason = "is neither file, directory nor link";
-            return Err(PackError::Entry { path: inside, reason });
+        let judged = judge.next(&mut entry).map_err(|refused| refusal(path, refused))?;
+        if judged.is_some_and(|judged| judged.path == Path::new(PACKAGE_FILE)) {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).map_err(damaged)?;
+            package_file = Some(bytes);
         }
     }
-    if found.entries == 0 {
+    if judge.entries() == 0 {
         return Err(PackError::Empty { path: path.to_owned() });
     }
-    Ok(found)
+    judge.finish().map_err(|refused| refusal(path, refused))?;
+    let (unpacked_bytes, entries) = (judge.bytes(), judge.entries());
+    Ok(Inspection { format, unpacked_bytes, entries, package_file })
+}
+
+fn refusal(path: &Path, refused: Refused) -> PackError {
+    match refused {
+        Refused::Unreadable(source) => PackError::NotATarball { path: path.to_owned(), source },
+        Refused::Entry { entry, source } => {
+            PackError::Entry { path: entry.into(), reason: source.to_string() }
+        }
+        Refused::TooManyBytes(_) => PackError::TooLarge,
+        Refused::TooManyEntries(_) => PackError::TooManyEntries,
+    }
 }
 
 /// How an artifact is packed, judging by its first bytes. Rewinds the file.
@@ -261,21 +249,10 @@ fn normal(path: &Path) -> PathBuf {
     path.components().filter(|component| !matches!(component, Component::CurDir)).collect()
 }
 
-fn check_name(inside: &Path) -> Result<(), PackError> {
-    let refuse = |reason| Err(PackError::Entry { path: inside.to_owned(), reason });
-    for component in inside.components() {
-        match component {
-            Component::Normal(_) | Component::CurDir => {}
-            Component::ParentDir => return refuse("its path leaves the artifact by `..`"),
-            Component::RootDir | Component::Prefix(_) => return refuse("its path is absolute"),
-        }
-    }
-    Ok(())
-}
-
 /// A symbolic link must be relative and end inside the artifact.
 fn check_link(inside: &Path, target: &Path) -> Result<(), PackError> {
-    let refuse = |reason| Err(PackError::Entry { path: inside.to_owned(), reason });
+    let refuse =
+        |reason: &str| Err(PackError::Entry { path: inside.to_owned(), reason: reason.to_owned() });
     let mut depth = normal(inside).components().count().saturating_sub(1);
     for component in target.components() {
         match component {

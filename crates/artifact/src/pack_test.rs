@@ -111,6 +111,10 @@ fn a_tarball_that_leaves_its_folder_is_refused() {
         ("x", EntryType::Link, "../y"),
         ("x", EntryType::Char, ""),
         ("x", EntryType::Fifo, ""),
+        ("x", EntryType::Symlink, ""),
+        ("x", EntryType::Link, "absent"),
+        (".cohort-release.json", EntryType::Regular, ""),
+        ("cohort.toml", EntryType::Directory, ""),
     ] {
         let error = inspect(&tarball(name, kind, link)).unwrap_err();
         assert!(matches!(error, PackError::Entry { .. }), "{name} {kind:?} {link}: {error}");

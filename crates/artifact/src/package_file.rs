@@ -11,11 +11,7 @@ use serde::Deserialize;
 
 use crate::manifest::Protocols;
 
-/// Name of the file, at the top of the artifact.
-pub const PACKAGE_FILE: &str = "cohort.toml";
-
-/// Longest such file, in bytes. One with every key has a few kilobytes.
-pub(crate) const PACKAGE_FILE_BYTES_MAX: u64 = 256 << 10;
+pub use cohort_base::archive::SERVICE_FILE as PACKAGE_FILE;
 
 /// The keys of a `cohort.toml` that go into the manifest; those for the host are ignored here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -49,3 +49,19 @@ pub fn hold_text(path: &Path, text: &str) {
         .unwrap_or_else(|error| panic!("{name}: {error}; UPDATE=1 writes it"));
     assert_eq!(golden, text, "{name} has changed; UPDATE=1 rewrites it");
 }
+
+/// Decodes JSON from outside: what decodes has to encode, and to decode to the same again. `None`
+/// if it does not decode. For fuzz targets.
+///
+/// # Panics
+/// If it does not.
+pub fn round_trip<T>(bytes: &[u8]) -> Option<T>
+where
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
+{
+    let value: T = serde_json::from_slice(bytes).ok()?;
+    let text = serde_json::to_vec(&value).expect("what was decoded encodes");
+    let again: T = serde_json::from_slice(&text).expect("what was encoded decodes");
+    assert_eq!(again, value, "{}", String::from_utf8_lossy(&text));
+    Some(value)
+}

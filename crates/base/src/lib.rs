@@ -3,7 +3,8 @@
 //! **What it is.** [`chain()`] prints an error with its causes, [`OnPath`] adds the file to an I/O
 //! error, [`figures`] prints sizes, rates and durations, [`durable`] replaces a file so that a
 //! crash leaves either the old or the new one, [`disk`] reserves space and locks, [`retry`] says
-//! how long to wait between tries, [`metrics`] registers and renders metrics.
+//! how long to wait between tries, [`metrics`] registers and renders metrics,
+//! [`archive`] judges the entries of an artifact.
 //!
 //! **What it must never know.** Any other crate of the workspace; the network; what a server,
 //! group, release or rollout is. It starts no threads, never sleeps and logs nothing.
@@ -12,6 +13,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+pub mod archive;
 pub mod chain;
 pub mod disk;
 pub mod durable;

@@ -20,6 +20,8 @@ mod downloads;
 mod fetch;
 mod follow;
 mod frame;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod guides;
 mod leading;
 mod mirrors;

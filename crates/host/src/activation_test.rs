@@ -157,7 +157,7 @@ async fn a_unit_still_runs_if_systemd_cannot_be_asked_to_stop_it() {
     let mut host = server.host();
     settle(&mut host, &order(1, Some(&old))).await.unwrap();
     // The server had a systemd when it installed this release.
-    let marker = host.releases.path_of(&old).join(crate::tree::MARKER);
+    let marker = host.releases.path_of(&old).join(cohort_base::archive::MARKER);
     let (command, unit) = (r#"command = [\"./run\"]"#, r#"systemd_unit = \"web.service\""#);
     let text = fs::read_to_string(&marker).unwrap();
     assert!(text.contains(command), "{text}");

@@ -22,6 +22,8 @@ mod check_exec;
 mod check_http;
 mod clock;
 pub mod confine;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 pub mod guard;
 mod health;
 mod hooks;
@@ -43,7 +45,6 @@ mod service;
 mod service_file;
 mod systemd;
 mod traffic;
-mod tree;
 mod trusted_folder;
 mod undo;
 mod unpack;

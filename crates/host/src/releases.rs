@@ -14,6 +14,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 
+use cohort_base::archive::{MARKER, SERVICE_FILE_BYTES_MAX};
 use cohort_base::durable::{self, READABLE, UNFINISHED_PREFIX, sync_folder};
 use cohort_base::{FileError, OnPath as _};
 use cohort_core::ids::Digest;
@@ -22,8 +23,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::program::RunAs;
-use crate::service_file::{SERVICE_FILE_BYTES_MAX, ServiceFile, ServiceFileError};
-use crate::tree::MARKER;
+use crate::service_file::{ServiceFile, ServiceFileError};
 use crate::trusted_folder::{UntrustedFolder, check_trusted, own_user};
 use crate::unpack::{UnpackError, unpack};
 
@@ -279,7 +279,7 @@ impl Releases {
 /// The content of [`MARKER`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Marker {
+pub(crate) struct Marker {
     /// [`MARKER_SCHEMA`]; a directory with another schema is unpacked again.
     schema: u32,
     release: Release,

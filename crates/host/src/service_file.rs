@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
+use cohort_base::archive::SERVICE_FILE;
 use cohort_core::ids::ProgramName;
 use cohort_core::policy::Duration;
 use cohort_core::release::Rollback;
@@ -16,12 +17,6 @@ use crate::confine::Capability;
 use crate::hooks::Hook;
 use crate::isolation::{Isolation, ProtectSystem};
 use crate::process::StopSignal;
-
-/// At the top of the artifact.
-pub(crate) const SERVICE_FILE: &str = "cohort.toml";
-
-/// Longest such file, in bytes, as at publishing. The largest sensible one is a few kilobytes.
-pub(crate) const SERVICE_FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Most words in a command, and most variables: far more than any service needs, far fewer than the
 /// operating system accepts.

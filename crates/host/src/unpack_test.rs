@@ -3,6 +3,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use cohort_base::archive::{EntryError, MARKER, Refused};
 use cohort_base::durable::UNFINISHED_PREFIX;
 use cohort_core::release::Release;
 use cohort_core::report::Blame;
@@ -12,7 +13,6 @@ use tempfile::TempDir;
 use super::{UnpackError, unpack};
 use crate::releases::Releases;
 use crate::testing::{put, tar_of};
-use crate::tree::{EntryError, MARKER};
 
 /// An archive with entries that no sane tool would write.
 struct Evil(Builder<Vec<u8>>);
@@ -85,7 +85,7 @@ fn refused(evil: Evil, why: &EntryError) {
 
 fn reason(error: &UnpackError) -> Option<&EntryError> {
     match error {
-        UnpackError::Refused { source, .. } => Some(source),
+        UnpackError::Refused(Refused::Entry { source, .. }) => Some(source),
         _ => None,
     }
 }
@@ -235,11 +235,15 @@ fn no_more_is_unpacked_than_the_manifest_says() {
     let whole = (1 << 20) + 1;
     assert!(try_as_signed(&bytes, (whole, 3)).1.is_ok());
     let (folder, result) = try_as_signed(&bytes, (whole - 1, 3));
-    assert!(matches!(result, Err(UnpackError::TooManyBytes(signed)) if signed == whole - 1));
-    assert_eq!(result.unwrap_err().blame(), Blame::Release);
+    let error = result.unwrap_err();
+    let (UnpackError::Refused(Refused::TooManyBytes(signed)), blame) = (&error, error.blame())
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((*signed, blame), (whole - 1, Blame::Release));
     assert!(!folder.path().join("inside/c").exists(), "it is not even begun");
     let result = try_as_signed(&bytes, (whole, 2)).1;
-    assert!(matches!(result, Err(UnpackError::TooManyEntries(2))), "{result:?}");
+    assert!(matches!(result, Err(UnpackError::Refused(Refused::TooManyEntries(2)))), "{result:?}");
     let result = try_as_signed(&bytes, (u64::MAX, u32::MAX)).1;
     assert!(result.is_ok(), "the limits of every artifact hold, whatever is signed: {result:?}");
 }

@@ -233,14 +233,14 @@ impl SmallFile {
         format!("\"{}\"", &self.head.blake3[..32])
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec(&self.head).expect("texts and a flag are JSON");
         bytes.push(b'\n');
         bytes.extend_from_slice(&self.body);
         bytes
     }
 
-    fn parse(bytes: &Bytes, path: &str) -> Option<Self> {
+    pub(crate) fn parse(bytes: &Bytes, path: &str) -> Option<Self> {
         let end = bytes.iter().position(|byte| *byte == b'\n')?;
         let head: Head = serde_json::from_slice(&bytes[..end]).ok()?;
         let body = bytes.slice(end + 1..);

@@ -24,6 +24,8 @@ mod cache;
 mod config;
 mod files;
 mod fill;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod joint;
 mod metrics;
 mod origins;

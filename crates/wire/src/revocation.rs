@@ -59,6 +59,11 @@ impl Revocation {
         Peer { role: self.role, name: self.name.clone() }
     }
 
+    /// Whether every certificate that it is about has expired.
+    fn is_past(&self, now: UnixTime) -> bool {
+        self.at.saturating_add(LIFETIME.as_secs()) <= now.as_secs()
+    }
+
     /// How much the certificates could do.
     fn rank(&self) -> u8 {
         match self.role {
@@ -187,7 +192,7 @@ impl Revocations {
         let mut known = BTreeMap::new();
         for signed in signed {
             let revocation = signed.unverified()?;
-            if revocation.at + LIFETIME.as_secs() > now.as_secs() {
+            if !revocation.is_past(now) {
                 known.insert(revocation.peer(), (revocation, signed));
             }
         }
@@ -217,7 +222,7 @@ impl Revocations {
         let mut next = self.known.read().clone();
         let peer = revocation.peer();
         let current = next.get(&peer).map(|(revocation, _)| revocation.at);
-        let expired = revocation.at + LIFETIME.as_secs() <= now.as_secs();
+        let expired = revocation.is_past(now);
         if expired || current.is_some_and(|at| at >= revocation.at) {
             return Ok(false);
         }

@@ -21,6 +21,11 @@ pub(crate) const ALLOWED: &[(&str, &str)] = &[
     ("core", ""),
     ("distribute", "artifact base core identity transfer wire"),
     ("example-web", ""),
+    (
+        "fuzz",
+        "agent artifact base consensus core distribute host hub identity mirror registry server \
+         store transfer wire",
+    ),
     ("host", "base core store"),
     ("hub", "artifact base core identity mirror registry wire"),
     ("identity", "base"),

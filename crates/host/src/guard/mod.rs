@@ -51,6 +51,16 @@ use server::Server;
 use crate::cgroup::Cgroups;
 use crate::launch::Launch;
 
+/// Whatever decodes of the socket, the event log or the record, encodes to the same again.
+#[cfg(feature = "testing")]
+pub(crate) fn round_trips(bytes: &[u8]) {
+    use cohort_base::golden::round_trip;
+    round_trip::<protocol::Request>(bytes);
+    round_trip::<protocol::Response>(bytes);
+    round_trip::<Event>(bytes);
+    round_trip::<state::Services>(bytes);
+}
+
 /// How often a guard checks that its directory is still there.
 const GROUND_CHECK: Duration = Duration::from_secs(1);
 

@@ -30,7 +30,7 @@ pub(crate) const GROUND: &str = "COHORT_GUARD_GROUND";
 /// The content of `services.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Services {
+pub(super) struct Services {
     /// The boot of the machine that the processes belong to.
     boot_id: String,
     /// Services that should run, by name.
