@@ -124,6 +124,9 @@ cohort_base::metrics! {
         lacking: Family<Lacking, Gauge> = gauges(
             "lacking_info", "1; what this machine lacks to confine releases is a label",
         ),
+        service_exits: Family<OfApp, Counter> = counters(
+            "service_exits", "Ends of the app's service by itself since its release started",
+        ),
         service_memory_bytes: Family<OfApp, Gauge> = gauges(
             "service_memory_bytes", "Memory of the app's service, with files in memory",
         ),

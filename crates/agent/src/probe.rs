@@ -153,17 +153,22 @@ const GUARD_MAX: Duration = Duration::from_secs(1);
 
 /// What the services under the guard use now.
 async fn count_services(shared: &Shared) {
-    let Metrics { service_memory_bytes, service_cpu, service_processes, .. } = &*shared.metrics;
+    let Metrics { service_exits, service_memory_bytes, service_cpu, service_processes, .. } =
+        &*shared.metrics;
+    service_exits.clear();
     service_memory_bytes.clear();
     service_cpu.clear();
     service_processes.clear();
     // None is started for this.
     let guard = GuardClient::new(guard_dir(&shared.config), None);
-    let usage = async |app: AppId| Some((guard.status(app.as_str()).await.ok()?.usage, app));
+    let usage = async |app: AppId| Some((guard.status(app.as_str()).await.ok()?, app));
     let (_, apps) = shared.readiness.now();
     let usages = tokio::time::timeout(GUARD_MAX, join_all(apps.into_keys().map(usage))).await;
-    for (usage, app) in usages.into_iter().flatten().flatten() {
-        let app = OfApp { app: app.to_string() };
+    for (status, app) in usages.into_iter().flatten().flatten() {
+        let (usage, app) = (status.usage, OfApp { app: app.to_string() });
+        if status.release.is_some() {
+            service_exits.get_or_create(&app).inner().store(status.exits, Ordering::Relaxed);
+        }
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         if let Some(memory) = usage.memory {
             service_memory_bytes.get_or_create(&app).set(gauge(memory));

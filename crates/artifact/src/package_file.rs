@@ -34,6 +34,9 @@ pub struct DeclaredCheck {}
 pub enum PackageFileError {
     #[error("cannot parse the artifact's {PACKAGE_FILE}")]
     Toml(#[source] Box<toml::de::Error>),
+    /// Servers would refuse it.
+    #[error("the artifact's {PACKAGE_FILE}: {0}")]
+    Refused(String),
     #[error(
         "`{field}` is {outside} outside and {inside} in the artifact's {PACKAGE_FILE}: \
          change one of them"

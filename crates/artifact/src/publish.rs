@@ -19,7 +19,7 @@ use crate::manifest::{
 };
 use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
-use crate::package_file::{PackageFile, merge};
+use crate::package_file::{PackageFile, PackageFileError, merge};
 use crate::publish_deltas::NoDelta;
 use crate::repository::{Repository, RepositoryError};
 use crate::steps::Step;
@@ -48,7 +48,12 @@ pub struct PublishRequest {
     /// Artifacts of earlier versions outside the repository, by root.
     pub bases: BTreeMap<Digest, PathBuf>,
     pub told: Told,
+    /// What servers will say of the release's `cohort.toml`: an error, for people, refuses it.
+    pub judge: Judge,
 }
+
+/// Reads a `cohort.toml` as the host does, which knows the keys that are not signed.
+pub type Judge = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
 
 /// Receives human-readable progress messages.
 pub type Told = Arc<dyn Fn(&str) + Send + Sync>;
@@ -69,6 +74,7 @@ impl PublishRequest {
             deltas: true,
             bases: BTreeMap::new(),
             told: Arc::new(|_| ()),
+            judge: Arc::new(|_| Ok(())),
         }
     }
 }
@@ -118,7 +124,11 @@ impl Repository {
         });
         let (file, hashes, inspection) = prepared.await.map_err(|_| RepositoryError::Stopped)??;
         let package_file = match &inspection.package_file {
-            Some(bytes) => PackageFile::parse(bytes)?,
+            Some(bytes) => {
+                let package_file = PackageFile::parse(bytes)?;
+                (request.judge)(bytes).map_err(PackageFileError::Refused)?;
+                package_file
+            }
             None => PackageFile::default(),
         };
         let checks = package_file.checks.keys().cloned().collect();

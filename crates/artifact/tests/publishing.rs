@@ -4,12 +4,27 @@
 mod common;
 
 use std::fs;
+use std::sync::Arc;
 
 use cohort_artifact::{
-    Format, Keys, Lifetimes, Protocols, PublishRequest, Repository, RepositoryError, Rollback,
-    blob_path,
+    Format, Keys, Lifetimes, PackageFileError, Protocols, PublishRequest, Repository,
+    RepositoryError, Rollback, blob_path,
 };
 use common::{Fixture, app, bytes_below, folder, intel, releases, stable, version};
+
+#[tokio::test]
+async fn what_servers_would_refuse_is_not_published() {
+    let fixture = Fixture::new().await;
+    fixture.publish("1.0.0").await;
+    let before = bytes_below(fixture.repository.dir().join("metadata").as_path());
+    let mut request = fixture.request("1.1.0");
+    fs::write(request.path.join("cohort.toml"), "[service]\n").unwrap();
+    request.judge = Arc::new(|bytes| Err(format!("{} bytes", bytes.len())));
+    let error = fixture.repository.publish(&fixture.keys, &request).await.unwrap_err();
+    let refused = PackageFileError::Refused("10 bytes".to_owned()).to_string();
+    assert!(matches!(&error, RepositoryError::PackageFile(it) if it.to_string() == refused));
+    assert_eq!(bytes_below(fixture.repository.dir().join("metadata").as_path()), before);
+}
 
 #[tokio::test]
 async fn repeating_is_harmless_and_changing_is_refused() {

@@ -47,7 +47,10 @@ fn next(command: Option<&Command>) -> Option<Command> {
         Some(Command::Init) => Command::KillOff { scope: Some(group()) },
         Some(Command::KillOff { scope: Some(_) }) => Command::KillOff { scope: None },
         Some(Command::KillOff { scope: None }) => Command::KillStatus,
-        Some(Command::KillStatus) => Command::Publish { app: Some(app()), channel: text("stable") },
+        Some(Command::KillStatus) => Command::ServerRevoked,
+        Some(Command::ServerRevoked) => {
+            Command::Publish { app: Some(app()), channel: text("stable") }
+        }
         Some(Command::Publish { app: Some(_), .. }) => {
             Command::Publish { app: None, channel: None }
         }

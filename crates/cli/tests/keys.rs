@@ -26,6 +26,9 @@ impl Fleet {
         });
         let fleet = Self { dir, passphrase: file };
         let init = ["init", "--dir", "fleet", "--offline-root", "drive"];
+        // No drive is mounted there yet.
+        fleet.fails(&init);
+        fs::create_dir(fleet.path("drive")).unwrap();
         fleet.done(&[&init[..], more].concat());
         fs::create_dir(fleet.path("dist")).unwrap();
         fs::write(fleet.path("dist/file"), "x").unwrap();

@@ -160,6 +160,7 @@ fn the_kill_switch_is_thrown_and_let_go() {
     assert_eq!(hub.run("fleet", &["kill", "off"]).0, 0);
     assert_eq!(hub.run("fleet", &["kill", "status"]).0, 3, "the group's own is on");
     assert_eq!(hub.run("fleet", &["kill", "off", "--scope", "intel.zone-a"]).0, 0);
+    assert_eq!(hub.run("fleet", &["kill", "off", "--scope", "intel.zone-b"]).0, 2, "none is known");
     assert_eq!(hub.run("fleet", &["kill", "status"]).0, 0);
 }
 
@@ -325,8 +326,16 @@ fn an_operator_who_has_left_is_refused_and_what_she_signed_is_signed_again() {
     fs::write(dir.path().join("web.toml"), "app = \"web\"\nchannel = \"stable\"\n").unwrap();
     let apply = ["app", "apply", "-f", "web.toml"];
     assert_eq!(hub.run("eve", &apply).0, 0);
+    for wrong in [&["evee"][..], &["eve", "--role", "viewer"]] {
+        let revoke = [&["person", "revoke"][..], wrong].concat();
+        assert_eq!(hub.run("fleet", &revoke).0, 2, "the right one would stay valid: {revoke:?}");
+    }
+    assert_eq!(hub.run("fleet", &["server", "revoke", "web-9"]).0, 2, "there is none");
+    assert_eq!(hub.json("fleet", &["person", "revoked"]).1, serde_json::json!([]));
     let (code, _, err) = hub.run("fleet", &["person", "revoke", "eve", "--reason", "left"]);
     assert_eq!(code, 0, "{err}");
+    let (_, told) = hub.json("eve", &["status"]);
+    assert_eq!(told["kind"], "revoked", "{told}");
     for args in [&["token", "create"][..], &["context", "renew"], &["kill", "on"], &apply] {
         assert_eq!(hub.run("eve", args).0, 1, "{args:?}");
     }
@@ -373,6 +382,9 @@ fn changes_are_audited_and_the_trail_cannot_be_changed_unnoticed() {
     fs::write(dir.path().join("export"), &export).unwrap();
     let verify = ["audit", "verify", "--export", "export"];
     assert_eq!(hub.json("fleet", &verify).1["last"], 5);
+    fs::write(dir.path().join("export"), "").unwrap();
+    assert_eq!(hub.run("fleet", &verify).0, 2, "an empty export shows nothing");
+    fs::write(dir.path().join("export"), &export).unwrap();
 
     let path = dir.path().join("fleet/audit/00000000000000000001.jsonl");
     let whole = fs::read_to_string(&path).unwrap();

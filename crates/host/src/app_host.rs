@@ -24,7 +24,7 @@ use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::isolation::Isolation;
-use crate::output::{first_text, last_text};
+use crate::output::{first_text, last_text, with_last_line};
 use crate::program::{Programs, RunAs};
 use crate::record::{self, Cuts, HostError};
 use crate::releases::Releases;
@@ -371,7 +371,7 @@ impl AppHost {
     fn failed(&mut self, step: Step, attempt: u32, failure: Failure) -> Result<Acted, HostError> {
         let Failure { blame, reason, output } = failure;
         tracing::warn!(app = %self.app, step = step.name(), attempt, ?blame, reason, "step failed");
-        let (reason, output) = (first_text(&reason), last_text(&output));
+        let (reason, output) = (with_last_line(&reason, &output), last_text(&output));
         self.change(|record| record.fail(step, attempt, Failure { blame, reason, output }))?;
         if step >= Step::Drain {
             self.take_traffic();

@@ -67,6 +67,7 @@ pub use service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceState,
     ServiceStatus,
 };
+pub use service_file::judge_service_file;
 pub use systemd::Systemd;
 pub use traffic::Traffic;
 pub use trusted_folder::{UntrustedFolder, check_trusted};

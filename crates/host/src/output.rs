@@ -54,6 +54,20 @@ pub(crate) fn first_text(text: &str) -> String {
     text
 }
 
+/// Longest line of output in a reason, in characters.
+const LINE_CHARS_MAX: usize = 200;
+
+/// A reason with what the program said last, which often explains it.
+pub(crate) fn with_last_line(reason: &str, output: &str) -> String {
+    match output.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+        Some(line) => {
+            let line: String = line.chars().take(LINE_CHARS_MAX).collect();
+            first_text(&format!("{reason}: {line}"))
+        }
+        None => first_text(reason),
+    }
+}
+
 #[cfg(test)]
 #[path = "output_test.rs"]
 mod output_test;

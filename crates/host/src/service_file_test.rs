@@ -1,6 +1,6 @@
 use cohort_core::release::Rollback;
 
-use super::ServiceFile;
+use super::{ServiceFile, judge_service_file};
 use crate::cgroup::Limits;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
@@ -52,6 +52,7 @@ fn what_is_wrong_is_refused_by_name() {
         ("[checks.\"host:x\"]\ncommand = [\"x\"]", "host:x"),
     ];
     for (text, word) in wrong {
+        judge_service_file(text.as_bytes()).unwrap_err();
         let error = cohort_base::chain(&ServiceFile::parse(text).unwrap_err());
         assert!(error.contains(word), "{text}: {error}");
     }

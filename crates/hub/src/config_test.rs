@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use super::HubConfig;
+use super::{HubConfig, RepositoryAccess};
 
 #[test]
 fn a_file_needs_a_data_dir_and_nothing_else() {
@@ -15,6 +15,7 @@ fn every_key_of_the_file() {
     let path = |name: &str| Some(PathBuf::from(name));
     let full = HubConfig {
         repository_dir: path("/repository"),
+        repository_access: RepositoryAccess::Fleet,
         repository_bucket: Some("s3://bucket/prefix".to_owned()),
         authority_dir: path("/authority"),
         identity_dir: path("/identity"),

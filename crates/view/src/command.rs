@@ -29,6 +29,7 @@ pub enum Command {
     Init,
     KillOff { scope: Option<GroupId> },
     KillStatus,
+    ServerRevoked,
     Publish { app: Option<AppId>, channel: Option<String> },
     RolloutApprove { group: GroupId, app: AppId },
     RolloutResume { group: GroupId, app: AppId },
@@ -50,7 +51,7 @@ impl Command {
             Command::Agent { hub } => words
                 .add("agent --server SERVER --hub")
                 .one(hub.as_deref().unwrap_or("HOST:7418"))
-                .add("--join-token-file join.token"),
+                .add("--join-token-file join.token --service-user USER"),
             Command::AppApply => words.add("app apply -f FILE"),
             Command::AppRemove { app } => words.add("app remove").one(app),
             Command::AppShow { app, group } => {
@@ -82,6 +83,7 @@ impl Command {
             Command::Init => words.add("init --dir DIR"),
             Command::KillOff { scope } => words.add("kill off").flag("--scope", scope.as_ref()),
             Command::KillStatus => words.add("kill status"),
+            Command::ServerRevoked => words.add("server revoked"),
             Command::Publish { app, channel } => words
                 .add("publish PATH --app")
                 .or(app.as_ref(), "APP")

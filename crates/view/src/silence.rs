@@ -68,7 +68,10 @@ pub(crate) fn silence(status: &GroupStatus) -> Option<Problem> {
         if unknown.len() == 1 { "it serves" } else { "they serve" },
     );
     sentence.push_str(&voters_left(status));
-    let mut hints = vec![format!("start the agent on {first}, or check its network").into()];
+    let mut hints = vec![
+        format!("start the agent on {first}, or check its network").into(),
+        Hint::run_to("or see whether its certificate was revoked", Command::ServerRevoked),
+    ];
     hints.extend(shown().map(|(server, _)| {
         let (group, server) = (status.group.clone(), (*server).clone());
         let remove = Command::GroupRemoveServer { group, server };

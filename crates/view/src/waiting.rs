@@ -369,8 +369,12 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
                 .into()
         }
         WhyRefused::BadRoot => "give the server the fleet's root again".into(),
+        WhyRefused::Older { .. } => {
+            "check the mirrors; a hub restored from a backup has an older repository: publish \
+             again what is newer"
+                .into()
+        }
         WhyRefused::WrongSignature { .. }
-        | WhyRefused::Older { .. }
         | WhyRefused::Mixed { .. }
         | WhyRefused::TooLarge { .. }
         | WhyRefused::Malformed { .. }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use cohort_agent::AgentError;
 use cohort_agent::config::{AgentConfig, Reload};
 use cohort_artifact::Mirror;
 use cohort_artifact::client::{ClientLimits, MirrorClient};
@@ -118,7 +119,11 @@ pub(crate) fn run(global: &Global, args: &AgentArgs) -> Result<Exit, Failure> {
     });
     daemon_runtime(AGENT_THREADS)?.block_on(async {
         let stop = stopping()?;
-        cohort_agent::run(config, reload, stop).await.or_fail("agent")
+        let ended = cohort_agent::run(config, reload, stop).await;
+        // No restart helps: the unit of systemd tells by the exit code.
+        let wrong = matches!(ended, Err(AgentError::Config { .. }));
+        let failed = |failure: Failure| if wrong { failure.exit(Exit::Usage) } else { failure };
+        ended.or_fail("agent").map_err(failed)
     })?;
     Ok(Exit::Done)
 }

@@ -106,7 +106,16 @@ fn verified(lines: &[String]) -> Result<ChainEnd, Failure> {
 fn contains(lines: &[String], file: &Path) -> Result<(), Failure> {
     let export = read_file(file)?;
     let earlier: Vec<String> = export.lines().map(str::to_owned).collect();
-    let end = verified(&earlier)?;
+    let of_export = |failure: Failure| Failure {
+        error: format!("{}: {}", file.display(), failure.error),
+        hints: Vec::new(),
+        ..failure
+    };
+    let end = verified(&earlier).map_err(of_export)?;
+    if earlier.is_empty() {
+        let error = format!("{} has no entry: there is nothing to compare with", file.display());
+        return Err(Failure::usage(error));
+    }
     let seq = |line: &String| ChainEnd::at(line).map_or(0, |(at, _)| at.seq);
     let first = lines.first().map_or(u64::MAX, seq);
     let follows = || lines.first().is_some_and(|line| end.follow(line).is_ok());
@@ -122,10 +131,11 @@ fn contains(lines: &[String], file: &Path) -> Result<(), Failure> {
         if here != Some(line) {
             let error = format!("entry {} is another one than in {}", seq(line), file.display());
             return Err(Failure::new("broken", error)
-                .hint("the trail on the hub was rewritten since that export"));
+                .hint("the trail on the hub was rewritten since that export")
+                .hint("or the hub was restored from a backup that is older than it"));
         }
     }
-    if first == u64::MAX && !earlier.is_empty() {
+    if first == u64::MAX {
         let error = format!("the hub has no audit trail, and {} has one", file.display());
         return Err(Failure::new("broken", error));
     }

@@ -183,7 +183,19 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
             Some(rollout::command(&steered, group, body).await?.index)
         }
         // An earlier attempt may have removed it.
-        None => None,
+        None => {
+            let (known, _) = know(&context).await?;
+            match known.group_of(server.as_str()) {
+                Some(known) if known == group => None,
+                Some(other) => {
+                    let error = format!("{server} is in {other}, not in {group}");
+                    let (group, server) = (other.clone(), server.clone());
+                    return Err(Failure::new("no_such_server", error)
+                        .hint(Command::GroupRemoveServer { group, server }));
+                }
+                None => return Err(no_such_server(group, server)),
+            }
+        }
     };
     let forgotten = forget(&hub, server).await;
     // Its certificate would stay valid for months.
@@ -209,7 +221,7 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));
         let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };
-        note(&format!("once the hub answers: {again}"));
+        note(&format!("try again: {again}"));
     }
     Ok(Exit::Done)
 }

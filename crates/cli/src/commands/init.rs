@@ -64,6 +64,11 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let passphrase = args.passphrase.then(|| passphrase::choose(None)).transpose()?;
     let keys_dir = dir.join("keys");
     let root_dir = args.offline_root.as_deref().map_or_else(|| keys_dir.clone(), absolute);
+    if args.offline_root.is_some() && !root_dir.is_dir() {
+        let error = format!("{} is no directory; nothing changed", root_dir.display());
+        return Err(Failure::usage(error)
+            .hint("mount the drive: the root key would stay on this machine otherwise"));
+    }
     let root_key = Keys::path(&root_dir, KeyRole::Root);
     if root_key.exists() {
         let error = format!("{} exists; nothing changed", root_key.display());

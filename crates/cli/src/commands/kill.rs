@@ -79,6 +79,16 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     if known.answered == 0 {
         return Err(unreachable(known));
     }
+    let fleets = known
+        .registers
+        .iter()
+        .any(|(scope, known)| *scope == KillScope::Fleet && known.register.on);
+    let exists = known.registers.iter().any(|(known, _)| known == scope)
+        || known.damaged.iter().any(|damaged| damaged.scope == *scope);
+    if !on && !exists && *scope != KillScope::Fleet {
+        let error = format!("no kill switch of {} is known", text_of(scope));
+        return Err(Failure::usage(error).hint(Command::KillStatus));
+    }
     text::check("the reason", &args.reason).map_err(Failure::usage)?;
     let now = UnixTime::now().as_secs();
     let Position { epoch, on } = known.next(scope, on, now);
@@ -100,6 +110,9 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         format!("kill switch of {scope} is {position} (latched in {places}, spreading)\n")
     });
     warn(&failures);
+    if !on && fleets && *scope != KillScope::Fleet {
+        note("the fleet's kill switch is still ON");
+    }
     if on && global.output == Output::Text {
         note(&format!("to resume: {}", Command::KillOff { scope: group_of(scope) }));
     }

@@ -76,6 +76,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     request.channel.clone_from(&args.channel);
     request.rollback = args.rollback;
     request.deltas = !args.no_deltas;
+    request.judge = Arc::new(cohort_host::judge_service_file);
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
     request.told = Arc::new(move |what| shown.set_message(what.to_owned()));

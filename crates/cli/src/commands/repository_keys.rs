@@ -1,5 +1,6 @@
 //! `cohort repository rotate-key` and its like: who signs what in a repository.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -157,7 +158,7 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
     let workplace = args.signing.place.open_to_read(global, None).await?;
     let (_, roles) = workplace.repository().roles().or_fail("repository")?;
     let named: Vec<String> =
-        roles.into_iter().filter(|of| of.role == role).flat_map(|of| of.keys).collect();
+        roles.iter().filter(|of| of.role == role).flat_map(|of| of.keys.clone()).collect();
     let name = format!("{role}-new.pem");
     let is_old = |key: &&SigningKey| {
         let waits = key.path().is_some_and(|path| path.ends_with(&name));
@@ -176,6 +177,13 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         None => Keys::path(&args.signing.folder(global)?, role),
     };
     let waiting = durable::folder_of(&old).join(&name);
+    if waiting.exists() {
+        let waiting = waiting.display();
+        note(&format!("an interrupted rotation left its new key: going on with {waiting}"));
+        note("if somebody else may have read it, stop here, remove the file, and rotate again");
+    } else {
+        can_sign(&roles, &keys)?;
+    }
     let new = if let Some(key) = keys.of(role).iter().find(|key| key.path() == Some(&waiting)) {
         key.clone()
     } else {
@@ -198,6 +206,21 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Before anything is made: whether the root keys that are here can sign a change.
+fn can_sign(roles: &[RoleInRoot], keys: &Keys) -> Result<(), Failure> {
+    let Some(root) = roles.iter().find(|of| of.role == KeyRole::Root) else { return Ok(()) };
+    let own = keys.root.iter().map(SigningKey::id).collect::<BTreeSet<_>>();
+    let own = root.keys.iter().filter(|id| own.contains(*id)).count() as u64;
+    if own >= root.threshold {
+        return Ok(());
+    }
+    let (needs, all) = (root.threshold, root.keys.join(", "));
+    let error = format!("{needs} of the repository's root keys must sign this, and {own} are here");
+    Err(Failure::new("keys", error)
+        .hint(format!("its root keys are {all}"))
+        .hint(Hint::add("say where they are kept", Flag::RootKey)))
 }
 
 /// Whether a key file has a passphrase, which the key in its place then gets, too.

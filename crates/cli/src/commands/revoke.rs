@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cohort_identity::{InvalidPeer, Peer, PeerName, Role, UnixTime};
+use cohort_core::ids::AppId;
+use cohort_identity::{InvalidPeer, Peer, PeerName, Role, TokenState, UnixTime};
+use cohort_registry::fleet::Fleet;
 use cohort_view::command::Flag;
 use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
+use cohort_view::report::Origin;
 use cohort_view::table::{cell, render, table};
 use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::Call;
+use cohort_wire::hub::{FLEET, TOKEN, TokenListed};
 use cohort_wire::kill::{KillRegister, KillScope, Position, SignedKill};
 use cohort_wire::revocation::{
     Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
@@ -19,10 +23,13 @@ use cohort_wire::revocation::{
 use crate::answer::{Answer, Revoked};
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
+use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::fleet::{is_direct, know};
 use crate::kill_registers::{Places, Verified};
-use crate::output::{look, note};
+use crate::output::{Output, look, note};
+use crate::policy_known::KnownPolicy;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
@@ -57,6 +64,9 @@ pub(crate) struct RevokeServerArgs {
     /// Reason, shown wherever it is listed
     #[arg(long, default_value = "")]
     reason: String,
+    /// Revoke it although the hub knows nobody of that name
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     direct: Direct,
 }
@@ -72,6 +82,9 @@ pub(crate) struct RevokePersonArgs {
     /// Reason, shown wherever it is listed
     #[arg(long, default_value = "")]
     reason: String,
+    /// Revoke it although the hub knows nobody of that name
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     direct: Direct,
 }
@@ -89,9 +102,9 @@ fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
 
 pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
     match command {
-        ServerCommand::Revoke(RevokeServerArgs { server, hub, reason, direct }) => {
+        ServerCommand::Revoke(RevokeServerArgs { server, hub, reason, force, direct }) => {
             let role = if *hub { Role::Hub } else { Role::Agent };
-            revoke(global, Peer { role, name: server.clone() }, reason, direct).await
+            revoke(global, Peer { role, name: server.clone() }, (reason, *force), direct).await
         }
         ServerCommand::Revoked { direct } => list(global, direct).await,
     }
@@ -99,13 +112,13 @@ pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<E
 
 pub(crate) async fn person(global: &Global, command: &PersonCommand) -> Result<Exit, Failure> {
     match command {
-        PersonCommand::Revoke(RevokePersonArgs { person, role, reason, direct }) => {
+        PersonCommand::Revoke(RevokePersonArgs { person, role, reason, force, direct }) => {
             let role = match role {
                 PersonRole::Viewer => Role::Viewer,
                 PersonRole::Operator => Role::Operator,
                 PersonRole::Publisher => Role::Publisher,
             };
-            revoke(global, Peer { role, name: person.clone() }, reason, direct).await
+            revoke(global, Peer { role, name: person.clone() }, (reason, *force), direct).await
         }
         PersonCommand::Revoked { direct } => list(global, direct).await,
     }
@@ -114,12 +127,15 @@ pub(crate) async fn person(global: &Global, command: &PersonCommand) -> Result<E
 async fn revoke(
     global: &Global,
     peer: Peer,
-    reason: &str,
+    (reason, force): (&str, bool),
     direct: &Direct,
 ) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     if context.identity()?.peer() == &peer {
         return Err(Failure::usage(format!("{peer} is you: another operator has to revoke it")));
+    }
+    if !force && !is_direct(direct) {
+        check_known(&context, &peer).await?;
     }
     take_over_switches(&context, &peer, direct).await?;
     let (places, failures) = spread(&context, &peer, reason, direct).await?;
@@ -134,7 +150,65 @@ async fn revoke(
         format!("certificates of {peer} are revoked (known in {counted}, spreading)\n{tokens}")
     });
     failures.iter().for_each(|failure| note(&format!("warning: {}", failure.error)));
+    if global.output == Output::Text && peer.role == Role::Operator {
+        for app in signed_by(&context, &peer).await.unwrap_or_default() {
+            note(&format!(
+                "{peer} signed the policy of {app}, which groups will refuse: sign it again"
+            ));
+            note(&format!(
+                "  cohort app show {app} > {app}.toml && cohort app apply -f {app}.toml"
+            ));
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// The apps whose policy this operator signed last, as far as the hub answers.
+async fn signed_by(context: &Context, peer: &Peer) -> Result<Vec<AppId>, Failure> {
+    let (identity, by) = (context.identity()?, peer.to_string());
+    let fleet: Fleet = Hub::of(context)?.call(Call::get(FLEET)).await?;
+    let signed = fleet.policies.keys().filter(|app| {
+        let known = KnownPolicy::in_fleet(&fleet, app, &identity).ok().flatten();
+        known.is_some_and(|known| known.by == by)
+    });
+    Ok(signed.cloned().collect())
+}
+
+/// Refuses a name that nobody has, as far as the hub knows: the right one would stay valid. The
+/// first operator has joined by no token, and certificates of an authority of one's own neither.
+async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
+    let name = &peer.name;
+    let unknown = |error: String| {
+        Failure::usage(error).hint(Hint::add("to revoke it all the same", Flag::Force))
+    };
+    match peer.role {
+        Role::Hub => Ok(()),
+        Role::Agent => {
+            let Ok((known, Origin::Hub { .. })) = know(context).await else { return Ok(()) };
+            match known.group_of(name.as_str()) {
+                Some(_) => Ok(()),
+                None => Err(unknown(format!("no group has a server `{name}`"))),
+            }
+        }
+        Role::Viewer | Role::Operator | Role::Publisher => {
+            let hub = Hub::of(context)?;
+            let Ok(tokens) = hub.call::<Vec<TokenListed>>(Call::get(TOKEN)).await else {
+                return Ok(());
+            };
+            let joined = tokens.into_iter().filter_map(|token| match token.state {
+                TokenState::Used { peer, .. } => Some(peer),
+                TokenState::Unused | TokenState::Revoked => None,
+            });
+            let roles: Vec<Role> = joined.filter(|it| it.name == *name).map(|it| it.role).collect();
+            match roles.first() {
+                _ if roles.contains(&peer.role) => Ok(()),
+                Some(role) => Err(unknown(format!("`{name}` has joined as {role}"))
+                    .hint(format!("cohort person revoke {name} --role {role}"))),
+                None => Err(unknown(format!("nobody has joined as {peer}"))
+                    .hint("who has: cohort token list")),
+            }
+        }
+    }
 }
 
 /// What the peer has stopped stays stopped, also where its signature has not arrived yet: signed

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use cohort_artifact::client::{ClientLimits, FetchError, Mirror, MirrorClient};
 use cohort_hub::RepositoryAccess;
-use cohort_identity::{Alpn, PeerName, Role, UnixTime};
+use cohort_identity::{Alpn, PeerName, Role, UnixTime, joining_client_config};
 use cohort_wire::agent::REVOCATIONS;
-use cohort_wire::http::{Call, CallError, Client, Target};
 use cohort_wire::revocation::{
     Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
@@ -58,11 +57,13 @@ async fn a_repository_of_the_fleet_is_read_with_a_certificate_only() {
     let refused = without.fetch(&address, FILE, 100).await;
     assert!(matches!(refused, Err(FetchError::NoCertificate)), "{refused:?}");
     // A client of the protocol that shows no certificate.
-    let stranger = Client::joining(&hub.authority.anchor());
-    let target = Target { alpn: Alpn::Bulk, ..hub.target() };
-    let refused = stranger.call(&target, Call::get(format!("/{FILE}"))).await;
-    let Err(CallError::Answered { answer, .. }) = refused else { panic!("{refused:?}") };
-    assert_eq!(answer.status, 401);
+    let tls = joining_client_config(&hub.authority.anchor()).unwrap();
+    let mut tls = rustls::ClientConfig::clone(&tls);
+    tls.alpn_protocols = vec![Alpn::Bulk.as_bytes().to_vec()];
+    let stranger = MirrorClient::new(ClientLimits::default()).unwrap();
+    let refused = stranger.with_certificate(tls).unwrap().fetch(&address, FILE, 100).await;
+    let Err(FetchError::Status { status, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!(status, 401);
     hub.stop().await;
 }
 

@@ -58,6 +58,13 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", error)
     }
 
+    /// 403: the caller's certificate is valid, and revoked.
+    #[must_use]
+    pub fn revoked() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "revoked", "your certificate is revoked")
+            .hint("ask an operator: `cohort person revoked` shows by whom and why")
+    }
+
     /// 403: the caller's role may not do this.
     #[must_use]
     pub fn forbidden(error: impl Into<String>) -> Self {

@@ -14,7 +14,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use cohort_base::chain;
 use cohort_identity::{
-    Alpn, Certified, ClientAuth, Identity, Peer, UnixTime, certified_by, server_config,
+    Alpn, Certified, ClientAuth, Identity, Peer, Role, UnixTime, certified_by, server_config,
 };
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
@@ -215,8 +215,16 @@ async fn serve_tls(stream: TcpStream, from: SocketAddr, pass: Pass, tls: &Tls, s
         }
     };
     let revocations = tls.identity.revocations();
-    if certified.as_ref().is_some_and(|certified| revocations.revokes(certified)) {
-        tracing::warn!(%from, peer = ?certified.map(|it| it.peer), "revoked certificate refused");
+    if let Some(revoked) = certified.as_ref().filter(|certified| revocations.revokes(certified)) {
+        let peer = &revoked.peer;
+        tracing::warn!(%from, %peer, "revoked certificate refused");
+        // People are told why; programs only have to stay out.
+        let is_person = !matches!(peer.role, Role::Agent | Role::Hub);
+        if is_person && matches!(handler, Handler::Http(_)) {
+            let told = Router::new()
+                .fallback(async || ([(header::CONNECTION, "close")], ApiError::revoked()));
+            Box::pin(serve_http(stream, Some(told), None, (from, Arc::new(pass)), shared)).await;
+        }
         return;
     }
     let peer = certified.as_ref().map(|certified| certified.peer.clone());
