@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State as Context;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use cohort_base::metrics::Counter;
@@ -17,9 +17,8 @@ use cohort_core::machine::DiskSpace;
 use cohort_core::steps::NoTraffic;
 use cohort_distribute::SourceKind;
 use cohort_host::guard::GuardClient;
-use cohort_host::{Lack, ServiceControl as _, Traffic, boot_time_ms};
+use cohort_host::{ServiceControl as _, Traffic, boot_time_ms};
 use cohort_wire::agent::LACKING;
-use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -148,28 +147,44 @@ async fn metrics(Context(shared): Context<Arc<Shared>>) -> impl IntoResponse {
     ([(CONTENT_TYPE, cohort_base::metrics::CONTENT_TYPE)], metrics.text())
 }
 
+/// How old what is told of services may be.
+const SERVICES_EVERY: Duration = Duration::from_secs(1);
+
 /// Longest wait for the guard: it answers from memory.
 const GUARD_MAX: Duration = Duration::from_secs(1);
 
-/// What the services under the guard use now.
+/// What the services under the guard use. One look at a time, on one connection, and at most one a
+/// second: whoever scrapes takes nothing from what starts and stops services.
 async fn count_services(shared: &Shared) {
+    let Ok(mut looked) = shared.looked_at_services.try_lock() else { return };
+    if looked.is_some_and(|at| at.elapsed() < SERVICES_EVERY) {
+        return;
+    }
+    // None is started for this.
+    let guard = GuardClient::new(guard_dir(&shared.config), None);
+    let (_, apps) = shared.readiness.now();
+    let mut seen = Vec::new();
+    let all = async {
+        for app in apps.into_keys() {
+            if let Ok(status) = guard.status(app.as_str()).await {
+                seen.push((OfApp { app: app.to_string() }, status));
+            }
+        }
+    };
+    let _late = tokio::time::timeout(GUARD_MAX, all).await;
+    *looked = Some(Instant::now());
     let Metrics { service_exits, service_memory_bytes, service_cpu, service_processes, .. } =
         &*shared.metrics;
     service_exits.clear();
     service_memory_bytes.clear();
     service_cpu.clear();
     service_processes.clear();
-    // None is started for this.
-    let guard = GuardClient::new(guard_dir(&shared.config), None);
-    let usage = async |app: AppId| Some((guard.status(app.as_str()).await.ok()?, app));
-    let (_, apps) = shared.readiness.now();
-    let usages = tokio::time::timeout(GUARD_MAX, join_all(apps.into_keys().map(usage))).await;
-    for (status, app) in usages.into_iter().flatten().flatten() {
-        let (usage, app) = (status.usage, OfApp { app: app.to_string() });
+    let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    for (app, status) in seen {
+        let usage = status.usage;
         if status.release.is_some() {
             service_exits.get_or_create(&app).inner().store(status.exits, Ordering::Relaxed);
         }
-        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         if let Some(memory) = usage.memory {
             service_memory_bytes.get_or_create(&app).set(gauge(memory));
         }
@@ -183,8 +198,11 @@ async fn count_services(shared: &Shared) {
 }
 
 /// What this machine lacks to confine releases, for `cohort agent show`.
-async fn lacking(Context(shared): Context<Arc<Shared>>) -> Json<Vec<Lack>> {
-    Json(shared.lacking.get().cloned().unwrap_or_default())
+async fn lacking(Context(shared): Context<Arc<Shared>>) -> Response {
+    match shared.lacking.get() {
+        Some(lacking) => Json(lacking).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the agent is starting\n").into_response(),
+    }
 }
 
 #[cfg(test)]

@@ -135,6 +135,8 @@ pub(crate) struct Shared {
     pub step_changed: Notify,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
+    /// When the metrics of services were read last.
+    pub looked_at_services: tokio::sync::Mutex<Option<Instant>>,
     /// What this machine lacks to confine releases, once that is known.
     pub lacking: OnceLock<Vec<Lack>>,
     /// Artifacts that each app wants kept; an app is missing until it has said so.

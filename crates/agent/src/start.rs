@@ -208,7 +208,7 @@ pub(crate) async fn open(
     let reader = repository_reader(slot).map_err(AgentError::kept("identity"))?;
     let reads = MirrorClient::new(ClientLimits::default())
         .and_then(|client| client.with_certificate(reader))
-        .map_err(AgentError::config("mirrors"))?;
+        .map_err(AgentError::kept("client of mirrors"))?;
     let repository = repository(config, joined, &mirrors, &reads).await?;
     let store = ArtifactStore::open(config.data_dir.join("artifacts"))
         .map_err(AgentError::kept("artifact store"))?;
@@ -255,6 +255,7 @@ pub(crate) async fn open(
         disk: watch::Sender::default(),
         step_changed: Notify::new(),
         leader: Mutex::default(),
+        looked_at_services: tokio::sync::Mutex::default(),
         lacking: OnceLock::new(),
         kept: Mutex::default(),
         retired: Mutex::default(),

@@ -123,6 +123,8 @@ impl MirrorClient {
     /// If the library does not take it.
     pub fn with_certificate(self, tls: rustls::ClientConfig) -> Result<Self, FetchError> {
         let hub = builder(self.limits).https_only(true).redirect(Policy::none());
+        // Each request shakes hands: that is when a revoked hub is refused.
+        let hub = hub.pool_max_idle_per_host(0);
         let hub = hub.tls_backend_preconfigured(tls).build().map_err(FetchError::connection)?;
         Ok(Self { hub: Some(hub), ..self })
     }

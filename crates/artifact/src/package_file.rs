@@ -35,7 +35,7 @@ pub enum PackageFileError {
     #[error("cannot parse the artifact's {PACKAGE_FILE}")]
     Toml(#[source] Box<toml::de::Error>),
     /// Servers would refuse it.
-    #[error("the artifact's {PACKAGE_FILE}: {0}")]
+    #[error("servers would refuse it: {0}")]
     Refused(String),
     #[error(
         "`{field}` is {outside} outside and {inside} in the artifact's {PACKAGE_FILE}: \

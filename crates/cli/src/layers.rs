@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cohort_artifact::client::without_secrets;
 use cohort_base::FileError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -151,7 +152,7 @@ impl Layers {
     /// Every key that has a value, the value, and where it comes from.
     pub(crate) fn settings(&self) -> Vec<Setting> {
         let all = self.values.iter();
-        all.map(|(key, (value, from))| Setting { key, value: value.clone(), from: from.clone() })
+        all.map(|(key, (value, from))| Setting { key, value: shown(value), from: from.clone() })
             .collect()
     }
 
@@ -182,6 +183,15 @@ impl Layers {
         table.try_into::<T>().map_err(|error| {
             Failure::new("configuration", error.message().trim()).exit(Exit::Usage)
         })
+    }
+}
+
+/// A value without the secrets that addresses may have.
+fn shown(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.contains("://") => without_secrets(text).into(),
+        Value::Array(values) => Value::Array(values.iter().map(shown).collect()),
+        other => other.clone(),
     }
 }
 

@@ -162,6 +162,25 @@ fn an_interrupted_rotation_is_finished_by_the_same_command() {
     assert_eq!(fleet.publish("1.0.0").0, 0);
 }
 
+/// A key that waits was perhaps put there by a thief: it is not used unless somebody says so. None
+/// is left by a rotation that could not be signed.
+#[test]
+fn a_new_key_that_waits_is_used_only_if_somebody_says_so() {
+    let fleet = Fleet::new(&[], None);
+    let waiting = fleet.path("fleet/keys/targets-new.pem");
+    let wrong = ["repository", "rotate-key", "targets", "--root-key", "fleet/keys/targets.pem"];
+    assert_eq!(fleet.fails(&wrong)["kind"], "keys");
+    assert!(!waiting.exists());
+    let rotate = [&["repository", "rotate-key", "targets"], &ROOT[..]].concat();
+    let before = fleet.keys("targets");
+    fs::copy(fleet.path("drive/root.pem"), &waiting).unwrap();
+    fs::set_permissions(&waiting, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(fleet.fails(&rotate)["kind"], "interrupted");
+    assert_eq!(fleet.keys("targets"), before);
+    fleet.done(&[&rotate[..], &["--resume"]].concat());
+    assert_ne!(fleet.keys("targets"), before);
+}
+
 #[test]
 fn two_of_three_keys_sign() {
     let fleet = Fleet::new(&[], None);

@@ -45,7 +45,10 @@ impl fmt::Display for Lack {
                  purpose, and no limit of a release has an effect (with systemd: `Delegate=yes` in \
                  the agent's unit)"
             }
-            Lack::Memory => "no memory controller: `memory_max` has no effect",
+            Lack::Memory => {
+                "no memory controller: `memory_max` has no effect (with systemd 254 or later: \
+                 `DelegateSubgroup=cohort-self` in the agent's unit)"
+            }
             Lack::Cpu => "no cpu controller: `cpu_weight` has no effect",
             Lack::Pids => "no pids controller: `pids_max` has no effect",
             Lack::Root => {

@@ -97,7 +97,8 @@ pub(crate) struct Service {
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let wrong = |_| D::Error::custom(format!("memory_max: `{text}` is no size such as `512MiB`"));
+    let wrong =
+        |_| D::Error::custom(format!("memory_max: `{text}` is not a size such as `512MiB`"));
     text.parse().map(Some).map_err(wrong)
 }
 
@@ -157,8 +158,7 @@ impl ServiceFileError {
 /// What is wrong with it, for people.
 pub fn judge_service_file(bytes: &[u8]) -> Result<(), String> {
     let text = std::str::from_utf8(bytes).map_err(|error| chain(&error))?;
-    let file: ServiceFile = toml::from_str(text).map_err(|error| chain(&error))?;
-    file.check()
+    ServiceFile::parse(text).map(drop).map_err(|error| chain(&error))
 }
 
 impl ServiceFile {

@@ -16,20 +16,24 @@ use crate::app::{App, blocking, now};
 /// How long servers must be able to run without the hub, in seconds; below it, the hub warns.
 const ALONE_S: i64 = 30 * 86_400;
 
+/// When a certificate that could not be renewed is tried again.
+const SOON: Duration = Duration::from_secs(5);
+
 /// Runs until the hub stops.
 pub(crate) async fn run(app: Arc<App>) {
     let interval = Duration::from_secs(app.config.renew_interval_s);
     let mut revocations = app.identity.revocations().subscribe();
     loop {
+        // First: a fleet that has revoked it waits for another one.
+        let renewed = renew_certificate(&app).await;
         renew_timestamp(&app).await;
-        renew_certificate(&app).await;
         match forget_old_verdicts(&app.registry).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "removed verdicts about old versions"),
             Err(error) => tracing::warn!(reason = chain(&error), "cannot remove old verdicts"),
         }
         tokio::select! {
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(if renewed { interval } else { interval.min(SOON) }) => {}
             Ok(()) = revocations.changed() => {}
             () = app.stopping.cancelled() => return,
         }
@@ -100,14 +104,14 @@ async fn renew_if_due(dir: &Path, key: &Path) -> Result<i64, CannotRenew> {
 }
 
 /// Renews the hub's own certificate, if the authority is here: in time, and once somebody has
-/// revoked it, because a copy of its key was stolen.
-async fn renew_certificate(app: &App) {
+/// revoked it, because a copy of its key was stolen. Returns false if that did not work.
+async fn renew_certificate(app: &App) -> bool {
     let current = app.identity.current();
-    let Some(authority) = app.authority.read().clone() else { return };
+    let Some(authority) = app.authority.read().clone() else { return true };
     let certified = certified_by(current.chain());
     let revoked = certified.is_ok_and(|own| app.identity.revocations().revokes(&own));
     if !revoked && !current.is_expiring(now()) {
-        return;
+        return true;
     }
     let (peer, dir) = (current.peer().clone(), app.config.identity_dir());
     let issued_at = app.issue_time(&peer);
@@ -120,9 +124,11 @@ async fn renew_certificate(app: &App) {
         Ok(identity) => {
             app.identity.replace(identity);
             tracing::info!("renewed the hub's certificate");
+            true
         }
         Err(error) => {
             tracing::error!(reason = chain(&error), "cannot renew the hub's certificate");
+            false
         }
     }
 }

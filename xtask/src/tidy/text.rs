@@ -165,17 +165,11 @@ fn named_tests(text: &str) -> Result<Vec<(usize, String)>> {
 
 /// Tests in documents that do not exist: what a document promises, somebody has to have tried.
 pub(crate) fn dead_tests(files: &[File]) -> Result<Vec<Complaint>> {
-    let function = Regex::new(r"\bfn ([a-z0-9_]+)")?;
-    let rust = files.iter().filter(|file| file.is_rust());
-    let known: Vec<&str> = rust
-        .flat_map(|file| function.captures_iter(&file.text))
-        .filter_map(|found| Some(found.get(1)?.as_str()))
-        .collect();
+    let known = tests(files)?;
     let mut complaints = Vec::new();
     for file in files.iter().filter(|file| file.is_prose()) {
         for (at, name) in named_tests(&file.text)? {
-            let like = Regex::new(&format!("^{}$", name.replace('…', ".*")))?;
-            if !known.iter().any(|function| like.is_match(function)) {
+            if named_by(&name, &known)?.is_empty() {
                 let line = file.text[..at].matches('\n').count() + 1;
                 complaints.push(complaint(file.path.clone(), line, format!("no test is `{name}`")));
             }
@@ -184,11 +178,33 @@ pub(crate) fn dead_tests(files: &[File]) -> Result<Vec<Complaint>> {
     Ok(complaints)
 }
 
-/// How many attacks the threat model names, each with its test.
+/// The names of all tests.
+fn tests(files: &[File]) -> Result<Vec<&str>> {
+    let test =
+        r"#\[(?:tokio::)?test(?:\([^\]]*\))?\]\s*(?:#\[[^\]]*\]\s*)*(?:async )?fn ([a-z0-9_]+)";
+    let test = Regex::new(test)?;
+    let rust = files.iter().filter(|file| file.is_rust());
+    let found = rust.flat_map(|file| test.captures_iter(&file.text).collect::<Vec<_>>());
+    Ok(found.filter_map(|found| Some(found.get(1)?.as_str())).collect())
+}
+
+/// The tests that a document means.
+fn named_by<'a>(name: &str, tests: &[&'a str]) -> Result<Vec<&'a str>> {
+    let like = Regex::new(&format!("^{}$", name.replace('…', ".*")))?;
+    Ok(tests.iter().copied().filter(|test| like.is_match(test)).collect())
+}
+
+/// How many tests the threat model names, each an attack that has to fail.
 pub(crate) fn attacks(files: &[File]) -> Result<usize> {
-    let page = files.iter().find(|file| file.path == "docs/security.md");
-    let named = page.map(|page| named_tests(&page.text)).transpose()?.unwrap_or_default();
-    Ok(named.into_iter().map(|(_, name)| name).collect::<BTreeSet<_>>().len())
+    let Some(page) = files.iter().find(|file| file.path == "docs/security.md") else {
+        return Ok(0);
+    };
+    let known = tests(files)?;
+    let mut named = BTreeSet::new();
+    for (_, name) in named_tests(&page.text)? {
+        named.extend(named_by(&name, &known)?);
+    }
+    Ok(named.len())
 }
 
 /// A link's target, relative to the root.

@@ -44,6 +44,11 @@ pub enum AddressError {
     Bucket { text: String },
 }
 
+/// Whether a port is named: a URL does not say so if it is the scheme's own.
+fn names_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 fn only_host_and_port(url: &Url) -> bool {
     let plain = url.username().is_empty() && url.password().is_none();
     plain && url.path() == "/" && url.query().is_none() && url.fragment().is_none()
@@ -116,7 +121,7 @@ impl FromStr for Mirror {
             let address = address.trim_end_matches('/');
             let url = Url::parse(&format!("https://{address}/"));
             return match url {
-                Ok(url) if url.port().is_some() && only_host_and_port(&url) => Ok(Self::Hub(url)),
+                Ok(url) if names_port(address) && only_host_and_port(&url) => Ok(Self::Hub(url)),
                 Ok(_) | Err(_) => Err(AddressError::Hub { text: without_secrets(text) }),
             };
         }

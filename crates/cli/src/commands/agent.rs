@@ -120,7 +120,7 @@ pub(crate) fn run(global: &Global, args: &AgentArgs) -> Result<Exit, Failure> {
     daemon_runtime(AGENT_THREADS)?.block_on(async {
         let stop = stopping()?;
         let ended = cohort_agent::run(config, reload, stop).await;
-        // No restart helps: the unit of systemd tells by the exit code.
+        // No restart helps: systemd reads the exit code.
         let wrong = matches!(ended, Err(AgentError::Config { .. }));
         let failed = |failure: Failure| if wrong { failure.exit(Exit::Usage) } else { failure };
         ended.or_fail("agent").map_err(failed)

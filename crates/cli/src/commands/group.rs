@@ -197,25 +197,31 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
             }
         }
     };
-    let forgotten = forget(&hub, server).await;
-    // Its certificate would stay valid for months.
+    // Its certificate would stay valid for months. Before the hub forgets it: who tries again has
+    // to find it there.
     let peer = Peer::new(Role::Agent, server.as_str()).or_fail("server")?;
     let reason = format!("removed from {group}");
-    let revoked = match index {
-        Some(_) => revoke::spread(&context, &peer, &reason, direct).await.map(|_| true),
-        None => Ok(false),
+    let revoked = revoke::spread(&context, &peer, &reason, direct).await;
+    let forgotten = match &revoked {
+        Ok(_) => forget(&hub, server).await,
+        Err(_) => Ok(()),
     };
     let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
     global.output.answer(&answer, || match index {
-        Some(_) if matches!(revoked, Ok(true)) => {
+        Some(_) if revoked.is_ok() => {
             format!("{server} removed from {group}, and its certificate revoked\n")
         }
         Some(_) => format!("{server} removed from {group}\n"),
-        None => format!("{server} is not in {group}\n"),
+        None if revoked.is_ok() => {
+            format!("{server} has left {group} before; its certificate is revoked\n")
+        }
+        None => format!("{server} has left {group} before\n"),
     });
     if let Err(failure) = revoked {
         note(&format!("warning: the certificates of {server} are not revoked: {}", failure.error));
-        note(&format!("  cohort server revoke {server}"));
+        let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };
+        note(&format!("try again: {again}"));
+        return Ok(Exit::Failed);
     }
     if let Err(error) = forgotten {
         let failure = Failure::from(error);

@@ -65,7 +65,7 @@ pub(crate) async fn run(global: &Global, args: &InitArgs) -> Result<Exit, Failur
     let keys_dir = dir.join("keys");
     let root_dir = args.offline_root.as_deref().map_or_else(|| keys_dir.clone(), absolute);
     if args.offline_root.is_some() && !root_dir.is_dir() {
-        let error = format!("{} is no directory; nothing changed", root_dir.display());
+        let error = format!("{} is not a directory; nothing changed", root_dir.display());
         return Err(Failure::usage(error)
             .hint("mount the drive: the root key would stay on this machine otherwise"));
     }

@@ -79,7 +79,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
     if known.answered == 0 {
         return Err(unreachable(known));
     }
-    let fleets = known
+    let fleet_is_on = known
         .registers
         .iter()
         .any(|(scope, known)| *scope == KillScope::Fleet && known.register.on);
@@ -110,7 +110,7 @@ async fn switch(global: &Global, args: &SwitchArgs, on: bool) -> Result<Exit, Fa
         format!("kill switch of {scope} is {position} (latched in {places}, spreading)\n")
     });
     warn(&failures);
-    if !on && fleets && *scope != KillScope::Fleet {
+    if !on && fleet_is_on && *scope != KillScope::Fleet {
         note("the fleet's kill switch is still ON");
     }
     if on && global.output == Output::Text {

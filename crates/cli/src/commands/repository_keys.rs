@@ -86,6 +86,9 @@ pub(crate) struct RotateArgs {
     /// Give the new key a passphrase
     #[arg(long, conflicts_with = "new_key")]
     passphrase: bool,
+    /// Use the new key that an interrupted rotation left
+    #[arg(long, conflicts_with = "new_key")]
+    resume: bool,
     #[command(flatten)]
     signing: Signing,
 }
@@ -177,18 +180,21 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         None => Keys::path(&args.signing.folder(global)?, role),
     };
     let waiting = durable::folder_of(&old).join(&name);
-    if waiting.exists() {
-        let waiting = waiting.display();
-        note(&format!("an interrupted rotation left its new key: going on with {waiting}"));
-        note("if somebody else may have read it, stop here, remove the file, and rotate again");
-    } else {
+    if !waiting.exists() {
         can_sign(&roles, &keys)?;
     }
+    let left = waiting.exists();
     let new = if let Some(key) = keys.of(role).iter().find(|key| key.path() == Some(&waiting)) {
         key.clone()
     } else {
         made_or_read(&waiting, args.passphrase || is_sealed(&old)?)?
     };
+    if left && !args.resume && !named.contains(&new.id()) {
+        let error = format!("{} is the new key of an interrupted rotation", waiting.display());
+        return Err(Failure::new("interrupted", error)
+            .hint("to use it, add --resume")
+            .hint("if somebody else may have read it, remove the file, and rotate again"));
+    }
     keys.of_mut(role).push(new.clone());
     if named.contains(&new.id()) {
         note("the repository names the new key already");

@@ -174,8 +174,8 @@ async fn signed_by(context: &Context, peer: &Peer) -> Result<Vec<AppId>, Failure
     Ok(signed.cloned().collect())
 }
 
-/// Refuses a name that nobody has, as far as the hub knows: the right one would stay valid. The
-/// first operator has joined by no token, and certificates of an authority of one's own neither.
+/// Refuses a name that somebody else has, as far as the hub knows: the right certificate would stay
+/// valid. The first operator, and people of an authority of one's own, have joined by no token.
 async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
     let name = &peer.name;
     let unknown = |error: String| {
@@ -204,8 +204,14 @@ async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
                 _ if roles.contains(&peer.role) => Ok(()),
                 Some(role) => Err(unknown(format!("`{name}` has joined as {role}"))
                     .hint(format!("cohort person revoke {name} --role {role}"))),
-                None => Err(unknown(format!("nobody has joined as {peer}"))
-                    .hint("who has: cohort token list")),
+                None => {
+                    note(&format!("warning: nobody has joined by a token as {peer}"));
+                    note(
+                        "  if that is not the name, the right certificate is still valid: \
+                          cohort token list",
+                    );
+                    Ok(())
+                }
             }
         }
     }

@@ -5,8 +5,6 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::io::Errno;
-
 /// What limits or counts what programs use, as the kernel names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Controller {
@@ -30,8 +28,9 @@ impl Controller {
 /// Counts processor time in version 1; version 2 always does.
 const ACCOUNTING: &str = "cpuacct";
 
-/// Where a process of ours steps aside to, because in version 2 a cgroup that has processes hands
-/// no controllers down.
+/// Where our processes are, if the service manager puts them aside (systemd's
+/// `DelegateSubgroup=cohort-self`): in version 2, a cgroup that has processes hands no controllers
+/// down, and one that does gets no processes, so a unit that handed down could not be restarted.
 const ASIDE: &str = "cohort-self";
 
 /// This process's own cgroup in one of the kernel's trees.
@@ -40,6 +39,8 @@ pub(super) struct Hierarchy {
     pub(super) own: PathBuf,
     /// `None`: version 2. Otherwise, the controllers of this tree.
     pub(super) version_1: Option<Vec<String>>,
+    /// Version 2: no process of ours is in `own` itself.
+    aside: bool,
 }
 
 impl Hierarchy {
@@ -54,7 +55,8 @@ impl Hierarchy {
         self.version_1.iter().flatten().any(|name| name == controller)
     }
 
-    /// The controllers that cgroups below `own` have, after asking the kernel for them.
+    /// The controllers that cgroups below `own` have, after asking the kernel for them where that
+    /// leaves the service manager its way.
     pub(super) fn controllers(&self) -> Vec<Controller> {
         let all = Controller::ALL.into_iter();
         if self.version_1.is_some() {
@@ -65,32 +67,10 @@ impl Hierarchy {
         let handed = words(&self.own.join(HANDED_DOWN));
         let missing = |it: &&Controller| !handed.iter().any(|name| name == it.name());
         let missing: Vec<_> = there.iter().filter(missing).copied().collect();
-        if missing.is_empty() {
+        if missing.is_empty() || self.aside && hand_down(&self.own, &missing).is_ok() {
             return there;
         }
-        let mut handed = hand_down(&self.own, &missing);
-        if matches!(&handed, Err(error) if is_busy(error)) {
-            handed = self.hand_down_from_aside(&missing);
-        }
-        match handed {
-            Ok(()) => there,
-            Err(error) => {
-                let own = self.own.display();
-                tracing::debug!(%own, %error, "the kernel hands no controllers down");
-                there.into_iter().filter(|it| !missing.contains(it)).collect()
-            }
-        }
-    }
-
-    /// As a service manager's `DelegateSubgroup=`: works if nobody else is in the cgroup.
-    fn hand_down_from_aside(&self, controllers: &[Controller]) -> io::Result<()> {
-        let aside = self.own.join(ASIDE);
-        super::create(&aside)?;
-        fs::write(aside.join("cgroup.procs"), "0")?;
-        hand_down(&self.own, controllers).inspect_err(|_| {
-            let _stays = fs::write(self.own.join("cgroup.procs"), "0");
-            super::remove_unused(&aside);
-        })
+        there.into_iter().filter(|it| !missing.contains(it)).collect()
     }
 }
 
@@ -103,10 +83,6 @@ pub(super) fn hand_down(cgroup: &Path, controllers: &[Controller]) -> io::Result
     fs::write(cgroup.join(HANDED_DOWN), change.join(" "))
 }
 
-fn is_busy(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
-}
-
 fn words(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
@@ -116,10 +92,10 @@ fn words(path: &Path) -> Vec<String> {
 fn parse(mounts: &str, cgroups: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for mount in mounts.lines().filter_map(Mount::of) {
-        let Some(own) = mount.own(cgroups) else { continue };
+        let Some((own, aside)) = mount.own(cgroups) else { continue };
         let known = |it: &Hierarchy| it.version_1 == mount.version_1;
         if !found.iter().any(known) {
-            found.push(Hierarchy { own, version_1: mount.version_1 });
+            found.push(Hierarchy { own, version_1: mount.version_1, aside });
         }
     }
     found.sort_by_key(|it| (it.version_1.is_some(), !it.has(Controller::Pids.name())));
@@ -156,8 +132,9 @@ impl<'a> Mount<'a> {
         Some(Mount { at, root, version_1 })
     }
 
-    /// The directory of this process's cgroup, from lines of `ID:CONTROLLERS:PATH`.
-    fn own(&self, cgroups: &str) -> Option<PathBuf> {
+    /// The directory of this process's cgroup, from lines of `ID:CONTROLLERS:PATH`; if it has been
+    /// put aside, the one above, and true.
+    fn own(&self, cgroups: &str) -> Option<(PathBuf, bool)> {
         let path = cgroups.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let (controllers, path) = (fields.next()?, fields.next()?);
@@ -172,12 +149,10 @@ impl<'a> Mount<'a> {
         if below.components().any(|part| part == Component::ParentDir) {
             return None;
         }
-        let own = if self.version_1.is_none() && below.ends_with(ASIDE) {
-            below.parent().unwrap_or(below)
-        } else {
-            below
-        };
-        Some(if own.as_os_str().is_empty() { self.at.to_owned() } else { self.at.join(own) })
+        let aside = self.version_1.is_none() && below.ends_with(ASIDE);
+        let own = if aside { below.parent().unwrap_or(below) } else { below };
+        let own = if own.as_os_str().is_empty() { self.at.to_owned() } else { self.at.join(own) };
+        Some((own, aside))
     }
 }
 

@@ -3,12 +3,12 @@
 use super::*;
 
 fn version_2(own: &str) -> Hierarchy {
-    Hierarchy { own: own.into(), version_1: None }
+    Hierarchy { own: own.into(), version_1: None, aside: false }
 }
 
 fn version_1(own: &str, controllers: &[&str]) -> Hierarchy {
     let controllers = controllers.iter().map(|&name| name.to_owned()).collect();
-    Hierarchy { own: own.into(), version_1: Some(controllers) }
+    Hierarchy { own: own.into(), version_1: Some(controllers), aside: false }
 }
 
 #[test]
@@ -17,7 +17,8 @@ fn a_unit_of_a_server_with_version_2_only() {
     let found = parse(mounts, "0::/system.slice/cohort.service\n");
     assert_eq!(found, [version_2("/sys/fs/cgroup/system.slice/cohort.service")]);
     let aside = parse(mounts, "0::/system.slice/cohort.service/cohort-self\n");
-    assert_eq!(aside, found, "a process that has stepped aside works where it came from");
+    let above = version_2("/sys/fs/cgroup/system.slice/cohort.service");
+    assert_eq!(aside, [Hierarchy { aside: true, ..above }], "put aside, it works above");
 }
 
 #[test]
@@ -51,13 +52,16 @@ fn a_cgroup_outside_of_what_is_mounted_is_nobodys() {
 
 /// The kernel's part is played by plain files, which keep what was written to them last.
 #[test]
-fn version_2_hands_down_what_is_there() {
+fn version_2_hands_down_what_is_there_if_no_process_is_in_the_way() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().to_owned();
     fs::write(own.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
-    let hierarchy = version_2(own.to_str().unwrap());
     let file = own.join(HANDED_DOWN);
     fs::write(&file, "memory\n").unwrap();
+    let beside = version_2(own.to_str().unwrap());
+    assert_eq!(beside.controllers(), [Controller::Memory], "a unit that can be restarted");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "memory\n");
+    let hierarchy = Hierarchy { aside: true, ..beside };
     assert_eq!(hierarchy.controllers(), Controller::ALL);
     assert_eq!(fs::read_to_string(&file).unwrap(), "+cpu +pids");
     fs::write(&file, "cpu memory pids\n").unwrap();

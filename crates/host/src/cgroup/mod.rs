@@ -142,7 +142,11 @@ impl Cgroups {
                     break;
                 }
             }
-            created.and_then(|()| limits.map_or(Ok(()), |limits| limits.set(path)))?;
+            let set = created.and_then(|()| limits.map_or(Ok(()), |limits| limits.set(path)));
+            if let Err(error) = set {
+                cgroup.end().await;
+                return Err(error);
+            }
         }
         Ok(Some(cgroup))
     }
