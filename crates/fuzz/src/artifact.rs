@@ -15,7 +15,7 @@ use cohort_artifact::{
 use cohort_base::golden::round_trip;
 use cohort_core::release::{Release, Rollback};
 use cohort_host::fuzzing::unpack;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use crate::script::{Script, block_on, scratch};
 
@@ -193,7 +193,8 @@ pub(crate) fn unit_hashes(bytes: &[u8]) {
 
 /// A repository with one release, made once per process.
 struct Made {
-    folder: TempDir,
+    /// The files of the repository before the release, by path.
+    empty: Vec<(String, Vec<u8>)>,
     root: Vec<u8>,
     bundle: Vec<u8>,
     /// What a publisher uploads for the release and the key change, by path.
@@ -211,7 +212,7 @@ async fn make() -> Made {
     let dir = folder.path().join("repository");
     let created = Repository::create(&dir, &keys, Lifetimes::default()).await;
     let repository = created.expect("a repository");
-    copy(&dir, &folder.path().join("empty"));
+    let empty = contents(&dir);
     let source = folder.path().join("source");
     fs::create_dir(&source).expect("a writable directory");
     fs::write(source.join("app"), "app").expect("a writable directory");
@@ -228,13 +229,13 @@ async fn make() -> Made {
     let mut uploads: Vec<_> = files(&dir, &dir)
         .into_iter()
         .filter(|path| {
-            !folder.path().join("empty").join(path).exists() || path.ends_with("timestamp.json")
+            !empty.iter().any(|(known, _)| known == path) || path.ends_with("timestamp.json")
         })
         .map(|path| (path.clone(), fs::read(dir.join(path)).expect("a file")))
         .collect();
     let change = repository.signed_change().expect("a change");
     uploads.push((Repository::KEY_CHANGE.to_owned(), change));
-    Made { folder, root, bundle, uploads }
+    Made { empty, root, bundle, uploads }
 }
 
 async fn open(root: &[u8], store: &Path, mirror: Option<&PathBuf>) -> TrustedRepository {
@@ -264,12 +265,9 @@ fn files(dir: &Path, root: &Path) -> Vec<String> {
     all
 }
 
-fn copy(from: &Path, to: &Path) {
-    for path in files(from, from) {
-        let target = to.join(&path);
-        fs::create_dir_all(target.parent().expect("below")).expect("a writable directory");
-        fs::copy(from.join(&path), target).expect("a copy");
-    }
+fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let read = |path: String| (path.clone(), fs::read(dir.join(path)).expect("a file"));
+    files(dir, dir).into_iter().map(read).collect()
 }
 
 /// Signed metadata from a peer or from the disk, altered: only what is signed is believed.
@@ -326,7 +324,11 @@ pub(crate) fn upload(bytes: &[u8]) {
     let made = made();
     let folder = scratch();
     let dir = folder.path().join("repository");
-    copy(&made.folder.path().join("empty"), &dir);
+    for (path, content) in &made.empty {
+        let target = dir.join(path);
+        fs::create_dir_all(target.parent().expect("below")).expect("a writable directory");
+        fs::write(target, content).expect("a writable directory");
+    }
     let repository = Repository::open(&dir).expect("a repository");
     let mut script = Script::new(bytes);
     while !script.is_over() {
@@ -351,7 +353,7 @@ pub(crate) fn upload(bytes: &[u8]) {
     assert_eq!(names(folder.path()), ["repository"]);
     for path in files(&dir, &dir).iter().filter(|path| !path.starts_with('.')) {
         let known = made.uploads.iter().any(|(name, _)| name == path)
-            || made.folder.path().join("empty").join(path).exists();
+            || made.empty.iter().any(|(known, _)| known == path);
         assert!(known, "{path}");
     }
 }

@@ -14,8 +14,9 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
-/// Where programs put what nobody else needs.
-const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
+/// Where programs put what nobody else needs. What is in memory counts against their limits only
+/// as long as they live, unless it goes with them.
+const TEMPORARY: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 /// Of a private `/tmp`: for everybody, and a tenth of the memory at most, as systemd's.
 const TEMPORARY_OPTIONS: &std::ffi::CStr = c"mode=1777,size=10%";
 /// What the kernel shows, which no read-only flag of ours protects.
@@ -33,7 +34,8 @@ pub enum ProtectSystem {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Isolation {
-    /// `/tmp` and `/var/tmp` are its own, and empty when it starts.
+    /// `/tmp`, `/var/tmp`, `/dev/shm` and System V's shared memory are its own, and empty when it
+    /// starts.
     pub private_tmp: bool,
     /// If present, everything else is read-only.
     pub writable: Option<Vec<PathBuf>>,
@@ -50,10 +52,17 @@ impl Isolation {
             return Ok(());
         }
         #[expect(deprecated, reason = "unsafe for file descriptors only, which stay shared")]
-        rustix::thread::unshare(UnshareFlags::NEWNS)?;
-        // What the machine mounts later is seen here; what is mounted here is not seen there.
-        let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-        mount_change("/", alone)?;
+        rustix::thread::unshare(match self.private_tmp {
+            true => UnshareFlags::NEWNS | UnshareFlags::NEWIPC,
+            false => UnshareFlags::NEWNS,
+        })?;
+        // What the machine mounts later is seen here, unless it would not be read-only; what is
+        // mounted here is not seen there.
+        let alone = match self.writable {
+            Some(_) => MountPropagationFlags::PRIVATE,
+            None => MountPropagationFlags::DOWNSTREAM,
+        };
+        mount_change("/", alone | MountPropagationFlags::REC)?;
         if let Some(writable) = &self.writable {
             for path in writable {
                 mount_bind_recursive(path, path)?;
@@ -72,7 +81,8 @@ impl Isolation {
                 }
             }
         }
-        for at in TEMPORARY.iter().filter(|_| self.private_tmp) {
+        let there = |at: &&&str| self.private_tmp && Path::new(at).exists();
+        for at in TEMPORARY.iter().filter(there) {
             let flags = MountFlags::NOSUID | MountFlags::NODEV;
             mount("tmpfs", *at, "tmpfs", flags, TEMPORARY_OPTIONS)
                 .map_err(|error| because(error, Path::new(at)))?;

@@ -89,15 +89,21 @@ pub(crate) fn plain(app: &Arc<App>) -> Router {
 }
 
 /// The repository, for those with a certificate.
-pub(crate) fn repository(app: &App) -> Router {
-    let with_certificate = async |request: Request, next: Next| {
-        if request.extensions().get::<Peer>().is_none() {
-            return ApiError::unauthenticated().into_response();
-        }
-        next.run(request).await
-    };
+pub(crate) fn repository(app: &Arc<App>) -> Router {
     cohort_mirror::static_files(&app.config.repository_dir())
-        .layer(middleware::from_fn(with_certificate))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), with_certificate))
+}
+
+async fn with_certificate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let extensions = request.extensions();
+    let (peer, certificate) = (extensions.get::<Peer>(), extensions.get::<Certificate>());
+    let Some((peer, certificate)) = peer.cloned().zip(certificate.cloned()) else {
+        return ApiError::unauthenticated().into_response();
+    };
+    if let Err(removed) = app.author(Caller(peer), certificate).refuse_removed() {
+        return removed.into_response();
+    }
+    next.run(request).await
 }
 
 /// The lines to start after.

@@ -38,6 +38,8 @@ pub const REVOCATIONS_SENT_MAX: usize = 64;
 /// How far the time of a revocation may be ahead of the clock that judges it, in seconds: five
 /// minutes. It decides which later certificates count.
 const AHEAD_S_MAX: u64 = 300;
+/// The same for a hub's.
+const HUB_AHEAD_S_MAX: u64 = 5;
 
 /// That certificates of a peer count no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,15 @@ impl Revocation {
     /// Whether every certificate that it is about has expired.
     fn is_past(&self, now: UnixTime) -> bool {
         self.at.saturating_add(LIFETIME.as_secs()) <= now.as_secs()
+    }
+
+    /// How far its date may be ahead of a clock, in seconds. A hub's next certificate is valid after
+    /// that date only, and until then nobody talks to the hub.
+    fn ahead_max(&self) -> u64 {
+        match self.role {
+            Role::Hub => HUB_AHEAD_S_MAX,
+            Role::Viewer | Role::Publisher | Role::Agent | Role::Operator => AHEAD_S_MAX,
+        }
     }
 
     /// How much the certificates could do.
@@ -108,8 +119,10 @@ impl SignedRevocation {
         now: UnixTime,
     ) -> Result<(Peer, Revocation), RevocationError> {
         let revocation = self.unverified()?;
-        if revocation.at > now.as_secs() + AHEAD_S_MAX {
-            return Err(RevocationError::Ahead { by_s: revocation.at - now.as_secs() });
+        let ahead_max = revocation.ahead_max();
+        if revocation.at > now.as_secs() + ahead_max {
+            let by_s = revocation.at - now.as_secs();
+            return Err(RevocationError::Ahead { by_s, ahead_max });
         }
         let then = UnixTime::since_unix_epoch(Duration::from_secs(revocation.at));
         let verify = |at| verify_statement(roots, CONTEXT, &self.0, &[Role::Operator], at);
@@ -228,12 +241,8 @@ impl Revocations {
         }
         next.insert(peer.clone(), (revocation, signed.clone()));
         if next.len() > REVOCATIONS_MAX {
-            // The same one everywhere: where it matters least, the oldest.
-            let least = next.values().map(|(it, _)| (it.rank(), it.at, it.peer())).min();
-            let Some((.., least)) = least.filter(|(.., least)| *least != peer) else {
-                return Err(RevocationError::TooMany);
-            };
-            next.remove(&least);
+            let least = least(&next).filter(|least| *least != peer);
+            next.remove(&least.ok_or(RevocationError::TooMany)?);
         }
         if let Some(file) = &self.file {
             let all: Vec<&SignedRevocation> = next.values().map(|(_, signed)| signed).collect();
@@ -325,6 +334,18 @@ impl Revocations {
     }
 }
 
+/// The one to give up, the same everywhere: of the operator who signed the most, so that nobody
+/// displaces what others signed by signing many; where it matters least, the oldest.
+fn least(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> Option<Peer> {
+    let mut of: BTreeMap<Option<Peer>, Vec<&Revocation>> = BTreeMap::new();
+    for (revocation, signed) in known.values() {
+        of.entry(signed.0.certified().map(|by| by.peer)).or_default().push(revocation);
+    }
+    let most = of.into_values().max_by_key(Vec::len)?;
+    let least = most.into_iter().map(|it| (it.rank(), it.at, it.peer())).min();
+    least.map(|(.., peer)| peer)
+}
+
 /// Independent of the order in which they came.
 fn digest_of(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> u64 {
     let hash = |revocation: &Revocation| {
@@ -353,10 +374,8 @@ pub enum RevocationError {
     Malformed(#[source] serde_json::Error),
     #[error("revocation's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
     Reason { bytes: usize },
-    #[error(
-        "revocation is dated {by_s} s ahead of this clock; at most {AHEAD_S_MAX} s are accepted"
-    )]
-    Ahead { by_s: u64 },
+    #[error("revocation is dated {by_s} s ahead of this clock; at most {ahead_max} s are accepted")]
+    Ahead { by_s: u64, ahead_max: u64 },
     #[error("{REVOCATIONS_MAX} revocations are kept already, the limit")]
     TooMany,
     #[error("the file of revocations {} is damaged", path.display())]

@@ -149,3 +149,42 @@ fn names_that_nobody_has_do_not_keep_an_operator_from_being_revoked() {
     assert_eq!(known.all().len(), REVOCATIONS_MAX);
     assert!(known.revokes(&certified("bob", at - 1)));
 }
+
+/// An operator who has gone bad signs as many as are kept, dated ahead: what others signed stays,
+/// and so does the way to revoke that operator.
+#[test]
+fn nobody_displaces_what_others_signed_by_signing_many() {
+    let lab = Lab::new();
+    let (ana, mal) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Operator, "mal"));
+    let at = now().as_secs();
+    let known = Revocations::default();
+    let offer = |by: &Identity, role, name: &str, at| {
+        let name = PeerName::new(name).unwrap();
+        let revocation = Revocation { role, name, at, reason: String::new() };
+        known.offer(&SignedRevocation::sign(by, &revocation).unwrap(), ana.roots(), now())
+    };
+    assert!(offer(&ana, Role::Viewer, "eve", at).unwrap());
+    for number in 0..REVOCATIONS_MAX + 2 {
+        let ahead = at + AHEAD_S_MAX - 60;
+        let _ = offer(&mal, Role::Operator, &format!("x{number}"), ahead);
+    }
+    let eve = Peer::new(Role::Viewer, "eve").unwrap();
+    assert_eq!(known.revoked_at(&eve), Some(at));
+    assert!(offer(&ana, Role::Operator, "mal", at).unwrap());
+    assert_eq!(known.all().len(), REVOCATIONS_MAX);
+}
+
+/// A hub's next certificate is valid after the date only.
+#[test]
+fn a_hub_is_not_revoked_ahead_of_time() {
+    let lab = Lab::new();
+    let (ana, at) = (lab.identity(Role::Operator, "ana"), now().as_secs());
+    let offer = |at| {
+        let name = PeerName::new("hub").unwrap();
+        let revocation = Revocation { role: Role::Hub, name, at, reason: String::new() };
+        let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
+        Revocations::default().offer(&signed, ana.roots(), now())
+    };
+    assert!(matches!(offer(at + 60), Err(RevocationError::Ahead { .. })));
+    assert!(offer(at).unwrap());
+}

@@ -6,10 +6,13 @@ use cohort_artifact::client::{ClientLimits, FetchError, Mirror, MirrorClient};
 use cohort_hub::RepositoryAccess;
 use cohort_identity::{Alpn, PeerName, Role, UnixTime, joining_client_config};
 use cohort_wire::agent::REVOCATIONS;
+use cohort_wire::http::Call;
+use cohort_wire::hub::server_path;
 use cohort_wire::revocation::{
     Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
 use cohort_wire::tls::{IdentitySlot, repository_reader};
+use http::Method;
 
 use crate::support::Running;
 
@@ -52,6 +55,12 @@ async fn a_repository_of_the_fleet_is_read_with_a_certificate_only() {
     }
     assert_eq!(hub.plain("GET", &format!("/{FILE}"), "").await.status, 404);
     assert_eq!(hub.plain("GET", "/livez", "").await.status, 200);
+    let removed = Reader::of(&hub, Role::Agent, "web-9");
+    hub.operator()
+        .send(Call::new(Method::DELETE, server_path(&"web-9".parse().unwrap())))
+        .await
+        .unwrap();
+    assert!(removed.read().await.is_err(), "a removed server");
     let without = MirrorClient::new(ClientLimits::default()).unwrap();
     let address: Mirror = format!("cohort://{}", hub.api).parse().unwrap();
     let refused = without.fetch(&address, FILE, 100).await;
