@@ -66,8 +66,8 @@ impl Revocation {
         self.at.saturating_add(LIFETIME.as_secs()) <= now.as_secs()
     }
 
-    /// How far its date may be ahead of a clock, in seconds. A hub's next certificate is valid after
-    /// that date only, and until then nobody talks to the hub.
+    /// How far its date may be ahead of a clock, in seconds. A hub's next certificate is valid only
+    /// after that date, and until then nobody talks to the hub.
     fn ahead_max(&self) -> u64 {
         match self.role {
             Role::Hub => HUB_AHEAD_S_MAX,
