@@ -159,7 +159,7 @@ proptest! {
     }
 }
 
-/// Whatever the bytes: an error or other output, never a panic, and never more than allowed.
+/// Whatever the bytes: an error or the right output, never a panic, and never more than allowed.
 #[test]
 fn no_damage_does_harm() {
     let lab = lab();
@@ -178,7 +178,9 @@ fn no_damage_does_harm() {
         }
         let mut out = Vec::new();
         let applied = lab.apply_bytes(&bytes, &mut out);
-        prop_assert_eq!(applied.is_ok(), bytes == delta);
+        // Some bits of a compressed frame mean nothing: what is accepted is the whole artifact.
+        prop_assert!(applied.is_ok() || bytes != delta);
+        prop_assert!(applied.is_err() || applied.is_ok_and(|hashes| hashes == lab.whole));
         prop_assert!(out.len() as u64 <= lab.whole.length());
         Ok(())
     });
