@@ -153,8 +153,8 @@ const SERVICES_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for the guard: it answers from memory.
 const GUARD_MAX: Duration = Duration::from_secs(1);
 
-/// What the services under the guard use. One look at a time, on one connection, and at most one a
-/// second: whoever scrapes takes nothing from what starts and stops services.
+/// What the services under the guard use. One look at a time, on one connection at a time, and at
+/// most one look a second: those who scrape take nothing from what starts and stops services.
 async fn count_services(shared: &Shared) {
     let Ok(mut looked) = shared.looked_at_services.try_lock() else { return };
     if looked.is_some_and(|at| at.elapsed() < SERVICES_EVERY) {

@@ -300,9 +300,13 @@ async fn a_private_tmp_is_empty_and_its_files_are_seen_by_nobody_else() {
     let bench = Bench::in_folder("/run");
     let outside = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
     let isolation = Isolation { private_tmp: true, writable: None };
-    let script = "ls -A /tmp /var/tmp; echo x > /tmp/cohort-private; cat /tmp/cohort-private";
+    let shared = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let script = "ls -A /dev/shm /tmp /var/tmp; echo x > /tmp/cohort-private; \
+                  cat /tmp/cohort-private; touch /dev/shm/cohort-private";
     let output = bench.output(Confined { isolation, ..bench.script(script) }).await;
-    assert_eq!(output, "/tmp:\n\n/var/tmp:\nx\n");
+    assert_eq!(output, "/dev/shm:\n\n/tmp:\n\n/var/tmp:\nx\n");
+    assert!(!PathBuf::from("/dev/shm/cohort-private").exists());
+    assert!(shared.path().exists());
     assert!(!PathBuf::from("/tmp/cohort-private").exists());
     assert!(outside.path().exists());
 }

@@ -370,8 +370,9 @@ fn certified(
 const FIRST: UnixTime = UnixTime::since_unix_epoch(Duration::ZERO);
 const LAST: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(u32::MAX as u64 * 64));
 
-/// When the first certificate of a chain is valid, by what webpki says of the first and the last
-/// representable second. Does *not* verify the chain.
+/// When the first certificate of a chain is valid. webpki parses dates but exposes them only in its
+/// errors, so it is asked for the first and the last representable second. Does *not* verify the
+/// chain.
 pub(crate) fn unverified_validity(chain: &[CertificateDer<'_>]) -> Validity {
     let verify = |now| verify_chain(chain, &[], now, webpki::KeyUsage::client_auth());
     let not_before = match verify(FIRST) {
@@ -385,27 +386,15 @@ pub(crate) fn unverified_validity(chain: &[CertificateDer<'_>]) -> Validity {
     Validity { not_before, not_after }
 }
 
-/// webpki parses dates but exposes them only in its errors: verifying at the first and the last
-/// representable second returns both, and verifies the chain on the way.
+/// When the first certificate of a chain is valid, after verifying the chain.
 fn validity_of(
     chain: &[CertificateDer<'_>],
     roots: &[CertificateDer<'_>],
 ) -> Result<Validity, IdentityError> {
-    let (first, last) = (FIRST, LAST);
-    let verify = |now| verify_chain(chain, roots, now, webpki::KeyUsage::client_auth());
-    let not_before = match verify(first) {
-        Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before,
-        Ok(()) => first,
-        Err(error) => return Err(IdentityError::Untrusted(error)),
-    };
-    let not_after = match verify(last) {
-        Err(webpki::Error::CertExpired { not_after, .. }) => not_after,
-        Ok(()) => last,
-        Err(error) => return Err(IdentityError::Untrusted(error)),
-    };
-    // The errors above may come before the signature is checked.
-    verify(not_before).map_err(IdentityError::Untrusted)?;
-    Ok(Validity { not_before, not_after })
+    let validity = unverified_validity(chain);
+    verify_chain(chain, roots, validity.not_before, webpki::KeyUsage::client_auth())
+        .map_err(IdentityError::Untrusted)?;
+    Ok(validity)
 }
 
 pub(crate) fn certificates(

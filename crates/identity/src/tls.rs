@@ -8,17 +8,19 @@ use std::slice::from_ref;
 use std::sync::Arc;
 
 use hex::FromHex as _;
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::identity::{CHAIN_MAX, Identity, IdentityError, provider, root_store, verify_chain};
-use crate::peer::{Role, peer_of, sha256_hex};
+use crate::live::Live;
+use crate::peer::{Role, certified_by, sha256_hex};
 
 /// The protocol of a connection, agreed in the TLS handshake, so that one port serves all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,7 +119,7 @@ pub fn client_config(identity: &Identity, alpn: Alpn) -> Result<Arc<ClientConfig
         .with_root_certificates(roots)
         .with_client_auth_cert(identity.chain().to_vec(), identity.key().clone_key())
         .map_err(TlsError::Config)?;
-    Ok(finish_client(config, alpn))
+    Ok(Arc::new(finish_client(config, alpn)))
 }
 
 /// The TLS configuration of a client that has no certificate yet and knows the hub only by its
@@ -128,34 +130,46 @@ pub fn client_config(identity: &Identity, alpn: Alpn) -> Result<Arc<ClientConfig
 /// When the fingerprint is not 64 hexadecimal digits.
 pub fn joining_client_config(fingerprint: &str) -> Result<Arc<ClientConfig>, TlsError> {
     <[u8; 32]>::from_hex(fingerprint).map_err(TlsError::Fingerprint)?;
+    let config = hub_client(HubTrust::Fingerprint(fingerprint.to_owned()))?.with_no_client_auth();
+    Ok(Arc::new(finish_client(config, Alpn::Hub)))
+}
+
+/// A client that talks to hubs, whatever name was dialled.
+pub(crate) fn hub_client(
+    trust: HubTrust,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
     let provider = provider();
-    let verifier = FingerprintVerifier {
-        fingerprint: fingerprint.to_owned(),
-        algorithms: provider.signature_verification_algorithms,
-    };
-    let config = ClientConfig::builder_with_provider(provider)
+    let algorithms = provider.signature_verification_algorithms;
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Config)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(finish_client(config, Alpn::Hub))
+        .with_custom_certificate_verifier(Arc::new(HubVerifier { trust, algorithms })))
 }
 
-fn finish_client(mut config: ClientConfig, alpn: Alpn) -> Arc<ClientConfig> {
+pub(crate) fn finish_client(mut config: ClientConfig, alpn: Alpn) -> ClientConfig {
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     config.resumption = Resumption::disabled();
-    Arc::new(config)
+    config
 }
 
-/// Trusts one authority, known by its fingerprint, and of its certificates only hubs'.
+/// Whose hubs a client trusts.
 #[derive(Debug)]
-struct FingerprintVerifier {
-    fingerprint: String,
+pub(crate) enum HubTrust {
+    /// Those of the authority with this fingerprint: all that a joiner knows.
+    Fingerprint(String),
+    /// Those of the authorities of the moment, if they are not revoked.
+    Live(Arc<dyn Live>),
+}
+
+/// Accepts certificates of hubs only.
+#[derive(Debug)]
+struct HubVerifier {
+    trust: HubTrust,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for FingerprintVerifier {
+impl ServerCertVerifier for HubVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -168,19 +182,30 @@ impl ServerCertVerifier for FingerprintVerifier {
         if intermediates.len() > CHAIN_MAX {
             return Err(refused(CertificateError::BadEncoding));
         }
-        // Never the leaf itself: an authority does not serve.
-        let root = intermediates
-            .iter()
-            .find(|certificate| sha256_hex(certificate) == self.fingerprint)
-            .ok_or_else(|| refused(CertificateError::UnknownIssuer))?;
         let mut chain = vec![end_entity.clone()];
         chain.extend_from_slice(intermediates);
-        verify_chain(&chain, from_ref(root), now, webpki::KeyUsage::server_auth())
-            .map_err(|error| refused(certificate_error(&error)))?;
-        if peer_of(&chain).is_ok_and(|peer| peer.role == Role::Hub) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(refused(CertificateError::NotValidForName))
+        let verify = |roots: &[CertificateDer<'_>]| {
+            verify_chain(&chain, roots, now, webpki::KeyUsage::server_auth())
+                .map_err(|error| refused(certificate_error(&error)))
+        };
+        match &self.trust {
+            HubTrust::Fingerprint(fingerprint) => {
+                // Never the leaf itself: an authority does not serve.
+                let root = intermediates.iter().find(|it| sha256_hex(it) == *fingerprint);
+                verify(from_ref(root.ok_or_else(|| refused(CertificateError::UnknownIssuer))?))?;
+            }
+            HubTrust::Live(live) => verify(live.identity().roots())?,
+        }
+        let wrong = |_| refused(CertificateError::NotValidForName);
+        let certified = certified_by(&chain).map_err(wrong)?;
+        match &self.trust {
+            _ if certified.peer.role != Role::Hub => {
+                Err(refused(CertificateError::NotValidForName))
+            }
+            HubTrust::Live(live) if live.refuses(&certified) => {
+                Err(refused(CertificateError::Revoked))
+            }
+            HubTrust::Live(_) | HubTrust::Fingerprint(_) => Ok(ServerCertVerified::assertion()),
         }
     }
 
@@ -190,7 +215,7 @@ impl ServerCertVerifier for FingerprintVerifier {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(only_tls13())
+        Err(rustls::Error::General("only TLS 1.3 is supported".to_owned()))
     }
 
     fn verify_tls13_signature(
@@ -207,11 +232,7 @@ impl ServerCertVerifier for FingerprintVerifier {
     }
 }
 
-pub(crate) fn only_tls13() -> rustls::Error {
-    rustls::Error::General("only TLS 1.3 is supported".to_owned())
-}
-
-pub(crate) fn certificate_error(error: &webpki::Error) -> CertificateError {
+fn certificate_error(error: &webpki::Error) -> CertificateError {
     match error {
         webpki::Error::BadDer => CertificateError::BadEncoding,
         webpki::Error::CertExpired { .. } => CertificateError::Expired,

@@ -218,8 +218,8 @@ impl Revocations {
     /// on a sync.
     ///
     /// # Errors
-    /// If it is not signed by an operator, or by one who is revoked, there are too many that matter
-    /// more, or the disk fails; then nothing has changed.
+    /// If it is not signed by an operator, or by one who is revoked, there are too many of that
+    /// operator's, or the disk fails; then nothing has changed.
     pub fn offer(
         &self,
         signed: &SignedRevocation,

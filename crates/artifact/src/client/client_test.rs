@@ -307,12 +307,18 @@ async fn a_folder_is_a_mirror() {
 
 #[test]
 fn only_addresses_of_files_are_mirrors() {
-    for bad in ["", "mirror", "ftp://a.test/", "http://a/#f", "s3://bucket"] {
+    let hubs =
+        ["cohort://hub", "cohort://hub:0", "cohort://u@hub:1", "cohort://hub:1/x", "cohort://"];
+    for bad in ["", "mirror", "ftp://a.test/", "http://a/#f", "s3://bucket"].iter().chain(&hubs) {
         assert!(bad.parse::<Mirror>().is_err(), "{bad}");
     }
     let shown = |text: &str| text.parse::<Mirror>().unwrap().to_string();
     assert_eq!(shown("https://user:secret@a.test/deep?sig=s"), "https://a.test/deep/");
     assert_eq!(shown("/srv/mirror"), "/srv/mirror");
+    for hub in ["cohort://hub.test:7418/", "cohort://[fd00::1]:7418/", "cohort://hub.test:443/"] {
+        assert_eq!(shown(hub), hub);
+        assert_eq!(shown(hub.trim_end_matches('/')), hub);
+    }
 }
 
 #[test]

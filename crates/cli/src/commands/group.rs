@@ -203,10 +203,11 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     let reason = format!("removed from {group}");
     let revoked = revoke::spread(&context, &peer, &reason, direct).await;
     let forgotten = match &revoked {
-        Ok(_) => forget(&hub, server).await,
-        Err(_) => Ok(()),
+        Ok(_) => Some(forget(&hub, server).await),
+        Err(_) => None,
     };
-    let answer = Answer::GroupRemove { group, server, index, forgotten: forgotten.is_ok() };
+    let gone = matches!(forgotten, Some(Ok(())));
+    let answer = Answer::GroupRemove { group, server, index, forgotten: gone };
     global.output.answer(&answer, || match index {
         Some(_) if revoked.is_ok() => {
             format!("{server} removed from {group}, and its certificate revoked\n")
@@ -223,7 +224,7 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         note(&format!("try again: {again}"));
         return Ok(Exit::Failed);
     }
-    if let Err(error) = forgotten {
+    if let Some(Err(error)) = forgotten {
         let failure = Failure::from(error);
         note(&format!("warning: the hub still lists {server}: {}", failure.error));
         let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };
