@@ -25,6 +25,9 @@ use serde::{Deserialize, Serialize};
 use crate::isolation::Isolation;
 use crate::program::RunAs;
 
+/// The argument of the `cohort` binary that makes it a wrapper.
+pub const COMMAND: &str = "confine";
+
 /// Longest request, in bytes: as the guard's longest.
 const REQUEST_BYTES_MAX: u64 = 256 * 1024;
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::confine::{Confined, NotStarted, STARTS};
+use crate::confine::{COMMAND, Confined, NotStarted, STARTS};
 use crate::process::GroupChild;
 
 /// Longest wait until a program has started: a machine under load takes seconds.
@@ -36,7 +36,7 @@ impl Launch {
     /// `cohort confine`, by the program that runs: the same one, even if the file was replaced.
     #[must_use]
     pub fn confine() -> Self {
-        Launch { program: "/proc/self/exe".into(), args: vec!["confine".into()] }
+        Launch { program: "/proc/self/exe".into(), args: vec![COMMAND.into()] }
     }
 
     /// `cohort confine`, as a program of this crate's, next to a test.

@@ -6,7 +6,6 @@ pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod channel;
 pub(crate) mod completions;
-pub(crate) mod confine;
 pub(crate) mod context;
 pub(crate) mod group;
 pub(crate) mod guard;
@@ -60,7 +59,6 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Mirror(args) => mirror::run(&args),
         Command::Agent(args) => agent::run(&global, &args),
         Command::Guard(args) => guard::run(&args),
-        Command::Confine => confine::run(),
         Command::Token(args) => once(token::run(&global, &args)),
         Command::Publish(args) => once(publish::run(&global, &args)),
         Command::Repository(args) => once(repository::run(&global, &args)),
