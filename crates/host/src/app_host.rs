@@ -113,8 +113,8 @@ impl AppHost {
         let created = durable::private_folder(&hooks).on_path("create", &hooks);
         created.map_err(|error| folders(error.into()))?;
         let releases = Releases::open(&config.install_dir).map_err(folders)?;
-        let state = releases.create_state_dir(config.run_as);
-        state.map_err(|error| folders(error.into()))?;
+        let own = releases.create_own_dirs(config.run_as);
+        own.map_err(|error| folders(error.into()))?;
         if let Some(reader) = config.run_as {
             releases.open_to(reader).map_err(|error| folders(error.into()))?;
         }
@@ -185,7 +185,7 @@ impl AppHost {
     /// What the programs of a release see of the file system.
     pub(crate) fn isolation_of(&self, file: &ServiceFile) -> Isolation {
         let service = file.service.as_ref();
-        service.map(|it| it.isolation(self.releases.state_dir())).unwrap_or_default()
+        service.map(|it| it.isolation(&self.releases.own_dirs())).unwrap_or_default()
     }
 
     pub(crate) fn check_context_of(&self, release: Option<&Release>) -> CheckContext {

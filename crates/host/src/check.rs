@@ -21,6 +21,9 @@ use crate::program::{Programs, RunAs};
 const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in \
                        agent.toml, or `port` in the policy";
 
+/// What stands for the server's port.
+const PORT: &str = "{port}";
+
 /// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]
 pub struct CheckContext {
@@ -192,7 +195,8 @@ async fn within(
 
 impl CheckContext {
     pub(crate) fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
-        fill_in(text, self.service_port).map_err(|error| CheckFailure::CannotCheck(chain(&error)))
+        fill_in(text, self.service_port, &self.variables)
+            .map_err(|error| CheckFailure::CannotCheck(chain(&error)))
     }
 
     /// The port that a check names, or the server's.
@@ -223,12 +227,37 @@ impl CheckContext {
 #[error("`{{port}}` is used, but this server has no `service_port`")]
 pub(crate) struct NoPort;
 
-/// Replaces `{port}` by the server's port.
-pub(crate) fn fill_in(text: &str, port: Option<u16>) -> Result<String, NoPort> {
-    if !text.contains("{port}") {
-        return Ok(text.to_owned());
+/// What stands in commands and variables, besides `{port}`, for what a program also gets as a
+/// variable.
+const PLACEHOLDERS: [(&str, &str); 5] = [
+    ("{server}", "COHORT_SERVER"),
+    ("{release_dir}", "COHORT_RELEASE_DIR"),
+    ("{state_dir}", "COHORT_STATE_DIR"),
+    ("{cache_dir}", "COHORT_CACHE_DIR"),
+    ("{runtime_dir}", "COHORT_RUNTIME_DIR"),
+];
+
+/// Whether [`fill_in`] would fill in the server's port.
+pub(crate) fn names_port(text: &str) -> bool {
+    text.contains(PORT)
+}
+
+/// Replaces `{port}` by the server's port, and [`PLACEHOLDERS`] by their variables.
+pub(crate) fn fill_in(
+    text: &str,
+    port: Option<u16>,
+    variables: &BTreeMap<String, String>,
+) -> Result<String, NoPort> {
+    let mut text = text.to_owned();
+    if names_port(&text) {
+        text = text.replace(PORT, &port.ok_or(NoPort)?.to_string());
     }
-    Ok(text.replace("{port}", &port.ok_or(NoPort)?.to_string()))
+    for (placeholder, variable) in PLACEHOLDERS {
+        if let Some(value) = variables.get(variable).filter(|_| text.contains(placeholder)) {
+            text = text.replace(placeholder, value);
+        }
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -11,13 +11,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::io::FdFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
@@ -33,6 +36,16 @@ const REQUEST_BYTES_MAX: u64 = 256 * 1024;
 
 /// The highest capability that is asked for; the kernel knows 41.
 const CAPABILITY_MAX: u32 = 63;
+
+/// Most descriptors that a program is given besides its output.
+pub(crate) const PASSED_MAX: usize = 16;
+
+/// The first descriptor that a program is given, and one above all of them.
+const PASSED_FROM: i32 = 3;
+const PASSED_BELOW: i32 = 64;
+
+/// The variable that tells a program that descriptors are meant for it.
+const LISTEN_PID: &str = "LISTEN_PID";
 
 /// A program written just before can be busy for a moment, because another thread that forked
 /// meanwhile still holds it open for writing.
@@ -152,7 +165,8 @@ pub fn run() -> i32 {
     // Whatever the agent was started with, and left open, is not the program's.
     close_fds::set_fds_cloexec(rustix::stdio::raw_stderr() + 1, &[]);
     let mut socket = File::from(socket);
-    let became = read(&mut socket).and_then(|it| become_it(&it, &mut socket));
+    let became =
+        read(&mut socket).and_then(|(confined, passed)| become_it(&confined, passed, &mut socket));
     let Failed { tried, error, program } = match became {
         Ok(never) => match never {},
         Err(failed) => failed,
@@ -166,18 +180,49 @@ pub fn run() -> i32 {
 
 /// Standard input, which programs that are started do not get; they get an empty one.
 fn take_stdin() -> io::Result<OwnedFd> {
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), PASSED_BELOW)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(socket)
 }
 
-fn read(socket: &mut File) -> Result<Confined, Failed> {
-    let mut bytes = Vec::new();
+/// The request, and the descriptors that came with its first byte.
+fn read(socket: &mut File) -> Result<(Confined, Vec<OwnedFd>), Failed> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0];
+    let mut first = [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(&*socket, &mut first, &mut control, RecvFlags::CMSG_CLOEXEC);
+    step("read the request", received)?;
+    let mut passed = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            passed.extend(descriptors);
+        }
+    }
     step("read the request", socket.take(REQUEST_BYTES_MAX).read_to_end(&mut bytes))?;
-    step("read the request", serde_json::from_slice(&bytes))
+    Ok((step("read the request", serde_json::from_slice(&bytes))?, passed))
 }
 
-fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Infallible, Failed> {
+/// Gives the program its descriptors, from 3 on in their order.
+fn place(passed: Vec<OwnedFd>) -> io::Result<()> {
+    let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, PASSED_BELOW);
+    let moved: Vec<OwnedFd> = passed.iter().map(away).collect::<Result<_, _>>()?;
+    drop(passed);
+    for (fd, number) in moved.iter().zip(PASSED_FROM..) {
+        let placed = rustix::io::fcntl_dupfd_cloexec(fd, number)?;
+        rustix::io::fcntl_setfd(&placed, FdFlags::empty())?;
+        if placed.into_raw_fd() != number {
+            return Err(io::Error::other(format!("descriptor {number} is in use")));
+        }
+    }
+    Ok(())
+}
+
+fn become_it(
+    confined: &Confined,
+    passed: Vec<OwnedFd>,
+    socket: &mut File,
+) -> Result<std::convert::Infallible, Failed> {
     let Confined { program, args, env, folder, .. } = confined;
     let Confined { run_as, capabilities, cgroups, isolation, gains, .. } = confined;
     for cgroup in cgroups {
@@ -195,9 +240,13 @@ fn become_it(confined: &Confined, socket: &mut File) -> Result<std::convert::Inf
         step("give up gaining privileges", rustix::thread::set_no_new_privs(true))?;
     }
     step("enter its directory as its user", std::env::set_current_dir(folder))?;
-    step("say that it starts", socket.write_all(STARTS))?;
     let mut command = std::process::Command::new(program);
     command.args(args).env_clear().envs(env);
+    if !passed.is_empty() {
+        command.env(LISTEN_PID, std::process::id().to_string());
+    }
+    step("pass on descriptors", place(passed))?;
+    step("say that it starts", socket.write_all(STARTS))?;
     let mut error = command.exec();
     for _ in 1..BUSY_TRIES {
         if error.kind() != io::ErrorKind::ExecutableFileBusy {

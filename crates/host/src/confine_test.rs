@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -247,11 +248,15 @@ async fn what_the_machine_refuses_is_not_the_releases_fault() {
 
 #[test]
 fn a_request_is_bounded() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("request");
     let is_read = |confined: &Confined| {
-        fs::write(&path, serde_json::to_vec(confined).unwrap()).unwrap();
-        super::read(&mut fs::File::open(&path).unwrap()).is_ok()
+        let request = serde_json::to_vec(confined).unwrap();
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let sent = std::thread::spawn(move || ours.write_all(&request));
+        let mut theirs = fs::File::from(std::os::fd::OwnedFd::from(theirs));
+        let read = super::read(&mut theirs).is_ok();
+        drop(theirs);
+        let _broken = sent.join().unwrap();
+        read
     };
     let confined = Confined::new("/bin/true".into(), "/".into());
     assert!(is_read(&confined));

@@ -1,18 +1,22 @@
 //! Starting programs of releases: through `cohort confine`, see [`crate::confine`].
 
 use std::ffi::OsString;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Gid, Uid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::confine::{COMMAND, Confined, NotStarted, STARTS};
+use crate::confine::{COMMAND, Confined, NotStarted, PASSED_MAX, STARTS};
 use crate::process::GroupChild;
+use crate::program::RunAs;
 
 /// Longest wait until a program has started: a machine under load takes seconds.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -53,7 +57,8 @@ impl Launch {
         Launch { program, args: Vec::new() }
     }
 
-    /// Starts a confined program as the leader of a new session. Its output goes to `output`.
+    /// Starts a confined program as the leader of a new session. Its output goes to `output`; its
+    /// descriptors from 3 on are `passed`.
     ///
     /// # Errors
     /// An error with a number is the program's own; any other is the machine's.
@@ -61,11 +66,20 @@ impl Launch {
         &self,
         confined: &Confined,
         output: OwnedFd,
+        passed: &[OwnedFd],
     ) -> io::Result<GroupChild> {
+        if let Some(RunAs { uid, gid }) = confined.run_as {
+            // So that it may open /dev/stdout by name.
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            rustix::fs::fchown(&output, Some(uid), Some(gid)).map_err(|it| own(it.into()))?;
+        }
         let (mut ours, theirs) = UnixStream::pair().map_err(own)?;
         let mut child = self.spawn(confined, theirs, output).map_err(own)?;
         let conversation = async {
-            ours.write_all(&serde_json::to_vec(confined)?).await?;
+            let request = serde_json::to_vec(confined)?;
+            let (with_passed, rest) = request.split_at(1);
+            send_with(&ours, with_passed, passed)?;
+            ours.write_all(rest).await?;
             ours.shutdown().await?;
             let mut report = Vec::new();
             (&mut ours).take(REPORT_BYTES_MAX).read_to_end(&mut report).await?;
@@ -105,6 +119,18 @@ impl Launch {
             .stderr(output);
         GroupChild::spawn(&mut command)
     }
+}
+
+/// Sends the first byte of a request with descriptors. A new socket has room for it.
+fn send_with(socket: &UnixStream, byte: &[u8], passed: &[OwnedFd]) -> io::Result<()> {
+    let passed: Vec<BorrowedFd<'_>> = passed.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !passed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&passed)) {
+        return Err(io::Error::other(format!("more than {PASSED_MAX} descriptors to pass on")));
+    }
+    sendmsg(socket, &[IoSlice::new(byte)], &mut control, SendFlags::empty())?;
+    Ok(())
 }
 
 /// Kills a wrapper that has not become its program, if nobody waits for that any more.

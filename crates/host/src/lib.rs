@@ -34,6 +34,7 @@ mod lacking;
 mod launch;
 mod orphan;
 mod output;
+mod port;
 mod preflight;
 mod process;
 mod program;
@@ -65,7 +66,7 @@ pub use program::{Programs, RunAs};
 pub use record::HostError;
 pub use service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceState,
-    ServiceStatus,
+    ServiceStatus, ServiceType,
 };
 pub use service_file::judge_service_file;
 pub use systemd::Systemd;

@@ -7,7 +7,11 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use procfs::process::{Process, Stat};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group,
+    pidfd_getfd, pidfd_open, pidfd_send_signal, waitid,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
@@ -20,7 +24,11 @@ use crate::cgroup::Cgroup;
 pub enum Exit {
     /// On its own, with this exit status.
     Status(i32),
+    /// With exit status 0, while what it had started lived on.
+    Background,
     Signal(i32),
+    /// Killed by the guard, which had not heard from it in time.
+    Watchdog,
     /// Killed by the kernel: it, or something that it started, or the machine needed more memory
     /// than there was.
     OutOfMemory,
@@ -45,6 +53,11 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Status(code) => write!(f, "exit status {code}"),
+            Exit::Background => f.write_str(
+                "it went into the background: start it in the foreground (nginx: `daemon off;`), \
+                 or set `type = \"forking\"` and `pid_file` in cohort.toml",
+            ),
+            Exit::Watchdog => f.write_str("killed: its watchdog did not hear from it"),
             Exit::Signal(signal) => write!(f, "killed by signal {signal}"),
             Exit::OutOfMemory => f.write_str("killed by the kernel: out of memory"),
             Exit::Unknown => f.write_str("exit status unknown"),
@@ -141,6 +154,11 @@ impl Watched {
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
+
+    /// A copy of one of its descriptors. For whoever may trace it.
+    pub(crate) fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(self.pidfd.get_ref(), number, PidfdGetfdFlags::empty())?)
+    }
 }
 
 /// A child of this process that leads a group, once it has started.
@@ -166,6 +184,17 @@ impl GroupChild {
 
     pub(crate) fn watched(&self) -> &Watched {
         &self.watched
+    }
+
+    /// The exit status of a leader that has ended on its own, which keeps its number.
+    pub(crate) fn exit_status(&self) -> Option<i32> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        waitid(WaitId::Pid(self.watched.pid), options).ok()??.exit_status()
+    }
+
+    /// Reaps a leader that has ended, and leaves what it started alone.
+    pub(crate) async fn leave(&mut self) {
+        let _known = self.child.wait().await;
     }
 
     /// After the leader has ended, or was killed: ends the rest of its group and of its cgroup, and
@@ -227,42 +256,40 @@ impl Descendants {
     }
 }
 
+/// Whether others than its leader live in a session.
+pub(crate) fn session_has_others(leader: Pid) -> bool {
+    let all = procfs::process::all_processes().into_iter().flatten().flatten();
+    let number = leader.as_raw_nonzero().get();
+    let mut others = all.filter(|process| process.pid() != number);
+    others.any(|process| process.stat().is_ok_and(|it| it.session == number && it.state != 'Z'))
+}
+
 /// Every process and its parent.
 fn parents() -> Vec<(Pid, Pid)> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.filter_map(Pid::from_raw).filter_map(|pid| Some((pid, parent_of(pid)?))).collect()
+    let numbers = procfs::process::all_processes().into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|process| Pid::from_raw(process.pid()));
+    numbers.filter_map(|pid| Some((pid, parent_of(pid)?))).collect()
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {
-    Pid::from_raw(stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()?)
+    Pid::from_raw(stat_of(pid)?.ppid)
 }
 
 /// When a process started, in clock ticks since boot. Number and start time together identify a
 /// process. `None` if there is no such process, or only a zombie.
 pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
-    let fields = stat_fields(pid)?;
-    let mut fields = fields.split_ascii_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
-    }
+    let stat = stat_of(pid)?;
+    (!matches!(stat.state, 'Z' | 'X')).then_some(stat.starttime)
 }
-
-/// The unit of times in `/proc`, in milliseconds: `USER_HZ` is 100 on x86 and Arm.
-const TICK_MS: u64 = 10;
 
 /// How long a process has been running; `None` if there is no such process, or only a zombie.
 pub(crate) fn age(pid: Pid) -> Option<Duration> {
-    let started_ms = start_ticks(pid)?.saturating_mul(TICK_MS);
+    let started_ms = start_ticks(pid)?.saturating_mul(1000) / procfs::ticks_per_second();
     Some(Duration::from_millis(crate::clock::boot_time_ms().saturating_sub(started_ms)))
 }
 
-/// The fields of `/proc/PID/stat`, starting with the state.
-fn stat_fields(pid: Pid) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field is a name in parentheses that may contain anything, including parentheses.
-    Some(stat.rsplit_once(')')?.1.to_owned())
+fn stat_of(pid: Pid) -> Option<Stat> {
+    Process::new(pid.as_raw_nonzero().get()).ok()?.stat().ok()
 }
 
 /// Whether a program could not be started because of the file itself: missing, not executable, not

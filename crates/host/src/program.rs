@@ -132,7 +132,7 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     let mut running = KillOnDrop { child: None, cgroup };
     let confined = Confined { cgroups, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
-    let started = programs.confine.start(&confined, writer.into()).await;
+    let started = programs.confine.start(&confined, writer.into(), &[]).await;
     let child = started.map_err(|source| match is_the_programs_fault(&source) {
         true => ProgramError::Spawn { path: path(), source },
         false => watch(source),

@@ -33,6 +33,10 @@ const MARKER_BYTES_MAX: u64 = 6 * SERVICE_FILE_BYTES_MAX + 16 * 1024;
 const CURRENT: &str = "current";
 const RELEASES: &str = "releases";
 const STATE: &str = "state";
+const CACHE: &str = "cache";
+const RUNTIME: &str = "run";
+/// The socket where the service says that it is ready.
+const NOTIFY: &str = "notify";
 /// The link that is about to replace [`CURRENT`].
 const NEXT: &str = ".current-new";
 
@@ -95,25 +99,40 @@ impl Releases {
         self.install_dir.join(RELEASES)
     }
 
-    /// The directory that the app's service may write to, whatever its release.
+    /// The directory where the app's service keeps what has to stay, whatever its release.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.install_dir.join(STATE)
     }
 
-    /// Creates [`Self::state_dir`], for `owner`. Only its owner may enter it.
-    pub(crate) fn create_state_dir(&self, owner: Option<RunAs>) -> Result<(), FileError> {
-        let path = self.state_dir();
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => created.on_path("create", &path)?,
-        }
-        let Some(RunAs { uid, gid }) = owner else { return Ok(()) };
-        let owned = fs::symlink_metadata(&path).on_path("inspect", &path)?;
-        if owned.uid() == uid {
-            return Ok(());
-        }
-        // Nobody else can put a link here: the directory above is the agent's.
-        lchown(&path, Some(uid), Some(gid)).on_path("set owner of", &path)
+    /// As [`Self::state_dir`], for what it can do without.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.install_dir.join(CACHE)
+    }
+
+    /// As [`Self::state_dir`], for what is worth nothing once the service has stopped.
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.install_dir.join(RUNTIME)
+    }
+
+    pub(crate) fn notify_socket(&self) -> PathBuf {
+        self.install_dir.join(NOTIFY)
+    }
+
+    /// The directories that the app's programs may write to.
+    pub(crate) fn own_dirs(&self) -> [PathBuf; 3] {
+        [self.state_dir(), self.cache_dir(), self.runtime_dir()]
+    }
+
+    /// Creates [`Self::own_dirs`], for `owner`. Only their owner may enter them.
+    pub(crate) fn create_own_dirs(&self, owner: Option<RunAs>) -> Result<(), FileError> {
+        self.own_dirs().iter().try_for_each(|path| create_own(path, owner))
+    }
+
+    /// Empties [`Self::runtime_dir`], while the service is stopped.
+    pub(crate) fn empty_runtime_dir(&self, owner: Option<RunAs>) -> Result<(), FileError> {
+        let path = self.runtime_dir();
+        remove(&path)?;
+        create_own(&path, owner)
     }
 
     /// Lets `reader` read the releases that were unpacked for another user, after `service_user`
@@ -133,9 +152,15 @@ impl Releases {
 
     /// Removes everything but what the app's service has written.
     pub(crate) fn remove_all(&self) -> Result<(), FileError> {
-        for own in [self.current_link(), self.install_dir.join(NEXT), self.folder()] {
-            remove(&own)?;
-        }
+        let all = [
+            self.current_link(),
+            self.install_dir.join(NEXT),
+            self.folder(),
+            self.cache_dir(),
+            self.runtime_dir(),
+            self.notify_socket(),
+        ];
+        all.iter().try_for_each(|own| remove(own))?;
         for folder in [self.state_dir(), self.install_dir.clone()] {
             match fs::remove_dir(&folder) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -322,6 +347,21 @@ fn create_open(path: &Path) -> Result<(), FileError> {
 }
 
 /// Removes a directory with its content, a file, or a link itself. A missing path is not an error.
+/// Creates a directory for `owner`, which nobody else may enter.
+fn create_own(path: &Path, owner: Option<RunAs>) -> Result<(), FileError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => created.on_path("create", path)?,
+    }
+    let Some(RunAs { uid, gid }) = owner else { return Ok(()) };
+    let owned = fs::symlink_metadata(path).on_path("inspect", path)?;
+    if owned.uid() == uid {
+        return Ok(());
+    }
+    // Nobody else can put a link here: the directory above is the agent's.
+    lchown(path, Some(uid), Some(gid)).on_path("set owner of", path)
+}
+
 fn remove(path: &Path) -> Result<(), FileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),

@@ -1,6 +1,7 @@
 //! From a release to its service, and the variables for its programs.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,13 @@ use cohort_core::release::Release;
 use cohort_core::report::Blame;
 
 use crate::app_host::AppHost;
-use crate::check::{NoPort, fill_in};
+use crate::check::{NoPort, fill_in, names_port};
 use crate::interrupt::{Interrupt, failure};
 use crate::program::base_environment;
-use crate::service::{RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec};
-use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service};
+use crate::service::{
+    RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceType,
+};
+use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service, address};
 
 /// A service and the manager that runs it.
 #[derive(Debug)]
@@ -66,28 +69,56 @@ impl AppHost {
 
     fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, NoPort> {
         let folder = self.releases.path_of(release);
-        let port = self.config.service_port;
-        let words: Vec<String> =
-            service.command.iter().map(|word| fill_in(word, port)).collect::<Result<_, _>>()?;
+        let config = &self.config;
+        let variables = self.service_variables(release);
+        let filled = |text: &String| fill_in(text, config.service_port, &variables);
+        let words: Vec<String> = service.command.iter().map(filled).collect::<Result<_, _>>()?;
         let (program, args) =
             words.split_first().expect("cohort.toml is refused when it has no command and no unit");
-        let mut env = base_environment(self.config.home.as_deref());
+        let mut env = base_environment(config.home.as_deref());
         for (name, value) in &service.env {
-            env.insert(name.clone(), fill_in(value, port)?);
+            env.insert(name.clone(), filled(value)?);
         }
-        env.extend(self.service_variables(release));
+        let mut listen = BTreeMap::new();
+        for (name, at) in &service.listen {
+            let at = address(&filled(at)?, config.service_address);
+            listen.insert(name.clone(), at.expect("cohort.toml is refused with another one"));
+        }
+        env.extend(variables);
+        let notifies = service.kind == ServiceType::Notify;
+        let in_runtime_dir = |name: &String| self.releases.runtime_dir().join(name);
         Ok(ServiceCommand {
             program: program_path(&folder, program),
             args: args.to_vec(),
             env,
             folder,
+            kind: service.kind,
+            pid_file: service.pid_file.as_ref().map(in_runtime_dir),
+            notify: notifies.then(|| self.releases.notify_socket()),
+            watchdog_ms: service.watchdog.map(|most| most.ms),
+            ports: self.ports_of(service, &listen),
+            listen,
             stop_signal: service.stop_signal,
             stop_timeout_ms: service.stop_timeout.ms,
-            run_as: self.config.run_as,
+            run_as: config.run_as,
             capabilities: service.capabilities.clone(),
-            isolation: service.isolation(self.releases.state_dir()),
+            isolation: service.isolation(&self.releases.own_dirs()),
             limits: service.limits(),
         })
+    }
+
+    /// Where the service listens itself, as far as it says so: at the server's port.
+    fn ports_of(
+        &self,
+        service: &Service,
+        listen: &BTreeMap<String, SocketAddr>,
+    ) -> Vec<SocketAddr> {
+        let port = self.config.service_port;
+        let mut words = service.command.iter().chain(service.env.values());
+        let is_named = words.any(|word| names_port(word));
+        let own = port.filter(|port| is_named && listen.values().all(|at| at.port() != *port));
+        let address = self.config.service_address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        own.map(|port| SocketAddr::new(address, port)).into_iter().collect()
     }
 
     /// Stops the app's service: the unit that `release` names, or the command.
@@ -122,6 +153,8 @@ impl AppHost {
         set("COHORT_GROUP", config.group.to_string());
         set("COHORT_RELEASE_DIR", self.releases.path_of(release).display().to_string());
         set("COHORT_STATE_DIR", self.releases.state_dir().display().to_string());
+        set("COHORT_CACHE_DIR", self.releases.cache_dir().display().to_string());
+        set("COHORT_RUNTIME_DIR", self.releases.runtime_dir().display().to_string());
         if let Some(port) = config.service_port {
             set("COHORT_SERVICE_PORT", port.to_string());
         }

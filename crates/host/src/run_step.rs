@@ -141,6 +141,7 @@ impl AppHost {
         };
         self.cuts.point()?;
         self.stop_service(current).await?;
+        self.releases.empty_runtime_dir(self.config.run_as)?;
         self.cuts.point()?;
         Ok(ignored)
     }

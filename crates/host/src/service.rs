@@ -1,6 +1,7 @@
 //! What runs a service: the guard next to the agent, or systemd.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -52,8 +53,23 @@ pub enum RunService {
     Unit,
 }
 
+/// When a service counts as started, and which of its processes is its first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceType {
+    /// As soon as its program runs.
+    #[default]
+    Simple,
+    /// When it says so (`READY=1`, sd_notify(3)).
+    Notify,
+    /// When its program has ended; the process that its `pid_file` names goes on.
+    Forking,
+    /// When its program has ended with exit status 0; nothing has to go on.
+    Oneshot,
+}
+
 /// A process group under the guard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceCommand {
     /// A name without `/` is looked up in `PATH`.
@@ -62,6 +78,18 @@ pub struct ServiceCommand {
     /// The whole environment: nothing is inherited.
     pub env: BTreeMap<String, String>,
     pub folder: PathBuf,
+    #[serde(rename = "type")]
+    pub kind: ServiceType,
+    /// Of a forking service: the file that it writes its number to.
+    pub pid_file: Option<PathBuf>,
+    /// The socket where it says that it is ready; made by the guard.
+    pub notify: Option<PathBuf>,
+    /// It is killed after so many milliseconds without `WATCHDOG=1`.
+    pub watchdog_ms: Option<u64>,
+    /// Where the guard listens for it, by name; the sockets are passed on.
+    pub listen: BTreeMap<String, SocketAddr>,
+    /// Where it listens itself: nobody else may.
+    pub ports: Vec<SocketAddr>,
     /// The signal sent to the group first.
     pub stop_signal: StopSignal,
     /// Time until the group is killed, in milliseconds.
@@ -86,6 +114,8 @@ pub struct ServiceStatus {
     /// How often it exited on its own under this key.
     pub exits: u64,
     pub last_exit: Option<Exit>,
+    /// What it says of itself (`STATUS=`).
+    pub says: String,
     /// Its last output, at most as long as a report allows.
     pub output: String,
     /// What it uses now.
@@ -99,26 +129,34 @@ pub enum ServiceState {
     /// Stopped, or never started.
     #[default]
     Stopped,
+    /// It runs, and is not ready: it has not said so, or says that it stops.
+    Unready {
+        /// The leader of its process group.
+        pid: u32,
+    },
     Running {
         /// The leader of its process group.
         pid: u32,
     },
+    /// A oneshot: it ended well.
+    Finished,
     /// It exited on its own, and will be restarted.
     Waiting,
 }
 
 impl ServiceStatus {
-    /// Whether it is running now.
+    /// Whether it does now what it is for.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        matches!(self.state, ServiceState::Running { .. })
+        matches!(self.state, ServiceState::Running { .. } | ServiceState::Finished)
     }
 
     /// Whether its process has just been started, or is about to be: it may not answer yet. A new
     /// guard starts what the last one ran, after a reboot too.
     pub(crate) fn is_young(&self) -> bool {
         match self.state {
-            ServiceState::Running { pid } => {
+            ServiceState::Finished => false,
+            ServiceState::Running { pid } | ServiceState::Unready { pid } => {
                 let age = i32::try_from(pid).ok().and_then(Pid::from_raw).and_then(age);
                 age.is_none_or(|age| age < Duration::from_millis(STARTING_MS_MAX))
             }
@@ -134,9 +172,15 @@ impl ServiceStatus {
 
     /// Says that it is not running, and why, for people.
     pub(crate) fn not_running(&self) -> String {
-        match &self.last_exit {
-            Some(exit) => format!("the service is not running ({exit})"),
-            None => "the service is not running".to_owned(),
+        match (self.state, &self.last_exit) {
+            (ServiceState::Unready { .. }, _) if self.says.is_empty() => {
+                "the service runs, and is not ready".to_owned()
+            }
+            (ServiceState::Unready { .. }, _) => {
+                format!("the service runs, and is not ready: {}", self.says)
+            }
+            (_, Some(exit)) => format!("the service is not running ({exit})"),
+            (_, None) => "the service is not running".to_owned(),
         }
     }
 }
@@ -150,6 +194,9 @@ pub enum ServiceError {
     /// The guard or systemd did not respond.
     #[error("{manager} is unreachable")]
     Unreachable { manager: &'static str, source: Cause },
+    /// Something else on the server has what the service needs.
+    #[error("cannot start the service: {reason}")]
+    Taken { reason: String },
     /// The manager responded, but refused or failed.
     #[error("{manager} failed")]
     Failed { manager: &'static str, source: Cause },
@@ -159,7 +206,9 @@ impl ServiceError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             ServiceError::Start { .. } => Blame::Release,
-            ServiceError::Unreachable { .. } | ServiceError::Failed { .. } => Blame::Surroundings,
+            ServiceError::Taken { .. }
+            | ServiceError::Unreachable { .. }
+            | ServiceError::Failed { .. } => Blame::Surroundings,
         }
     }
 }

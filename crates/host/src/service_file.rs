@@ -1,6 +1,7 @@
 //! `cohort.toml` inside an artifact: how to run its service, and how long its hooks may take.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -14,10 +15,11 @@ use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 use crate::cgroup::Limits;
-use crate::confine::Capability;
+use crate::confine::{Capability, PASSED_MAX};
 use crate::hooks::Hook;
 use crate::isolation::{Isolation, ProtectSystem};
 use crate::process::StopSignal;
+use crate::service::ServiceType;
 
 /// Most words in a command, and most variables: far more than any service needs, far fewer than the
 /// operating system accepts.
@@ -37,6 +39,9 @@ const HOOK_LIMIT_MS_MAX: u64 = 3_600_000;
 
 /// Longest time a service may take to stop: its server is out of service meanwhile.
 const STOP_TIMEOUT_MS_MAX: u64 = 600_000;
+
+/// Shortest time that a service may have to be heard from, in milliseconds.
+const WATCHDOG_MS_MIN: u64 = 100;
 
 /// How long a service may take to stop if its release does not say.
 pub(crate) const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -71,6 +76,16 @@ pub(crate) struct Service {
     /// `PATH`. `{port}` is replaced by the server's `service_port`.
     #[serde(default)]
     pub(crate) command: Vec<String>,
+    /// When it counts as started.
+    #[serde(default, rename = "type")]
+    pub(crate) kind: ServiceType,
+    /// Of a forking service: a file in its runtime directory.
+    pub(crate) pid_file: Option<String>,
+    /// Of a service that notifies: it is killed after so long without `WATCHDOG=1`.
+    pub(crate) watchdog: Option<Duration>,
+    /// Where the guard listens for it, by name: `PORT` or `ADDRESS:PORT`, with `{port}` as above.
+    #[serde(default)]
+    pub(crate) listen: BTreeMap<String, String>,
     /// A unit such as `web.service`, defined by the server, not the release.
     pub(crate) systemd_unit: Option<String>,
     /// Variables for the command; `{port}` as above.
@@ -201,10 +216,68 @@ impl Service {
         Limits { memory_max, cpu_weight, pids_max }
     }
 
-    /// What they see of the file system; if it is protected, only the state may be written to.
-    pub(crate) fn isolation(&self, state: PathBuf) -> Isolation {
-        let writable = self.protect_system.map(|ProtectSystem::Strict| vec![state]);
+    /// What they see of the file system; if it is protected, only these directories may be written
+    /// to.
+    pub(crate) fn isolation(&self, own: &[PathBuf; 3]) -> Isolation {
+        let writable = self.protect_system.map(|ProtectSystem::Strict| own.to_vec());
         Isolation { private_tmp: self.private_tmp, writable }
+    }
+
+    /// What only some types have, and a unit's file says itself.
+    fn check_type(&self) -> Result<(), String> {
+        let Service { kind, pid_file, watchdog, listen, .. } = self;
+        if self.systemd_unit.is_some() {
+            let own = (*kind, pid_file.as_ref(), watchdog.as_ref(), listen.is_empty());
+            return match own == (ServiceType::Simple, None, None, true) {
+                true => Ok(()),
+                false => Err("a unit's file, not the release, has the type, pid_file, watchdog \
+                              and listen of service.systemd_unit"
+                    .into()),
+            };
+        }
+        match (kind, pid_file) {
+            (ServiceType::Forking, None) => {
+                return Err("service.type `forking` needs `pid_file`: the file in \
+                            COHORT_RUNTIME_DIR that the service writes its process number to"
+                    .into());
+            }
+            (ServiceType::Forking, Some(name)) => {
+                let plain = !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']);
+                if !plain || name == "." || name == ".." {
+                    return Err(format!(
+                        "service.pid_file: `{name}` is not the name of a file; it is in \
+                         COHORT_RUNTIME_DIR"
+                    ));
+                }
+            }
+            (_, Some(_)) => return Err("service.pid_file needs `type = \"forking\"`".into()),
+            (_, None) => {}
+        }
+        if let Some(watchdog) = watchdog {
+            if *kind != ServiceType::Notify {
+                return Err("service.watchdog needs `type = \"notify\"`".into());
+            }
+            if watchdog.ms < WATCHDOG_MS_MIN || watchdog.ms > STOP_TIMEOUT_MS_MAX {
+                return Err(format!("service.watchdog is 100ms to 10m, not {watchdog}"));
+            }
+        }
+        if listen.len() > PASSED_MAX {
+            return Err(format!("service.listen has more than {PASSED_MAX} entries"));
+        }
+        for (name, at) in listen {
+            if !is_socket_name(name) {
+                return Err(format!("service.listen: `{name}` is not letters, digits, - and _"));
+            }
+            // Every port is one that a server may have.
+            let filled = at.replace("{port}", "1");
+            if address(&filled, None).is_none() {
+                return Err(format!(
+                    "service.listen.{name}: `{at}` is not a port, such as `{{port}}`, nor an \
+                     address and port, such as `127.0.0.1:{{port}}`"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), String> {
@@ -224,6 +297,7 @@ impl Service {
         if self.capabilities.len() > CAPABILITIES_MAX {
             return Err("service.capabilities names one twice".into());
         }
+        self.check_type()?;
         self.limits().check()?;
         if self.systemd_unit.is_some() && self.limits() != Limits::default() {
             return Err(
@@ -247,6 +321,22 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Where `PORT` or `ADDRESS:PORT` is: without an address, everywhere, or at the server's own.
+pub(crate) fn address(text: &str, own: Option<IpAddr>) -> Option<SocketAddr> {
+    let everywhere = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    let at = match text.parse::<u16>() {
+        Ok(port) => SocketAddr::new(own.unwrap_or(everywhere), port),
+        Err(_) => text.parse().ok()?,
+    };
+    (at.port() != 0).then_some(at)
+}
+
+/// A name in [`Service::listen`]: what sd_listen_fds_with_names(3) can tell apart.
+fn is_socket_name(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(inner)
 }
 
 /// Checks a program and its arguments.

@@ -1,6 +1,6 @@
 use cohort_core::release::Rollback;
 
-use super::{ServiceFile, judge_service_file};
+use super::{ServiceFile, address, judge_service_file};
 use crate::cgroup::Limits;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
@@ -43,6 +43,19 @@ fn what_is_wrong_is_refused_by_name() {
         ("[service]\ncommand = [\"x\"]\ncpu_weight = 0", "cpu_weight"),
         ("[service]\ncommand = [\"x\"]\npids_max = 0", "pids_max"),
         ("[service]\nsystemd_unit = \"x.service\"\npids_max = 9", "systemd_unit"),
+        ("[service]\ncommand = [\"x\"]\ntype = \"dbus\"", "dbus"),
+        ("[service]\ncommand = [\"x\"]\ntype = \"forking\"", "pid_file"),
+        ("[service]\ncommand = [\"x\"]\npid_file = \"x.pid\"", "forking"),
+        (
+            "[service]\ncommand = [\"x\"]\ntype = \"forking\"\npid_file = \"/run/x.pid\"",
+            "/run/x.pid",
+        ),
+        ("[service]\ncommand = [\"x\"]\nwatchdog = \"1s\"", "notify"),
+        ("[service]\ncommand = [\"x\"]\ntype = \"notify\"\nwatchdog = \"1ms\"", "watchdog"),
+        ("[service]\ncommand = [\"x\"]\nlisten = { http = \"localhost:80\" }", "listen.http"),
+        ("[service]\ncommand = [\"x\"]\nlisten = { http = \"0\" }", "listen.http"),
+        ("[service]\ncommand = [\"x\"]\nlisten = { \"a:b\" = \"80\" }", "a:b"),
+        ("[service]\nsystemd_unit = \"x.service\"\nlisten = { http = \"80\" }", "systemd_unit"),
         ("[hooks]\ntimeout = \"0s\"", "timeout"),
         ("[hooks]\ntimeouts = { on-start = \"1s\" }", "on-start"),
         ("window = 1", "window"),
@@ -56,4 +69,25 @@ fn what_is_wrong_is_refused_by_name() {
         let error = cohort_base::chain(&ServiceFile::parse(text).unwrap_err());
         assert!(error.contains(word), "{text}: {error}");
     }
+}
+
+#[test]
+fn what_the_guide_shows_is_accepted() {
+    let guide = include_str!("../../../docs/services.md");
+    let blocks: Vec<&str> =
+        guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 7, "{}", blocks.len());
+    for block in blocks {
+        judge_service_file(block.as_bytes()).unwrap_or_else(|error| panic!("{error}:\n{block}"));
+    }
+}
+
+#[test]
+fn a_socket_is_at_a_port_of_every_address_or_of_the_servers_own() {
+    let at = |text, own: Option<&str>| address(text, own.map(|own| own.parse().unwrap()));
+    assert_eq!(at("80", None), Some("[::]:80".parse().unwrap()));
+    assert_eq!(at("80", Some("10.0.0.1")), Some("10.0.0.1:80".parse().unwrap()));
+    assert_eq!(at("127.0.0.1:80", Some("10.0.0.1")), Some("127.0.0.1:80".parse().unwrap()));
+    assert_eq!(at("127.0.0.1:0", None), None);
+    assert_eq!(at("localhost:80", None), None);
 }

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use cohort_host::guard::{EVENTS_FILE, Event, EventKind, GuardClient, GuardConfig, GuardError};
 use cohort_host::{
-    Cgroups, Exit, Isolation, Launch, Limits, RunService, ServiceCommand, ServiceControl as _,
-    ServiceError, ServiceSpec, ServiceState, ServiceStatus, StopSignal,
+    Cgroups, Exit, Launch, RunService, ServiceCommand, ServiceControl as _, ServiceError,
+    ServiceSpec, ServiceState, ServiceStatus,
 };
 use rustix::process::{Pid, Signal, getsid, kill_process, kill_process_group, test_kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+
+#[path = "guard/types.rs"]
+mod types;
 
 const GUARD_FOLDER: &str = "COHORT_TEST_GUARD_FOLDER";
 
@@ -89,12 +92,8 @@ impl Bench {
             args: vec!["-c".to_owned(), script.to_owned()],
             env: BTreeMap::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]),
             folder: self.folder.path().join("releases/1.0.0"),
-            stop_signal: StopSignal::Term,
             stop_timeout_ms: 300,
-            run_as: None,
-            capabilities: Vec::new(),
-            isolation: Isolation::default(),
-            limits: Limits::default(),
+            ..ServiceCommand::default()
         };
         let run = RunService::Command(Box::new(command));
         ServiceSpec { name: "web".into(), key: key.into(), release: "d".repeat(64), run }
@@ -103,7 +102,10 @@ impl Bench {
     async fn service_pid(&self) -> Option<Pid> {
         match self.client.status("web").await.unwrap().state {
             ServiceState::Running { pid } => Pid::from_raw(i32::try_from(pid).unwrap()),
-            ServiceState::Stopped | ServiceState::Waiting => None,
+            ServiceState::Stopped
+            | ServiceState::Unready { .. }
+            | ServiceState::Waiting
+            | ServiceState::Finished => None,
         }
     }
 

@@ -153,11 +153,8 @@ impl Cgroups {
 
     /// Ends everything that an earlier process in this folder has left behind.
     pub async fn sweep(&self) {
-        for entry in self.bases.iter().flat_map(|base| fs::read_dir(&base.path)).flatten().flatten()
-        {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                Cgroup { paths: vec![entry.path()] }.end().await;
-            }
+        for path in self.bases.iter().flat_map(|base| below(&base.path)) {
+            Cgroup { paths: vec![path] }.end().await;
         }
     }
 }
@@ -183,6 +180,17 @@ impl Cgroup {
     /// Whether the kernel has killed something in it because memory ran out.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
         self.paths.iter().any(|path| limits::ran_out_of_memory(path))
+    }
+
+    /// Whether a process is in it, or in one below.
+    pub(crate) fn has(&self, pid: Pid) -> bool {
+        self.paths.first().is_some_and(|path| members(path).contains(&pid))
+    }
+
+    /// Whether other processes than this one live in it.
+    pub(crate) fn has_others(&self, pid: Pid) -> bool {
+        let others = |path: &PathBuf| members(path).into_iter().any(|member| member != pid);
+        self.paths.first().is_some_and(others)
     }
 
     /// Kills every process in it.
@@ -217,19 +225,35 @@ fn kill(path: &Path) {
     if fs::write(path.join("cgroup.kill"), "1").is_ok() {
         return;
     }
-    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    for member in members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+    for member in members_of(path) {
         let _gone = rustix::process::kill_process(member, Signal::KILL);
     }
+}
+
+/// The processes in a cgroup itself.
+fn members_of(path: &Path) -> Vec<Pid> {
+    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
+}
+
+/// The processes in a cgroup, and in those below it: a program may make its own.
+fn members(path: &Path) -> Vec<Pid> {
+    let mut all = members_of(path);
+    below(path).for_each(|below| all.extend(members(&below)));
+    all
+}
+
+fn below(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path())
 }
 
 /// Kills what is in a cgroup and in those below it, and removes those that are empty by now.
 fn remove(path: &Path) -> io::Result<()> {
     kill(path);
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path())?;
-        }
+    for below in below(path) {
+        remove(&below)?;
     }
     match fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -132,6 +132,7 @@ async fn converse(
 fn judge(answer: io::Result<Response>) -> Result<Answer, ServiceError> {
     match answer.map_err(unreachable)?.answer {
         Answer::CannotStart(reason) => Err(ServiceError::Start { reason }),
+        Answer::Taken(reason) => Err(ServiceError::Taken { reason }),
         Answer::Refused(reason) => Err(failed(reason)),
         answer => Ok(answer),
     }

@@ -25,8 +25,11 @@ mod events;
 mod ground;
 mod leftover;
 mod log;
+mod notify;
+mod pid_file;
 mod protocol;
 mod server;
+mod sockets;
 mod state;
 mod supervise;
 

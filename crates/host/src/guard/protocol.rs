@@ -13,7 +13,7 @@ use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 use crate::service::{ServiceSpec, ServiceStatus};
 
 /// The protocol's version: both sides have to speak the same one.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// The socket, in the guard's directory.
 pub(super) const SOCKET: &str = "guard.sock";
@@ -62,6 +62,8 @@ pub(crate) enum Answer {
     Status(ServiceStatus),
     /// The service's program cannot be run: the release's fault.
     CannotStart(String),
+    /// Something else on the server has what it needs.
+    Taken(String),
     /// The guard could not do it, or did not understand the request.
     Refused(String),
 }

@@ -9,7 +9,7 @@ use crate::confine::Capability;
 use crate::isolation::Isolation;
 use crate::process::{Exit, StopSignal};
 use crate::program::RunAs;
-use crate::service::{RunService, ServiceCommand, ServiceState};
+use crate::service::{RunService, ServiceCommand, ServiceState, ServiceType};
 use crate::testing::golden;
 
 /// A service with every field set.
@@ -23,6 +23,12 @@ pub(crate) fn spec() -> ServiceSpec {
             args: vec!["--port".into(), "80".into()],
             env: BTreeMap::from([("PATH".into(), "/bin".into())]),
             folder: "/srv/web".into(),
+            kind: ServiceType::Forking,
+            pid_file: Some("/srv/web/run/pid".into()),
+            notify: Some("/srv/web/notify".into()),
+            watchdog_ms: Some(20_000),
+            listen: BTreeMap::from([("http".into(), "[::]:80".parse().unwrap())]),
+            ports: vec!["127.0.0.1:8080".parse().unwrap()],
             stop_signal: StopSignal::Int,
             stop_timeout_ms: 10_000,
             run_as: Some(RunAs { uid: 33, gid: 33 }),
@@ -53,6 +59,7 @@ fn requests_and_answers() {
             state,
             exits: 2,
             last_exit,
+            says: "warming up".into(),
             output: "listening\n".into(),
             usage: Usage { memory: Some(1 << 20), cpu_us: Some(1500), pids: Some(3) },
         })
@@ -61,11 +68,16 @@ fn requests_and_answers() {
         Answer::Done,
         Answer::Status(ServiceStatus::default()),
         status(ServiceState::Running { pid: 7 }, Some(Exit::Status(1))),
+        status(ServiceState::Unready { pid: 7 }, None),
+        status(ServiceState::Finished, Some(Exit::Status(0))),
+        status(ServiceState::Waiting, Some(Exit::Background)),
+        status(ServiceState::Waiting, Some(Exit::Watchdog)),
         status(ServiceState::Waiting, Some(Exit::Signal(9))),
         status(ServiceState::Waiting, Some(Exit::OutOfMemory)),
         status(ServiceState::Waiting, Some(Exit::Unknown)),
         status(ServiceState::Waiting, Some(Exit::NotStarted { reason: "no memory".into() })),
         Answer::CannotStart("no such file".into()),
+        Answer::Taken("port 80 is taken by nginx (process 7)".into()),
         Answer::Refused("a guard runs at most 64 services".into()),
     ];
     let answers = answers.map(|answer| Response { version: VERSION, answer });

@@ -166,8 +166,8 @@ impl Server {
         leftover::end(&spec, self.shared.record.ground()).await;
         // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
-        let kept = Kept { spec: spec.clone(), exits: 0, last_exit: None, process: None };
-        self.shared.record.put(kept).map_err(|error| chain(&error))?;
+        self.release_ports(&name);
+        self.shared.record.put(Kept::new(spec.clone())).map_err(|error| chain(&error))?;
         match Supervised::start(&place.home, spec).await {
             Ok(supervised) => {
                 *service = Some(supervised);
@@ -177,6 +177,7 @@ impl Server {
                 self.forget(&name)?;
                 match cannot {
                     CannotSpawn::Program(reason) => Ok(Answer::CannotStart(reason)),
+                    CannotSpawn::Taken(reason) => Ok(Answer::Taken(reason)),
                     CannotSpawn::Machine(reason) => Err(reason),
                 }
             }
@@ -192,8 +193,18 @@ impl Server {
             old.stop().await?;
         }
         *service = None;
+        place.home.close_sockets_later();
         self.forget(name)?;
         Ok(Answer::Done)
+    }
+
+    /// Closes what stopped services were listening on: another one may want it.
+    fn release_ports(&self, starting: &str) {
+        let places = self.places.lock();
+        let stopped = |name: &&String| name.as_str() != starting;
+        for name in places.keys().filter(stopped) {
+            places[name].home.close_sockets_if_stopped();
+        }
     }
 
     fn forget(&self, name: &str) -> Result<(), String> {

@@ -16,7 +16,7 @@ use crate::process::{Exit, Watched};
 use crate::service::ServiceSpec;
 
 /// The version of `services.json`.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// An environment variable of every service, unique to one start by one guard.
 pub(crate) const INSTANCE: &str = "COHORT_GUARD_INSTANCE";
@@ -44,6 +44,7 @@ impl Services {
             boot_id.clone_into(&mut self.boot_id);
             for kept in self.services.values_mut() {
                 kept.process = None;
+                kept.finished = false;
             }
         }
         self
@@ -58,6 +59,15 @@ pub(crate) struct Kept {
     pub(crate) exits: u64,
     pub(crate) last_exit: Option<Exit>,
     pub(crate) process: Option<Process>,
+    /// A oneshot that has ended well, in this boot.
+    pub(crate) finished: bool,
+}
+
+impl Kept {
+    /// A service that is about to start.
+    pub(crate) fn new(spec: ServiceSpec) -> Self {
+        Kept { spec, exits: 0, last_exit: None, process: None, finished: false }
+    }
 }
 
 /// A process of a service: recorded before it starts, completed afterwards.
@@ -70,6 +80,8 @@ pub(crate) struct Process {
     pub(crate) cgroups: Vec<PathBuf>,
     /// `None` until it has started.
     pub(crate) started: Option<Started>,
+    /// Whether it has said that it is ready.
+    pub(crate) ready: bool,
 }
 
 /// What identifies a process within one boot.
@@ -194,7 +206,7 @@ pub(crate) fn by_environment(users: &[u32], all: &[&str], none: &[&str]) -> Vec<
 }
 
 /// The real user of a process.
-fn user_of(process: &Path) -> Option<u32> {
+pub(super) fn user_of(process: &Path) -> Option<u32> {
     let status = std::fs::read_to_string(process.join("status")).ok()?;
     let field = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     field.split_whitespace().next()?.parse().ok()

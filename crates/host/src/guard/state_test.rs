@@ -14,6 +14,7 @@ async fn a_process_is_found_by_its_number_only_when_it_is_the_very_same() {
         instance: "x".to_owned(),
         cgroups: Vec::new(),
         started: Some(Started { pid, start_ticks }),
+        ready: true,
     };
     assert!(process(ticks).find(Some(crate::trusted_folder::own_user())).is_some());
     assert!(
@@ -36,7 +37,7 @@ async fn a_process_whose_number_was_not_written_down_is_found_by_its_environment
         .process_group(0)
         .spawn()
         .unwrap();
-    let process = Process { instance, cgroups: Vec::new(), started: None };
+    let process = Process { instance, cgroups: Vec::new(), started: None, ready: true };
     crate::testing::until("it is found", || async {
         process.find(Some(crate::trusted_folder::own_user())).is_some()
     })
@@ -53,12 +54,12 @@ fn the_record() {
     use super::super::protocol::protocol_test::spec;
     let process = |started| {
         let cgroups = vec!["/sys/fs/cgroup/cohort-ab/web".into()];
-        Some(Process { instance: "web.12.34".into(), cgroups, started })
+        Some(Process { instance: "web.12.34".into(), cgroups, started, ready: false })
     };
     let kept = |last_exit, process| {
         let services = BTreeMap::from([(
             "web".to_owned(),
-            Kept { spec: spec(), exits: 2, last_exit, process },
+            Kept { spec: spec(), exits: 2, last_exit, process, finished: false },
         )]);
         Services { boot_id: "b".into(), services }
     };
