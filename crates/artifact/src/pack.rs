@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use cohort_base::archive::{ArchiveLimits, Judge, Refused};
+use cohort_base::archive::{ArchiveLimits, Contents, Judge, Refused};
 use cohort_base::{FileError, OnPath as _};
 use tar::{Archive, Builder, EntryType, Header};
 
@@ -59,6 +59,7 @@ pub struct Inspection {
     pub entries: u32,
     /// The bytes of its `cohort.toml`, if it has one.
     pub package_file: Option<Vec<u8>>,
+    pub contents: Contents,
 }
 
 /// Packs a directory as `tar.zst`. Blocking.
@@ -190,21 +191,24 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     let mut archive = Archive::new(reader.take(most));
     let limits = ArchiveLimits { bytes_max: UNPACKED_BYTES_MAX, entries_max: ENTRIES_MAX };
     let (mut judge, mut package_file) = (Judge::new(limits), None);
+    let mut contents = Contents::default();
     for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
         let judged = judge.next(&mut entry).map_err(|refused| refusal(path, refused))?;
-        if judged.is_some_and(|judged| judged.path == Path::new(PACKAGE_FILE)) {
+        let Some(judged) = judged else { continue };
+        if judged.path == Path::new(PACKAGE_FILE) {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).map_err(damaged)?;
             package_file = Some(bytes);
         }
+        contents.add(&judged, &mut entry).map_err(damaged)?;
     }
     if judge.entries() == 0 {
         return Err(PackError::Empty { path: path.to_owned() });
     }
     judge.finish().map_err(|refused| refusal(path, refused))?;
     let (unpacked_bytes, entries) = (judge.bytes(), judge.entries());
-    Ok(Inspection { format, unpacked_bytes, entries, package_file })
+    Ok(Inspection { format, unpacked_bytes, entries, package_file, contents })
 }
 
 fn refusal(path: &Path, refused: Refused) -> PackError {

@@ -48,12 +48,13 @@ pub struct PublishRequest {
     /// Artifacts of earlier versions outside the repository, by root.
     pub bases: BTreeMap<Digest, PathBuf>,
     pub told: Told,
-    /// What servers will say of the release's `cohort.toml`: an error, for people, refuses it.
+    /// What servers will say of the release.
     pub judge: Judge,
 }
 
-/// Reads a `cohort.toml` as the host does, which knows the keys that are not signed.
-pub type Judge = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
+/// Judges a release as the host does, which knows what it runs: what is probably wrong, or why it is
+/// refused, for people.
+pub type Judge = Arc<dyn Fn(&Inspection) -> Result<Vec<String>, String> + Send + Sync>;
 
 /// Receives human-readable progress messages.
 pub type Told = Arc<dyn Fn(&str) + Send + Sync>;
@@ -74,7 +75,7 @@ impl PublishRequest {
             deltas: true,
             bases: BTreeMap::new(),
             told: Arc::new(|_| ()),
-            judge: Arc::new(|_| Ok(())),
+            judge: Arc::new(|_| Ok(Vec::new())),
         }
     }
 }
@@ -91,6 +92,8 @@ pub struct Published {
     pub already_there: bool,
     /// The checks that it declares in its `cohort.toml`.
     pub checks: BTreeSet<ProgramName>,
+    /// What is probably wrong with it, for people.
+    pub warnings: Vec<String>,
     /// Outcome for each earlier version from which a delta was tried, latest first.
     pub deltas: Vec<DeltaTried>,
 }
@@ -124,13 +127,10 @@ impl Repository {
         });
         let (file, hashes, inspection) = prepared.await.map_err(|_| RepositoryError::Stopped)??;
         let package_file = match &inspection.package_file {
-            Some(bytes) => {
-                let package_file = PackageFile::parse(bytes)?;
-                (request.judge)(bytes).map_err(PackageFileError::Refused)?;
-                package_file
-            }
+            Some(bytes) => PackageFile::parse(bytes)?,
             None => PackageFile::default(),
         };
+        let warnings = (request.judge)(&inspection).map_err(PackageFileError::Refused)?;
         let checks = package_file.checks.keys().cloned().collect();
         let manifest = new_manifest(request, &hashes, &inspection, package_file)?;
 
@@ -175,7 +175,15 @@ impl Repository {
             self.commit(&lock, keys, current, blobs, changed).await?;
         }
         let manifest_digest = digest_of_bytes(&manifest.to_bytes());
-        Ok(Published { manifest, manifest_digest, channel, already_there, checks, deltas })
+        Ok(Published {
+            manifest,
+            manifest_digest,
+            channel,
+            already_there,
+            checks,
+            warnings,
+            deltas,
+        })
     }
 }
 
@@ -220,6 +228,15 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     let difference = if new.root == existing.root { "manifest" } else { "content" };
     let Manifest { app, version, platform, .. } = new;
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
+}
+
+/// Packs and inspects what would be published, and keeps nothing. Blocking.
+///
+/// # Errors
+/// As [`Repository::publish`], for the artifact.
+pub fn inspect(source: &Path) -> Result<Inspection, RepositoryError> {
+    let folder = tempfile::tempdir().on_path("write to", &std::env::temp_dir())?;
+    prepare(source, folder.path()).map(|(_, _, inspection)| inspection)
 }
 
 /// Copies or packs the artifact into the repository's directory, where nothing names it yet. So the

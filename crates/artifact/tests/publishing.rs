@@ -19,7 +19,10 @@ async fn what_servers_would_refuse_is_not_published() {
     let before = bytes_below(fixture.repository.dir().join("metadata").as_path());
     let mut request = fixture.request("1.1.0");
     fs::write(request.path.join("cohort.toml"), "[service]\n").unwrap();
-    request.judge = Arc::new(|bytes| Err(format!("{} bytes", bytes.len())));
+    request.judge = Arc::new(|release| {
+        let bytes = release.package_file.as_ref().map_or(0, Vec::len);
+        Err(format!("{bytes} bytes"))
+    });
     let error = fixture.repository.publish(&fixture.keys, &request).await.unwrap_err();
     let refused = PackageFileError::Refused("10 bytes".to_owned()).to_string();
     assert!(matches!(&error, RepositoryError::PackageFile(it) if it.to_string() == refused));

@@ -142,6 +142,91 @@ pub enum Kind {
     HardLink(PathBuf),
 }
 
+/// What an archive holds, by path, as far as its programs can be judged by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents(BTreeMap<PathBuf, Content>);
+
+/// One entry of [`Contents`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    Folder,
+    Link(PathBuf),
+    File,
+    /// A file that may be executed, and how it begins.
+    Program {
+        head: Vec<u8>,
+    },
+}
+
+/// How much of a program is kept, in bytes: a `#!` line, or where ELF names the machine.
+const HEAD_BYTES: u64 = 128;
+
+/// Most links that a path is followed through.
+const LINKS_MAX: u32 = 40;
+
+impl Contents {
+    /// Adds an entry, which [`Judge::next`] has let pass; `bytes` are its content.
+    ///
+    /// # Errors
+    /// If the archive cannot be read.
+    pub fn add(&mut self, judged: &Judged, bytes: &mut impl Read) -> io::Result<()> {
+        self.0.extend(judged.parents.iter().map(|parent| (parent.clone(), Content::Folder)));
+        let content = match &judged.kind {
+            Kind::Folder => Content::Folder,
+            Kind::Symlink(target) => Content::Link(target.clone()),
+            Kind::HardLink(target) => self.0.get(target).cloned().unwrap_or(Content::File),
+            Kind::File { mode, .. } if mode & 0o111 == 0 => Content::File,
+            Kind::File { .. } => {
+                let mut head = Vec::new();
+                bytes.take(HEAD_BYTES).read_to_end(&mut head)?;
+                Content::Program { head }
+            }
+        };
+        self.0.insert(judged.path.clone(), content);
+        Ok(())
+    }
+
+    /// What is at a path, after all links.
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Option<&Content> {
+        let mut links = 0;
+        let mut at = PathBuf::new();
+        let mut rest: Vec<PathBuf> = reversed(path);
+        while let Some(part) = rest.pop() {
+            if part == Path::new("..") {
+                at.pop();
+                continue;
+            }
+            let next = at.join(part);
+            match self.0.get(&next)? {
+                Content::Link(target) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return None;
+                    }
+                    rest.extend(reversed(target));
+                }
+                _ => at = next,
+            }
+        }
+        self.0.get(&at)
+    }
+
+    /// The names in a directory, which is not reached by links.
+    pub fn in_folder(&self, folder: &Path) -> impl Iterator<Item = (PathBuf, &Content)> {
+        self.0.iter().filter_map(move |(path, content)| {
+            let name = path.strip_prefix(folder).ok()?;
+            (name.components().count() == 1).then(|| (name.to_owned(), content))
+        })
+    }
+}
+
+/// The parts of a path, the last one first; `.` is none.
+fn reversed(path: &Path) -> Vec<PathBuf> {
+    let parts = path.components().filter(|part| !matches!(part, Component::CurDir));
+    parts.rev().map(|part| PathBuf::from(part.as_os_str())).collect()
+}
+
 /// Judges the raw entries of one archive in their order.
 ///
 /// Raw, because the library reads extension headers into memory whole, however long they are.

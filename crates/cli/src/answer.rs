@@ -32,6 +32,7 @@ pub(crate) enum Answer<'a> {
     TokenList(&'a [TokenListed]),
     TokenRevoke { id: &'a str, revoked: bool },
     Publish(PublishAnswer<'a>),
+    PublishDryRun { unpacked_bytes: u64, entries: u32, warnings: &'a [String] },
     RepositoryPush { bucket: &'a str, files: u64, bytes: u64, there: u64, timestamp: u64 },
     // Version of the newest root; each role has `role`, `threshold` and `keys`.
     RepositoryKeys { root: u64, roles: &'a [RoleInRoot] },
@@ -84,6 +85,8 @@ pub(crate) struct PublishAnswer<'a> {
     pub(crate) manifest: &'a Digest,
     pub(crate) channel: Option<&'a Channel>,
     pub(crate) already_there: bool,
+    /// What is probably wrong with it.
+    pub(crate) warnings: &'a [String],
     pub(crate) deltas: Vec<DeltaAnswer<'a>>,
 }
 

@@ -32,6 +32,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::TokenList(_) => "token list",
         Answer::TokenRevoke { .. } => "token revoke",
         Answer::Publish(_) => "publish",
+        Answer::PublishDryRun { .. } => "publish --dry-run",
         Answer::RepositoryPush { .. } => "repository push",
         Answer::RepositoryKeys { .. } => "repository keys",
         Answer::ChannelSet(_) => "channel set",
@@ -181,6 +182,7 @@ fn every_answer_is_as_its_golden_file_says() {
     let reported = report();
     let (scope, reason) = (KillScope::Fleet, "the hub: file x.kill is damaged".to_owned());
     let damaged = DamagedKill { scope, epoch: 3, reason };
+    let warnings = ["hooks/pre-start is not run".to_owned()];
     let answers = [
         Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
         Answer::TokenCreate(&token),
@@ -202,8 +204,10 @@ fn every_answer_is_as_its_golden_file_says() {
             manifest: &digest,
             channel: Some(&channel),
             already_there: false,
+            warnings: &warnings,
             deltas: vec![delta(true), delta(false)],
         }),
+        Answer::PublishDryRun { unpacked_bytes: 5_000_000, entries: 12, warnings: &warnings },
         Answer::RepositoryPush {
             bucket: "s3://bucket/prefix",
             files: 3,

@@ -70,6 +70,9 @@ pub(crate) enum Command {
     Agent(Box<commands::agent::AgentArgs>),
     /// Run the guard, which owns this server's services (started by the agent)
     Guard(commands::guard::GuardArgs),
+    /// Become a program of a release, with nothing else that it could use (started by the agent)
+    #[command(hide = true)]
+    Confine,
     /// Create and revoke join tokens for servers and people
     #[command(subcommand)]
     Token(commands::token::TokenCommand),

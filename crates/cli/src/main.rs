@@ -43,7 +43,8 @@ use failure::{Exit, Failure};
 use output::Output;
 
 fn main() -> ExitCode {
-    // Before anything else: a release's programs wait for it, and it is root with one thread.
+    // Before the command line, which takes longer to build than all the rest: a release's programs
+    // wait for it.
     if std::env::args_os().skip(1).eq([confine::COMMAND]) {
         std::process::exit(confine::run());
     }

@@ -20,20 +20,6 @@ use crate::traffic::Traffic;
 #[path = "declared_test.rs"]
 mod declared_test;
 
-/// In the order of an activation.
-const ALL_HOOKS: [Hook; 10] = [
-    Hook::BeforeBlockTraffic,
-    Hook::AfterBlockTraffic,
-    Hook::HandOver,
-    Hook::ApplicationStop,
-    Hook::BeforeInstall,
-    Hook::AfterInstall,
-    Hook::ApplicationStart,
-    Hook::ValidateService,
-    Hook::BeforeAllowTraffic,
-    Hook::AfterAllowTraffic,
-];
-
 /// How the last activation failed.
 /// The step that failed, who is to blame, and the output.
 fn failure(host: &crate::AppHost) -> (Step, Blame, String) {
@@ -54,7 +40,7 @@ async fn from_nothing_to_a_release_to_the_next_to_nothing() {
         note.display()
     );
     let hooks: Vec<(&str, &str)> =
-        ALL_HOOKS.iter().map(|hook| (hook.name(), script.as_str())).collect();
+        Hook::ALL.iter().map(|hook| (hook.name(), script.as_str())).collect();
     let mut host = server.host();
     let traffic = host.traffic();
 

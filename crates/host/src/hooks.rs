@@ -18,7 +18,7 @@ use crate::process::Exit;
 use crate::program::{End, Program, ProgramError, Programs, RunAs, base_environment, run};
 
 /// A release's directory of hooks.
-const HOOKS_FOLDER: &str = "hooks";
+pub(crate) const HOOKS_FOLDER: &str = "hooks";
 
 /// The exit status of a hook that asks for a retry.
 const EXIT_LATER: i32 = 21;
@@ -52,6 +52,25 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
+    /// In the order of an activation.
+    pub(crate) const ALL: [Hook; 10] = [
+        Hook::BeforeBlockTraffic,
+        Hook::AfterBlockTraffic,
+        Hook::HandOver,
+        Hook::ApplicationStop,
+        Hook::BeforeInstall,
+        Hook::AfterInstall,
+        Hook::ApplicationStart,
+        Hook::ValidateService,
+        Hook::BeforeAllowTraffic,
+        Hook::AfterAllowTraffic,
+    ];
+
+    /// The hook whose file has this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+
     /// The name of the hook's file.
     pub(crate) fn name(self) -> &'static str {
         match self {

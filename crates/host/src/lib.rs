@@ -30,6 +30,7 @@ mod hooks;
 mod inside;
 mod interrupt;
 mod isolation;
+mod judge;
 mod lacking;
 mod launch;
 mod orphan;
@@ -59,6 +60,7 @@ pub use check_exec::HostProgram;
 pub use clock::boot_time_ms;
 pub use health::RunningChecks;
 pub use isolation::{Isolation, ProtectSystem};
+pub use judge::judge_release;
 pub use lacking::{Lack, lacking};
 pub use launch::Launch;
 pub use process::{Exit, StopSignal};
@@ -68,7 +70,6 @@ pub use service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceState,
     ServiceStatus, ServiceType,
 };
-pub use service_file::judge_service_file;
 pub use systemd::Systemd;
 pub use traffic::Traffic;
 pub use trusted_folder::{UntrustedFolder, check_trusted};

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use cohort_base::archive::SERVICE_FILE;
-use cohort_base::chain;
 use cohort_core::ids::ProgramName;
 use cohort_core::policy::Duration;
 use cohort_core::release::Rollback;
@@ -165,15 +164,6 @@ impl ServiceFileError {
             ServiceFileError::Toml(_) | ServiceFileError::Invalid(_) => Blame::Release,
         }
     }
-}
-
-/// Whether servers can use a `cohort.toml`, for publishers.
-///
-/// # Errors
-/// What is wrong with it, for people.
-pub fn judge_service_file(bytes: &[u8]) -> Result<(), String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| chain(&error))?;
-    ServiceFile::parse(text).map(drop).map_err(|error| chain(&error))
 }
 
 impl ServiceFile {

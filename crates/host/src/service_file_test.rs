@@ -1,6 +1,6 @@
 use cohort_core::release::Rollback;
 
-use super::{ServiceFile, address, judge_service_file};
+use super::{ServiceFile, address};
 use crate::cgroup::Limits;
 use crate::hooks::Hook;
 use crate::process::StopSignal;
@@ -65,7 +65,6 @@ fn what_is_wrong_is_refused_by_name() {
         ("[checks.\"host:x\"]\ncommand = [\"x\"]", "host:x"),
     ];
     for (text, word) in wrong {
-        judge_service_file(text.as_bytes()).unwrap_err();
         let error = cohort_base::chain(&ServiceFile::parse(text).unwrap_err());
         assert!(error.contains(word), "{text}: {error}");
     }
@@ -78,7 +77,7 @@ fn what_the_guide_shows_is_accepted() {
         guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(blocks.len() >= 7, "{}", blocks.len());
     for block in blocks {
-        judge_service_file(block.as_bytes()).unwrap_or_else(|error| panic!("{error}:\n{block}"));
+        ServiceFile::parse(block).unwrap_or_else(|error| panic!("{error}:\n{block}"));
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Mirror(args) => mirror::run(&args),
         Command::Agent(args) => agent::run(&global, &args),
         Command::Guard(args) => guard::run(&args),
+        Command::Confine => std::process::exit(cohort_host::confine::run()),
         Command::Token(args) => once(token::run(&global, &args)),
         Command::Publish(args) => once(publish::run(&global, &args)),
         Command::Repository(args) => once(repository::run(&global, &args)),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, DeltaTried, Platform, PublishRequest, Published, Rollback, Version,
-    parse_rollback,
+    AppId, Channel, DeltaTried, Judge, PackageFileError, Platform, PublishRequest, Published,
+    RepositoryError, Rollback, Version, parse_rollback,
 };
 use cohort_base::chain;
 use cohort_core::ids::CheckName;
@@ -56,8 +56,29 @@ pub(crate) struct PublishArgs {
     /// Make no deltas from earlier versions; every server then downloads the whole artifact
     #[arg(long)]
     no_deltas: bool,
+    /// Refuse what is probably wrong, too
+    #[arg(long)]
+    strict: bool,
+    /// Pack and judge the release as servers will, and publish nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     place: Place,
+}
+
+impl PublishArgs {
+    /// As its servers will judge it.
+    fn judge(&self) -> Judge {
+        let (platform, strict) = (self.platform.clone(), self.strict);
+        Arc::new(move |release| {
+            let service_file = release.package_file.as_deref();
+            let warnings = cohort_host::judge_release(&release.contents, service_file, &platform)?;
+            match warnings.is_empty() || !strict {
+                true => Ok(warnings),
+                false => Err(format!("{} (--strict)", warnings.join("; "))),
+            }
+        })
+    }
 }
 
 fn default_platform() -> Platform {
@@ -65,6 +86,9 @@ fn default_platform() -> Platform {
 }
 
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
+    if args.dry_run {
+        return dry_run(global, args).await;
+    }
     let release = Some((&args.app, &args.version));
     let (workplace, keys) = args.place.open(global, release).await?;
     let mut request = PublishRequest::new(
@@ -76,7 +100,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     request.channel.clone_from(&args.channel);
     request.rollback = args.rollback;
     request.deltas = !args.no_deltas;
-    request.judge = Arc::new(cohort_host::judge_service_file);
+    request.judge = args.judge();
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
     request.told = Arc::new(move |what| shown.set_message(what.to_owned()));
@@ -95,6 +119,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     spinner.finish_and_clear();
     let published = published.or_fail("publish")?;
     finished?;
+    warn(&published.warnings);
     for name in undeclared(global, &published).await {
         note(&format!(
             "warning: the policy of {} names the check `{name}`, which {} does not declare: \
@@ -104,6 +129,36 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     }
     global.output.answer(&answer(&published), || text(&published, &args.path));
     Ok(Exit::Done)
+}
+
+async fn dry_run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
+    let (path, judge) = (args.path.clone(), args.judge());
+    let spinner = spinner(global, format!("packing {}", path.display()));
+    let inspected = tokio::task::spawn_blocking(move || {
+        let release = cohort_artifact::inspect(&path)?;
+        let judged = judge(&release).map_err(PackageFileError::Refused)?;
+        Ok::<_, RepositoryError>((release, judged))
+    });
+    let inspected = inspected.await.or_fail("publish")?;
+    spinner.finish_and_clear();
+    let (release, warnings) = inspected.or_fail("publish")?;
+    warn(&warnings);
+    let (size, entries) = (bytes(release.unpacked_bytes), release.entries);
+    let found = Answer::PublishDryRun {
+        unpacked_bytes: release.unpacked_bytes,
+        entries,
+        warnings: &warnings,
+    };
+    global.output.answer(&found, || {
+        format!("servers would take it: {entries} files, {size} unpacked; nothing was published\n")
+    });
+    Ok(Exit::Done)
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        note(&format!("warning: {warning}"));
+    }
 }
 
 /// The checks of the app's policy that the release should declare and does not, as far as the hub
@@ -147,6 +202,7 @@ fn answer(published: &Published) -> Answer<'_> {
         manifest: &published.manifest_digest,
         channel: published.channel.as_ref().map(|pointer| &pointer.channel),
         already_there: published.already_there,
+        warnings: &published.warnings,
         deltas: published.deltas.iter().map(delta_answer).collect(),
     })
 }
