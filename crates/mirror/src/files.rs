@@ -106,8 +106,9 @@ impl Files {
             (Ok(None), None) => Err(Refused::Failed("unchanged, but there is no copy".to_owned())),
             (Ok(Some(file)), _) => Ok(self.keep(file).await),
             (Err(Refused::Absent), _) => {
-                // The end of the chain of roots must be known even if the origin is unreachable.
-                if matches!(kind, RepositoryFile::Root(_)) {
+                // The end of the chain of roots must be known even if the origin is unreachable; what
+                // is beyond it, nobody has to ask.
+                if self.ends_roots(&kind).await {
                     self.keep(SmallFile::absent(&path)).await;
                 }
                 Err(Refused::Absent)
@@ -119,6 +120,13 @@ impl Files {
             }
             (Err(refused), None) => Err(refused),
         }
+    }
+
+    /// Whether this is the root after one that is kept.
+    async fn ends_roots(self: &Arc<Self>, kind: &RepositoryFile) -> bool {
+        let RepositoryFile::Root(Some(version)) = kind else { return false };
+        let before = format!("metadata/{}.root.json", version.saturating_sub(1));
+        self.last(&before).await.is_some_and(|last| !last.head.absent)
     }
 
     /// The response of the first origin that responds; `None` if the last copy is still current.

@@ -57,6 +57,10 @@ async fn the_last_copy_is_given_while_origins_are_away() {
     assert_eq!(text(&cache, TIMESTAMP).await, "last");
     assert_eq!(text(&cache, "/metadata/1.root.json").await, "root");
     assert_eq!(cache.get("/metadata/2.root.json").await.0, 404);
+    // Anybody can ask for any number: none of those is kept.
+    assert_eq!(cache.get("/metadata/9.root.json").await.0, 404);
+    let kept = std::fs::read_dir(dir.path().join("cache/files")).unwrap().count();
+    assert_eq!(kept, 3, "the timestamp, the root, and that it is the last");
     origin.stop();
     assert_eq!(text(&cache, TIMESTAMP).await, "last");
     assert!(cache.metric("last_copies_total").await >= 1);
