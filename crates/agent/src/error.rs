@@ -71,6 +71,8 @@ pub enum AgentError {
     #[error("this server has not joined the fleet")]
     NotJoined(#[source] Source),
     /// A port is taken, or not ours to take.
+    #[error("the agent cannot listen on {address}: {holder}")]
+    Taken { address: String, holder: String },
     #[error("the agent cannot listen on {address}")]
     Listen {
         address: String,

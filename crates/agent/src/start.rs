@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use cohort_artifact::client::{ClientLimits, MirrorClient};
 use cohort_artifact::{Mirror, TrustOptions, TrustedRepository};
+use cohort_base::retry::Schedule;
 use cohort_base::{OnPath as _, chain, durable};
 use cohort_core::ids::ServerId;
 use cohort_distribute::{
@@ -20,7 +22,7 @@ use cohort_distribute::{
 };
 use cohort_host::guard::GuardClient;
 use cohort_host::{
-    Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted, lacking,
+    Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted, lacking, own_user,
 };
 use cohort_identity::{Alpn, ClientAuth, UnixTime};
 use cohort_registry::{RemoteRegistry, SeenRecord};
@@ -55,7 +57,11 @@ use crate::shared::{MemberHandle, Shared};
 use crate::space::Held;
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::{budgets, control, renewal, space, whereabouts};
+use crate::{budgets, control, renewal, service_user, space, whereabouts};
+
+/// Tries to get a port that services hold, each of which is ended.
+const TAKEN_TRIES: u32 = 100;
+const TAKEN_LOOK: Schedule = Schedule::new(Duration::from_millis(1), Duration::from_millis(50));
 
 /// A life of this length or more was not contested by another machine's: the pauses start over.
 const UNCONTESTED_AFTER: Duration = Duration::from_secs(3600);
@@ -274,8 +280,8 @@ async fn listen_and_serve(
     servers: &CancellationToken,
 ) -> Result<JoinHandle<()>, AgentError> {
     let config = &shared.config;
-    let listener = listen(&config.listen).await?;
-    let probe_listener = listen(&config.probe_listen).await?;
+    let listener = listen(&config.listen, config).await?;
+    let probe_listener = listen(&config.probe_listen, config).await?;
     let limits = ServeLimits { upload: Arc::clone(upload), ..ServeLimits::default() };
     let bulk = bulk_router(Arc::clone(&shared.downloads.context().store), limits);
     let routes = BTreeMap::from([
@@ -374,10 +380,30 @@ async fn repository(
         .map_err(AgentError::kept("trusted metadata"))
 }
 
-async fn listen(address: &str) -> Result<TcpListener, AgentError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AgentError::Listen { address: address.to_owned(), source })
+/// Listens. A service may have taken the port while the agent was away, which would keep every
+/// order from it: its process is ended.
+async fn listen(address: &str, config: &AgentConfig) -> Result<TcpListener, AgentError> {
+    let user = service_user::resolve(config.service_user.as_deref())?;
+    // Of this process's own user are other programs, too.
+    let user = user.map(|user| user.run_as.uid).filter(|uid| *uid != own_user());
+    let mut pauses = TAKEN_LOOK.pauses();
+    let mut tries = TAKEN_TRIES;
+    loop {
+        let source = match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(source) => source,
+        };
+        let taken = source.kind() == io::ErrorKind::AddrInUse;
+        let at = address.parse().ok().filter(|_| taken && tries > 0);
+        let failed = AgentError::Listen { address: address.to_owned(), source };
+        let Some(at) = at else { return Err(failed) };
+        tries -= 1;
+        let look = tokio::task::spawn_blocking(move || cohort_host::take_port(at, user));
+        if let Ok(Some(holder)) = look.await {
+            return Err(AgentError::Taken { address: address.to_owned(), holder });
+        }
+        tokio::time::sleep(pauses.next_pause()).await;
+    }
 }
 
 /// The directory of this server's guard.

@@ -63,6 +63,7 @@ pub use isolation::{Isolation, ProtectSystem};
 pub use judge::judge_release;
 pub use lacking::{Lack, lacking};
 pub use launch::Launch;
+pub use port::take_port;
 pub use process::{Exit, StopSignal};
 pub use program::{Programs, RunAs};
 pub use record::HostError;
@@ -72,7 +73,7 @@ pub use service::{
 };
 pub use systemd::Systemd;
 pub use traffic::Traffic;
-pub use trusted_folder::{UntrustedFolder, check_trusted};
+pub use trusted_folder::{UntrustedFolder, check_trusted, own_user};
 
 #[cfg(test)]
 mod activation_test;

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::FDTarget;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::process::age;
+use crate::process::{age, user_of};
 
 /// A program that holds a port that a service wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,25 @@ pub(crate) fn holder_of(wanted: SocketAddr) -> Option<Holder> {
     Some(Holder { at, process: owner_of(inode) })
 }
 
+/// Ends the process of `user` that keeps others from listening on `at`, or names the one that does
+/// and is somebody else's. `None`: nobody does any more. Blocking.
+#[must_use]
+pub fn take_port(at: SocketAddr, user: Option<u32>) -> Option<String> {
+    let holder = holder_of(at)?;
+    let named = Some(holder.to_string());
+    let Some(pid) = holder.process.and_then(|process| Pid::from_raw(process.pid)) else {
+        return named;
+    };
+    // Held first, looked at second: the number cannot be reused in between.
+    let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { return named };
+    if user.is_none() || user_of(pid) != user {
+        return named;
+    }
+    tracing::error!(pid = %pid.as_raw_nonzero(), %at, "killed a service's process: it took a port");
+    let _gone = pidfd_send_signal(held, Signal::KILL);
+    None
+}
+
 /// Whether a socket that listens on `held` keeps another one from listening on `wanted`. Two
 /// addresses of one server may share a port.
 fn keeps_out(held: SocketAddr, wanted: SocketAddr) -> bool {
@@ -75,6 +94,7 @@ fn owner_of(inode: u64) -> Option<HolderProcess> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     use super::*;
@@ -90,6 +110,36 @@ mod tests {
         assert!(process.since.unwrap() <= Timestamp::now());
         drop(listener);
         assert_eq!(holder_of(at), None);
+    }
+
+    /// A service that took the agent's port while the agent was away.
+    #[test]
+    fn a_port_is_taken_from_the_service_user_and_from_nobody_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = listener.local_addr().unwrap();
+        let user = Some(65_534);
+        assert!(take_port(own, user).unwrap().contains(&std::process::id().to_string()));
+        drop(listener);
+        assert_eq!(take_port(own, user), None, "it is free");
+        if crate::trusted_folder::own_user() != 0 {
+            return;
+        }
+        let script = format!(
+            "use Socket; socket(S, PF_INET, SOCK_STREAM, 0); bind(S, pack_sockaddr_in({}, \
+             INADDR_LOOPBACK)); listen(S, 5); $| = 1; print \"listens\\n\"; sleep 600",
+            own.port()
+        );
+        let mut thief = std::process::Command::new("setpriv")
+            .args(["--reuid", "65534", "--clear-groups", "perl", "-e", &script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 8];
+        thief.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        assert!(take_port(own, None).is_some());
+        assert_eq!(take_port(own, user), None);
+        thief.wait().unwrap();
+        TcpListener::bind(own).unwrap();
     }
 
     #[test]

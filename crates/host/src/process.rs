@@ -292,6 +292,11 @@ fn stat_of(pid: Pid) -> Option<Stat> {
     Process::new(pid.as_raw_nonzero().get()).ok()?.stat().ok()
 }
 
+/// The real user of a process.
+pub(crate) fn user_of(pid: Pid) -> Option<u32> {
+    Some(Process::new(pid.as_raw_nonzero().get()).ok()?.status().ok()?.ruid)
+}
+
 /// Whether a program could not be started because of the file itself: missing, not executable, not
 /// allowed. Anything else (memory, process numbers, descriptors) is the machine's fault.
 pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {

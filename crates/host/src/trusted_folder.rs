@@ -33,7 +33,8 @@ pub enum UntrustedFolder {
 }
 
 /// This process's effective user.
-pub(crate) fn own_user() -> u32 {
+#[must_use]
+pub fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 

@@ -7,9 +7,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
-use super::state::{Started, user_of};
+use super::state::Started;
 use crate::cgroup::Cgroup;
-use crate::process::{Watched, start_ticks};
+use crate::process::{Watched, start_ticks, user_of};
 
 /// Most of a file that is read, in bytes: a number.
 const BYTES_MAX: u64 = 32;
@@ -29,7 +29,7 @@ pub(super) fn named(
     let not_its = || format!("process {number} is not one of this service");
     let ticks = start_ticks(pid).ok_or_else(|| format!("there is no process {number}"))?;
     let watched = Watched::started_at(pid, ticks).ok_or_else(not_its)?;
-    let is_its = user_of(Path::new(&format!("/proc/{number}"))) == user
+    let is_its = user_of(pid) == user
         && match cgroup {
             Some(cgroup) => cgroup.has(pid),
             None => first.is_some_and(|first| ticks >= first.start_ticks),

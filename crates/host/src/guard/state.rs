@@ -12,7 +12,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::ground::Ground;
-use crate::process::{Exit, Watched};
+use crate::process::{Exit, Watched, user_of};
 use crate::service::ServiceSpec;
 
 /// The version of `services.json`.
@@ -195,7 +195,7 @@ pub(crate) fn by_environment(users: &[u32], all: &[&str], none: &[&str]) -> Vec<
         // Its children inherit the environment, but only the service leads its group. Others can
         // give their processes any variables. (The kernel's own processes have neither, and a group
         // that the library does not expect.)
-        if user_of(&entry.path()).is_some_and(|user| users.contains(&user))
+        if user_of(pid).is_some_and(|user| users.contains(&user))
             && has(&entry.path(), all, none).unwrap_or(false)
             && rustix::process::getpgid(Some(pid)).is_ok_and(|group| group == pid)
         {
@@ -203,13 +203,6 @@ pub(crate) fn by_environment(users: &[u32], all: &[&str], none: &[&str]) -> Vec<
         }
     }
     found
-}
-
-/// The real user of a process.
-pub(super) fn user_of(process: &Path) -> Option<u32> {
-    let status = std::fs::read_to_string(process.join("status")).ok()?;
-    let field = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    field.split_whitespace().next()?.parse().ok()
 }
 
 fn has(process: &Path, all: &[&str], none: &[&str]) -> std::io::Result<bool> {
