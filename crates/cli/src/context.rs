@@ -1,5 +1,7 @@
 //! An operator's context directory: identity, hub, signing keys, repository.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use cohort_base::{OnPath as _, chain, durable};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::Global;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::read_file;
+use crate::output::note;
 use crate::toml_keys::{self, KnownKeys};
 
 /// The name of the configuration file in the directory.
@@ -100,10 +103,27 @@ pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     if let Some(dir) = &global.context {
         return Ok(dir.clone());
     }
-    if Path::new(FILE).is_file() {
+    if is_own(Path::new(FILE)) {
         return Ok(PathBuf::from("."));
     }
     home_folder().ok_or_else(none)
+}
+
+/// Whether a file that nobody has named is there and may be used: it and its directory belong to
+/// this user or root. Somebody else's could send commands to their hub, and run their programs.
+pub(crate) fn is_own(file: &Path) -> bool {
+    let folder = durable::folder_of(file);
+    let (Ok(file_is), Ok(folder_is)) = (fs::metadata(file), fs::metadata(folder)) else {
+        return false;
+    };
+    let own = [0, cohort_host::own_user()];
+    let stranger = [file_is.uid(), folder_is.uid()].into_iter().find(|uid| !own.contains(uid));
+    if let Some(uid) = stranger {
+        let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        note(&format!("ignored {}: it belongs to uid {uid}", shown.display()));
+        return false;
+    }
+    file_is.is_file()
 }
 
 /// `cohort` in `XDG_CONFIG_HOME`, by default `~/.config/cohort`; `None` without a home directory.

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use cohort_base::golden::hold;
 
-use super::{ContextFile, FILE, VERSION, default_hub_name};
+use super::{ContextFile, FILE, VERSION, default_hub_name, is_own};
 use crate::failure::Exit;
 
 #[test]
@@ -48,4 +48,22 @@ fn a_context_of_another_version_is_refused_whatever_its_keys() {
     let without = read("identity = \"identity\"\n");
     assert_eq!(without.kind, "malformed");
     assert!(without.error.contains("`version`"), "{}", without.error);
+}
+
+/// It could send commands to another hub, and name programs that sign.
+#[test]
+fn a_context_of_another_user_is_not_taken_because_it_is_here() {
+    use std::os::unix::fs::chown;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE);
+    assert!(!is_own(&file));
+    std::fs::write(&file, "version = 1\n").unwrap();
+    assert!(is_own(&file));
+    // Only root can give files away.
+    for others in [&file, &dir.path().to_owned()] {
+        if chown(others, Some(12_345), None).is_ok() {
+            assert!(!is_own(&file), "{}", others.display());
+            chown(others, Some(0), None).unwrap();
+        }
+    }
 }

@@ -10,6 +10,7 @@ use cohort_view::hint::Hint;
 use serde::Serialize;
 
 use crate::commands::{SERVER_THREADS, daemon_runtime, stopping};
+use crate::context::is_own;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::hub_keys::{FILE, LAYOUT};
 use crate::layers::{Layers, absolute};
@@ -82,7 +83,7 @@ fn read_layers(given: Option<&Path>) -> Result<Layers, Failure> {
                 .exit(Exit::Usage));
         }
         Some(file) => file,
-        None if here.exists() => here,
+        None if is_own(here) => here,
         None => Path::new(FILE),
     };
     let mut layers = Layers::new(LAYOUT);
