@@ -10,7 +10,7 @@ use cohort_core::ids::ServerId;
 use cohort_identity::UnixTime;
 use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{ApiError, Call, CallError};
-use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
+use cohort_wire::revocation::{Edition, RevocationsAnswer, RevocationsExchange};
 
 use crate::shared::{MemberHandle, Shared};
 
@@ -70,7 +70,7 @@ async fn exchange(shared: &Shared, member: Option<(&ServerId, &str)>) -> Result<
     let identity = &shared.identity;
     let known = identity.revocations();
     // What the other has is known once it has answered.
-    let mut other: Option<BTreeMap<String, u64>> = None;
+    let mut other: Option<BTreeMap<String, Edition>> = None;
     for _ in 0..ROUNDS_MAX {
         let news = other.as_ref().map(|has| known.news_for(has)).unwrap_or_default();
         let request = RevocationsExchange { has: known.has(), news };

@@ -76,13 +76,14 @@ async fn what_a_revoked_operator_signed_counts_no_more_whoever_passes_it_on() {
         role: Role::Operator,
         name: operator().name,
         at: UnixTime::now().as_secs(),
+        again: 0,
         reason: String::new(),
     };
     let news = vec![SignedRevocation::sign(&lab.slot_of(&bob).current(), &revocation).unwrap()];
     let exchange = RevocationsExchange { has: Default::default(), news };
     let Json(answer) =
         super::super::revocations(Context(Arc::clone(&shared)), ApiJson(exchange)).await.unwrap();
-    assert_eq!(answer.has, [("operator/ana".to_owned(), revocation.at)].into());
+    assert_eq!(answer.has, [("operator/ana".to_owned(), revocation.edition())].into());
     assert_eq!(forward(stolen).await.unwrap_err().status, 403);
     assert!(shared.kill.offer(vec![stop(&lab, Role::Operator)]).await.is_err());
     assert_eq!(shared.kill.on(), None);

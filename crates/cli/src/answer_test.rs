@@ -141,6 +141,7 @@ fn every_answer_is_as_its_golden_file_says() {
         servers: 3,
         behind: vec!["web-1".parse().unwrap()],
         apps: vec!["web".parse().unwrap()],
+        revocations: Vec::new(),
     };
     let roles = [RoleInRoot { role: KeyRole::Root, threshold: 1, keys: vec!["ab".repeat(32)] }];
     let token = TokenAnswer {

@@ -88,7 +88,7 @@ pub(crate) async fn lasts(
     let known: RevocationsAnswer = hub.call(call).await?;
     Ok(signed.0.certified().is_some_and(|author| {
         let key = format!("{}/{}", author.peer.role.as_str(), author.peer.name);
-        known.has.get(&key).is_none_or(|at| author.not_before.as_secs() > *at)
+        known.has.get(&key).is_none_or(|(at, _)| author.not_before.as_secs() > *at)
     }))
 }
 

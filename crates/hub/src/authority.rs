@@ -76,7 +76,7 @@ pub(crate) async fn finish(
     if authority.is_rotating() {
         let status = status_of(&app, &authority).await?;
         let behind = if request.leave_behind { &[][..] } else { &status.behind };
-        may_finish(behind, &status.apps, app.kill.on_count())?;
+        may_finish(behind, &status, app.kill.on_count())?;
         // Those that are not used yet name the old authority.
         let tokens = Arc::clone(&app.tokens);
         let revoked = blocking(move || tokens.revoke_unused()).await??;
@@ -90,7 +90,11 @@ pub(crate) async fn finish(
 }
 
 /// What keeps the old authority: names at most a few.
-fn may_finish(behind: &[ServerId], apps: &[AppId], kill_on: usize) -> Result<(), ApiError> {
+fn may_finish(
+    behind: &[ServerId],
+    status: &AuthorityStatus,
+    kill_on: usize,
+) -> Result<(), ApiError> {
     let refused = |error: String| Err(ApiError::conflict(error));
     if let [first, ..] = behind {
         let names: Vec<&str> = behind.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
@@ -109,7 +113,8 @@ fn may_finish(behind: &[ServerId], apps: &[AppId], kill_on: usize) -> Result<(),
                 )
         });
     }
-    if let [first, ..] = apps {
+    let AuthorityStatus { apps, revocations, .. } = status;
+    if let [first, ..] = &apps[..] {
         let names: Vec<&str> = apps.iter().take(NAMED_MAX).map(AppId::as_str).collect();
         return refused(format!(
             "only the old authority proves who wrote the policies of: {}",
@@ -120,6 +125,15 @@ fn may_finish(behind: &[ServerId], apps: &[AppId], kill_on: usize) -> Result<(),
                 .hint("renew your certificate: cohort context renew")
                 .hint(format!("then apply each again: cohort app apply -f {first}.toml"))
         });
+    }
+    if !revocations.is_empty() {
+        let count = revocations.len();
+        return refused(format!("only the old authority proves who signed {count} revocations"))
+            .map_err(|error| {
+                error
+                    .hint("renew your certificate: cohort context renew")
+                    .hint("then finish again, which signs them again: cohort authority finish")
+            });
     }
     if kill_on > 0 {
         return refused("a kill switch is on, and its author's certificate may be old".to_owned())
@@ -169,6 +183,8 @@ async fn status_of(app: &App, authority: &Authority) -> Result<AuthorityStatus, 
     };
     let apps = intents.filter(|(_, signed)| !proves(signed));
     let apps = apps.map(|(app, _)| app.clone()).collect();
+    let revocations = app.identity.revocations().unproven(&own, now());
     let (issuer, trusts) = (authority.fingerprint(), authority.trusted());
-    Ok(AuthorityStatus { issuer, trusts, servers: fleet.servers.len(), behind, apps })
+    let servers = fleet.servers.len();
+    Ok(AuthorityStatus { issuer, trusts, servers, behind, apps, revocations })
 }

@@ -215,7 +215,7 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
         WaitingOn::PolicyLost { .. } => {
             let show = Command::AppShow { app: app.clone(), group: group.clone() };
             vec![
-                Hint::run_to("apply it again", Command::AppApply),
+                "sign it again: cohort app apply --again -f FILE".into(),
                 Hint::run_to("if the file is lost, the group has it", show),
             ]
         }

@@ -9,6 +9,7 @@ use cohort_identity::{PeerName, Role, TokenState};
 use serde::{Deserialize, Serialize};
 
 use crate::intent::SignedIntent;
+use crate::revocation::SignedRevocation;
 
 /// The port of the hub's API (mutual TLS).
 pub const HUB_PORT: u16 = 7418;
@@ -215,6 +216,8 @@ pub struct AuthorityStatus {
     pub behind: Vec<ServerId>,
     /// Apps whose policy or removal only the old authority proves.
     pub apps: Vec<AppId>,
+    /// Revocations of which that is so.
+    pub revocations: Vec<SignedRevocation>,
 }
 
 /// Body of [`TOKEN`].

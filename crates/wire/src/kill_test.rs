@@ -267,7 +267,7 @@ fn what_a_revoked_operator_resumed_is_forgotten_and_what_it_stopped_stays_stoppe
     offer(KillScope::Group(group("web.zone-a")), 7, true);
     let revocations = Revocations::default();
     let (name, at) = (PeerName::new("eve").unwrap(), UnixTime::now().as_secs());
-    let revocation = Revocation { role: Role::Operator, name, at, reason: String::new() };
+    let revocation = Revocation { role: Role::Operator, name, at, again: 0, reason: String::new() };
     let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
     assert!(revocations.offer(&signed, ana.roots(), UnixTime::now()).unwrap());
     assert!(latch.forget_revoked(&revocations) && !latch.forget_revoked(&revocations));

@@ -35,6 +35,9 @@ pub const REVOCATIONS_MAX: usize = 1_000;
 /// Revocations in one message: with their certificates, a fraction of a request's limit.
 pub const REVOCATIONS_SENT_MAX: usize = 64;
 
+/// How often a revocation is signed again: once per authority.
+const AGAIN_MAX: u32 = 1_000;
+
 /// How far the time of a revocation may be ahead of the clock that judges it, in seconds: five
 /// minutes. It decides which later certificates count.
 const AHEAD_S_MAX: u64 = 300;
@@ -50,9 +53,21 @@ pub struct Revocation {
     /// Unix time in seconds: certificates that are valid from then on, or from earlier, are
     /// revoked.
     pub at: u64,
+    /// How often operators have signed it again, because the authority that had certified the one
+    /// before would end; at most [`AGAIN_MAX`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub again: u32,
     /// For people; at most [`KILL_REASON_BYTES_MAX`] bytes.
     pub reason: String,
 }
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Which of two revocations of one peer counts: that of the later date, and of those the one that
+/// was signed later.
+pub type Edition = (u64, u32);
 
 impl Revocation {
     /// Whose certificates are revoked.
@@ -82,6 +97,21 @@ impl Revocation {
             Role::Publisher => 1,
             Role::Agent => 2,
             Role::Operator | Role::Hub => 3,
+        }
+    }
+
+    /// Which of several it is.
+    #[must_use]
+    pub fn edition(&self) -> Edition {
+        (self.at, self.again)
+    }
+
+    /// The same once more, for another operator to sign.
+    #[must_use]
+    pub fn once_more(&self) -> Self {
+        match self.again < AGAIN_MAX {
+            true => Revocation { again: self.again + 1, ..self.clone() },
+            false => Revocation { at: self.at + 1, again: 0, ..self.clone() },
         }
     }
 
@@ -146,6 +176,9 @@ fn check(revocation: &Revocation) -> Result<(), RevocationError> {
     if bytes > KILL_REASON_BYTES_MAX {
         return Err(RevocationError::Reason { bytes });
     }
+    if revocation.again > AGAIN_MAX {
+        return Err(RevocationError::Again);
+    }
     Ok(())
 }
 
@@ -153,8 +186,8 @@ fn check(revocation: &Revocation) -> Result<(), RevocationError> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevocationsExchange {
-    /// The time of each peer's revocation that the sender has.
-    pub has: BTreeMap<String, u64>,
+    /// Each peer's revocation that the sender has.
+    pub has: BTreeMap<String, Edition>,
     /// Revocations that the other may lack; at most [`REVOCATIONS_SENT_MAX`].
     pub news: Vec<SignedRevocation>,
 }
@@ -163,7 +196,7 @@ pub struct RevocationsExchange {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationsAnswer {
     /// What the answering place has now.
-    pub has: BTreeMap<String, u64>,
+    pub has: BTreeMap<String, Edition>,
     /// Revocations that the other lacks; at most [`REVOCATIONS_SENT_MAX`].
     pub news: Vec<SignedRevocation>,
 }
@@ -234,9 +267,9 @@ impl Revocations {
         let _writing = self.writing.lock();
         let mut next = self.known.read().clone();
         let peer = revocation.peer();
-        let current = next.get(&peer).map(|(revocation, _)| revocation.at);
+        let current = next.get(&peer).map(|(revocation, _)| revocation.edition());
         let expired = revocation.is_past(now);
-        if expired || current.is_some_and(|at| at >= revocation.at) {
+        if expired || current.is_some_and(|current| current >= revocation.edition()) {
             return Ok(false);
         }
         next.insert(peer.clone(), (revocation, signed.clone()));
@@ -291,19 +324,27 @@ impl Revocations {
         self.digest.subscribe()
     }
 
-    /// The time of each peer's revocation.
+    /// Which revocation of each peer.
     #[must_use]
-    pub fn has(&self) -> BTreeMap<String, u64> {
+    pub fn has(&self) -> BTreeMap<String, Edition> {
         let known = self.known.read();
-        known.values().map(|(it, _)| (it.key(), it.at)).collect()
+        known.values().map(|(it, _)| (it.key(), it.edition())).collect()
+    }
+
+    /// Those that these roots do not prove, nor did when they were signed.
+    #[must_use]
+    pub fn unproven(&self, roots: &[CertificateDer<'_>], now: UnixTime) -> Vec<SignedRevocation> {
+        let known = self.known.read();
+        let unproven = known.values().filter(|(_, signed)| signed.verify(roots, now).is_err());
+        unproven.map(|(_, signed)| signed.clone()).collect()
     }
 
     /// Revocations that one who has these lacks; at most [`REVOCATIONS_SENT_MAX`].
     #[must_use]
-    pub fn news_for(&self, has: &BTreeMap<String, u64>) -> Vec<SignedRevocation> {
+    pub fn news_for(&self, has: &BTreeMap<String, Edition>) -> Vec<SignedRevocation> {
         let known = self.known.read();
         let lacks = known.values().filter(|(revocation, _)| {
-            has.get(&revocation.key()).is_none_or(|at| *at < revocation.at)
+            has.get(&revocation.key()).is_none_or(|has| *has < revocation.edition())
         });
         lacks.take(REVOCATIONS_SENT_MAX).map(|(_, signed)| signed.clone()).collect()
     }
@@ -349,7 +390,7 @@ fn least(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> Option<Peer>
 /// Independent of the order in which they came.
 fn digest_of(known: &BTreeMap<Peer, (Revocation, SignedRevocation)>) -> u64 {
     let hash = |revocation: &Revocation| {
-        let text = format!("{}@{}", revocation.key(), revocation.at);
+        let text = format!("{}@{}.{}", revocation.key(), revocation.at, revocation.again);
         let hash = hex::decode(sha256_hex(text.as_bytes())).expect("hexadecimal digits");
         let (first, _) = hash.split_first_chunk().expect("a hash has 32 bytes");
         u64::from_be_bytes(*first)
@@ -374,6 +415,8 @@ pub enum RevocationError {
     Malformed(#[source] serde_json::Error),
     #[error("revocation's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
     Reason { bytes: usize },
+    #[error("revocation was signed more than {AGAIN_MAX} times")]
+    Again,
     #[error("revocation is dated {by_s} s ahead of this clock; at most {ahead_max} s are accepted")]
     Ahead { by_s: u64, ahead_max: u64 },
     #[error("{REVOCATIONS_MAX} revocations are kept already, the limit")]
@@ -394,6 +437,7 @@ impl From<RevocationError> for ApiError {
             RevocationError::Malformed(_)
             | RevocationError::Reason { .. }
             | RevocationError::Hidden
+            | RevocationError::Again
             | RevocationError::Ahead { .. } => ApiError::bad_request(reason),
             RevocationError::TooMany => ApiError::unavailable("full", reason),
             RevocationError::Damaged { .. } | RevocationError::File(_) => {

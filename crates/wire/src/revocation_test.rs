@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use cohort_identity::Authority;
 
 use super::*;
@@ -31,7 +33,7 @@ fn now() -> UnixTime {
 
 fn revocation(name: &str, at: u64) -> Revocation {
     let (role, name) = (Role::Operator, PeerName::new(name).unwrap());
-    Revocation { role, name, at, reason: "stolen laptop".to_owned() }
+    Revocation { role, name, at, again: 0, reason: "stolen laptop".to_owned() }
 }
 
 fn certified(name: &str, not_before: u64) -> Certified {
@@ -137,7 +139,7 @@ fn names_that_nobody_has_do_not_keep_an_operator_from_being_revoked() {
     let known = Revocations::default();
     let offer = |role, name: &str, at| {
         let name = PeerName::new(name).unwrap();
-        let revocation = Revocation { role, name, at, reason: String::new() };
+        let revocation = Revocation { role, name, at, again: 0, reason: String::new() };
         let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
         known.offer(&signed, ana.roots(), now())
     };
@@ -160,7 +162,7 @@ fn nobody_displaces_what_others_signed_by_signing_many() {
     let known = Revocations::default();
     let offer = |by: &Identity, role, name: &str, at| {
         let name = PeerName::new(name).unwrap();
-        let revocation = Revocation { role, name, at, reason: String::new() };
+        let revocation = Revocation { role, name, at, again: 0, reason: String::new() };
         known.offer(&SignedRevocation::sign(by, &revocation).unwrap(), ana.roots(), now())
     };
     assert!(offer(&ana, Role::Viewer, "eve", at).unwrap());
@@ -181,10 +183,36 @@ fn a_hub_is_not_revoked_ahead_of_time() {
     let (ana, at) = (lab.identity(Role::Operator, "ana"), now().as_secs());
     let offer = |at| {
         let name = PeerName::new("hub").unwrap();
-        let revocation = Revocation { role: Role::Hub, name, at, reason: String::new() };
+        let revocation = Revocation { role: Role::Hub, name, at, again: 0, reason: String::new() };
         let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
         Revocations::default().offer(&signed, ana.roots(), now())
     };
     assert!(matches!(offer(at + 60), Err(RevocationError::Ahead { .. })));
     assert!(offer(at).unwrap());
+}
+
+/// The authority that had certified whoever signed it ends.
+#[test]
+fn a_revocation_that_is_signed_again_replaces_the_one_before_everywhere() {
+    let lab = Lab::new();
+    let (ana, ben) = (lab.identity(Role::Operator, "ana"), lab.identity(Role::Operator, "ben"));
+    let before = revocation("cy", now().as_secs() - 5);
+    let (one, other) = (Revocations::default(), Revocations::default());
+    let signed = SignedRevocation::sign(&ana, &before).unwrap();
+    for known in [&one, &other] {
+        assert!(known.offer(&signed, ana.roots(), now()).unwrap());
+    }
+    let stranger = Lab::new();
+    let roots = stranger.identity(Role::Operator, "dee");
+    assert_eq!(one.unproven(roots.roots(), now()), from_ref(&signed));
+    assert_eq!(one.unproven(ana.roots(), now()), []);
+    let again = SignedRevocation::sign(&ben, &before.once_more()).unwrap();
+    assert!(one.offer(&again, ana.roots(), now()).unwrap());
+    assert!(!one.offer(&signed, ana.roots(), now()).unwrap(), "not back");
+    assert_ne!(one.digest(), other.digest());
+    other.take(&one.news_for(&other.has()), ana.roots(), now());
+    assert_eq!((other.has(), other.digest()), (one.has(), one.digest()));
+    assert_eq!(other.revoked_at(&before.peer()), Some(before.at));
+    let last = Revocation { again: AGAIN_MAX, ..before };
+    assert!(last.once_more().edition() > last.edition());
 }

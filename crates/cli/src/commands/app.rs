@@ -29,7 +29,7 @@ use crate::policy_known::{KnownPolicy, lasts, sign};
 #[derive(Debug, Subcommand)]
 pub(crate) enum AppCommand {
     /// Apply a policy; rollouts in progress keep the one they started with
-    Apply(FileArgs),
+    Apply(ApplyArgs),
     /// Show what `apply` would change (exit code 10 if anything)
     Diff(FileArgs),
     /// Stop an app on all servers, a few at a time, and forget it
@@ -54,6 +54,15 @@ pub(crate) struct FileArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Sign and write it again, even if it has not changed: after the hub was restored
+    #[arg(long)]
+    again: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
     /// App name
     app: AppId,
@@ -74,8 +83,8 @@ pub(crate) async fn run(global: &Global, command: &AppCommand) -> Result<Exit, F
     }
 }
 
-async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
-    let policy = policy_file::read(&args.file)?;
+async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
+    let policy = policy_file::read(&args.file.file)?;
     let app = &policy.app;
     let context = context_of(global)?;
     let (hub, identity) = (Hub::of(&context)?, context.identity()?);
@@ -89,7 +98,9 @@ async fn apply(global: &Global, args: &FileArgs) -> Result<Exit, Failure> {
         None => true,
     };
     let (revision, changed) = match known {
-        Some(known) if known.policy == value && known.unproven.is_none() && lasts => {
+        Some(known)
+            if known.policy == value && known.unproven.is_none() && lasts && !args.again =>
+        {
             (known.revision, false)
         }
         known => {

@@ -1,17 +1,23 @@
 //! `cohort authority`: who issues certificates.
 
 use clap::Subcommand;
+use cohort_identity::UnixTime;
 use cohort_view::command::Command;
+use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::Call;
 use cohort_wire::hub::{
     AUTHORITY, AuthorityStatus, FINISH_AUTHORITY, FinishAuthorityRequest, ROTATE_AUTHORITY,
+};
+use cohort_wire::revocation::{
+    REVOCATIONS_SENT_MAX, RevocationsAnswer, RevocationsExchange, SignedRevocation,
 };
 
 use crate::answer::Answer;
 use crate::args::Global;
 use crate::commands::{context, context_of};
 use crate::connect::Hub;
-use crate::failure::{Exit, Failure};
+use crate::context::Context;
+use crate::failure::{Exit, Failure, OrFail as _};
 use crate::output::note;
 
 /// Digits of a fingerprint that are shown.
@@ -46,6 +52,7 @@ pub(crate) async fn run(global: &Global, command: &AuthorityCommand) -> Result<E
             context::renew_certificate(&context).await?;
             let request = FinishAuthorityRequest { leave_behind: *leave_behind };
             let hub = Hub::of(&context)?;
+            sign_again(&context, &hub).await?;
             let status = hub.call(Call::post(FINISH_AUTHORITY, &request)).await?;
             context::renew_certificate(&context).await?;
             note("unused join tokens are revoked: make new ones");
@@ -56,8 +63,30 @@ pub(crate) async fn run(global: &Global, command: &AuthorityCommand) -> Result<E
     Ok(Exit::Done)
 }
 
+/// Signs the revocations again that only the old authority proves: nobody would believe them any
+/// more, and whoever they are about would be let in by servers that join later.
+async fn sign_again(context: &Context, hub: &Hub) -> Result<(), Failure> {
+    let identity = context.identity()?;
+    let status: AuthorityStatus = hub.call(Call::get(AUTHORITY)).await?;
+    let mut news = Vec::new();
+    for signed in &status.revocations {
+        let (by, revocation) = signed
+            .verify(identity.roots(), UnixTime::now())
+            .or_fail("revocation")
+            .map_err(|failure| failure.hint("see what is revoked: cohort person revoked"))?;
+        note(&format!("signing again what {by} revoked: {}", revocation.key()));
+        let again = SignedRevocation::sign(&identity, &revocation.once_more());
+        news.push(again.or_fail("revocation")?);
+    }
+    for news in news.chunks(REVOCATIONS_SENT_MAX) {
+        let exchange = RevocationsExchange { news: news.to_vec(), ..Default::default() };
+        let _known: RevocationsAnswer = hub.call(Call::post(REVOCATIONS, &exchange)).await?;
+    }
+    Ok(())
+}
+
 fn text(status: &AuthorityStatus) -> String {
-    let AuthorityStatus { issuer, trusts, servers, behind, apps } = status;
+    let AuthorityStatus { issuer, trusts, servers, behind, apps, revocations: _ } = status;
     let short = |print: &String| print.chars().take(SHOWN_DIGITS).collect::<String>();
     let mut text = format!("authority {} issues certificates\n", short(issuer));
     for old in trusts.iter().filter(|it| *it != issuer) {

@@ -229,8 +229,15 @@ async fn take_over_switches(
     let known = Places::of(context, direct, None).await?.gather(identity.roots()).await;
     let by = peer.to_string();
     for (scope, Verified { register, .. }) in
-        known.registers.iter().filter(|(_, known)| known.by == by && known.register.on)
+        known.registers.iter().filter(|(_, known)| known.by == by)
     {
+        if !register.on {
+            // Whether that was right, only people know: it may have been a year ago.
+            let ago = brief(UnixTime::now().as_secs().saturating_sub(register.at) * 1000);
+            note(&format!("{by} turned the kill switch of {scope} off {ago} ago"));
+            note(&format!("  if it should be on: cohort kill on --scope {scope} --reason REASON"));
+            continue;
+        }
         let at = UnixTime::now().as_secs();
         let Position { epoch, on } = known.next(scope, true, at);
         let register = KillRegister { epoch, on, at, ..register.clone() };
@@ -255,15 +262,20 @@ pub(crate) async fn spread(
     direct: &Direct,
 ) -> Result<(usize, Vec<Failure>), Failure> {
     let Peer { role, name } = peer.clone();
-    let revocation =
-        Revocation { role, name, at: UnixTime::now().as_secs(), reason: reason.to_owned() };
+    let revocation = Revocation {
+        role,
+        name,
+        at: UnixTime::now().as_secs(),
+        again: 0,
+        reason: reason.to_owned(),
+    };
     let signed = SignedRevocation::sign(&context.identity()?, &revocation).or_fail("revocation")?;
     let exchange = RevocationsExchange { has: BTreeMap::new(), news: vec![signed] };
     let key = revocation.key();
     let (mut places, mut failures) = (0, Vec::new());
     for (name, answer) in ask(context, direct, &exchange).await? {
         match answer {
-            Ok(answer) if answer.has.get(&key).is_some_and(|at| *at >= revocation.at) => {
+            Ok(answer) if answer.has.get(&key).is_some_and(|has| *has >= revocation.edition()) => {
                 places += 1;
             }
             Ok(_) => failures.push(Failure::new("rejected", format!("{name} did not take it"))),
@@ -295,7 +307,7 @@ async fn list(global: &Global, direct: &Direct) -> Result<Exit, Failure> {
                         why.insert(it.key(), (by.to_string(), it.reason));
                     }
                 }
-                for (peer, at) in answer.has {
+                for (peer, (at, _)) in answer.has {
                     let latest = known.entry(peer).or_default();
                     *latest = at.max(*latest);
                 }

@@ -2,13 +2,17 @@
 
 use std::slice::from_ref;
 
-use cohort_identity::{Authority, Identity, Role, UnixTime};
+use cohort_identity::{Authority, Identity, PeerName, Role, UnixTime};
+use cohort_wire::agent::REVOCATIONS;
 use cohort_wire::http::{ApiError, Call, CallError, Client};
 use cohort_wire::hub::{
     AUTHORITY, AuthorityAnswer, AuthorityRequest, AuthorityStatus, FINISH_AUTHORITY,
     FinishAuthorityRequest, RENEW, ROTATE_AUTHORITY, RenewAnswer, RenewRequest,
 };
 use cohort_wire::intent::Wanted;
+use cohort_wire::revocation::{
+    Revocation, RevocationsAnswer, RevocationsExchange, SignedRevocation,
+};
 use cohort_wire::tls::IdentitySlot;
 
 use crate::support::{Caller, Running, server};
@@ -46,6 +50,13 @@ async fn finish(
     caller(hub, by).post(FINISH_AUTHORITY, &FinishAuthorityRequest { leave_behind }).await
 }
 
+async fn revoke(hub: &Running, by: &Identity, revocation: &Revocation) {
+    let news = vec![SignedRevocation::sign(by, revocation).unwrap()];
+    let exchange = RevocationsExchange { news, ..RevocationsExchange::default() };
+    let answer: RevocationsAnswer = caller(hub, by).post(REVOCATIONS, &exchange).await.unwrap();
+    assert_eq!(answer.has[&revocation.key()], revocation.edition());
+}
+
 #[tokio::test]
 async fn the_authority_is_replaced_while_everyone_works_and_ends_when_all_have_followed() {
     let hub = Running::start().await;
@@ -63,6 +74,15 @@ async fn the_authority_is_replaced_while_everyone_works_and_ends_when_all_have_f
         caller(&hub, &operator).post("/v1/policies/web", &body).await.unwrap();
     let refused = finish(&hub, &operator, true).await.unwrap_err();
     assert_eq!(refused.status, 409, "nothing is being replaced");
+    let eve = Revocation {
+        // An operator's would void the tokens, too.
+        role: Role::Viewer,
+        name: PeerName::new("eve").unwrap(),
+        at: UnixTime::now().as_secs() - 2,
+        again: 0,
+        reason: "left".to_owned(),
+    };
+    revoke(&hub, &operator, &eve).await;
 
     let status: AuthorityStatus =
         caller(&hub, &operator).post(ROTATE_AUTHORITY, &()).await.unwrap();
@@ -103,8 +123,18 @@ async fn the_authority_is_replaced_while_everyone_works_and_ends_when_all_have_f
     let _: cohort_wire::hub::PolicyAnswer =
         caller(&hub, &operator).post("/v1/policies/web", &body).await.unwrap();
 
+    // Nobody would believe the revocation any more.
+    let refused = finish(&hub, &operator, false).await.unwrap_err();
+    assert!(refused.status == 409 && refused.error.contains("revocation"), "{refused:?}");
+    let status: AuthorityStatus = caller(&hub, &operator).get(AUTHORITY).await.unwrap();
+    let [signed] = &status.revocations[..] else { panic!("{:?}", status.revocations) };
+    let (_, known) = signed.verify(operator.roots(), UnixTime::now()).unwrap();
+    assert_eq!(known, eve);
+    revoke(&hub, &operator, &known.once_more()).await;
+
     let status = finish(&hub, &operator, false).await.unwrap();
     assert_eq!(status.trusts, from_ref(&status.issuer));
+    assert_eq!(status.revocations, []);
     // What only the old one certified counts no more, not even to renew.
     assert!(is_cut_off(&caller(&hub, &hub.identity(Role::Operator, "ada"))).await);
     let last = renew(&hub, &first).await.unwrap();

@@ -82,7 +82,7 @@ async fn who_reads_the_repository_is_asked_at_each_handshake() {
     let hub = start().await;
     let revoke = async |role, name: &str| {
         let (at, name) = (UnixTime::now().as_secs(), PeerName::new(name).unwrap());
-        let revocation = Revocation { role, name, at, reason: String::new() };
+        let revocation = Revocation { role, name, at, again: 0, reason: String::new() };
         SignedRevocation::sign(&hub.identity(Role::Operator, "ada"), &revocation).unwrap()
     };
     let eve = Reader::of(&hub, Role::Viewer, "eve");

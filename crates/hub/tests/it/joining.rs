@@ -335,13 +335,14 @@ async fn a_revocation_ends_the_tokens_that_were_made_before() {
         name: PeerName::new("eve").unwrap(),
         // A certificate issued later is valid from a second later.
         at: UnixTime::now().as_secs() - 2,
+        again: 0,
         reason: String::new(),
     };
     let ada = hub.identity(Role::Operator, "ada");
     let news = vec![SignedRevocation::sign(&ada, &revocation).unwrap()];
     let exchange = RevocationsExchange { news, ..RevocationsExchange::default() };
     let answer: RevocationsAnswer = hub.operator().post(REVOCATIONS, &exchange).await.unwrap();
-    assert_eq!(answer.has, [("operator/eve".to_owned(), revocation.at)].into());
+    assert_eq!(answer.has, [("operator/eve".to_owned(), revocation.edition())].into());
     let (refused, _) = hub.join(&made_before, Role::Operator, "eve", None).await;
     assert_eq!(refused.unwrap_err().status, 403);
     let again = hub.token(Role::Operator, Some("eve")).await;
@@ -360,6 +361,7 @@ async fn a_hub_whose_certificate_is_revoked_gets_a_new_one() {
         role: Role::Hub,
         name: PeerName::new("hub").unwrap(),
         at: UnixTime::now().as_secs() - 2,
+        again: 0,
         reason: String::new(),
     };
     let ada = hub.identity(Role::Operator, "ada");

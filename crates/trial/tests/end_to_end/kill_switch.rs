@@ -186,7 +186,7 @@ fn a_stolen_key_counts_no_more_within_seconds_and_without_the_hub() -> Result<()
     })?;
     // What only the hub was told reaches every agent.
     let (role, name, at) = (Role::Agent, PeerName::new("gone")?, UnixTime::now().as_secs());
-    let revocation = Revocation { role, name, at, reason: String::new() };
+    let revocation = Revocation { role, name, at, again: 0, reason: String::new() };
     let operator = Identity::load(&trial.context_dir().join("operator"))?;
     let news = vec![SignedRevocation::sign(&operator, &revocation)?];
     let tell = RevocationsExchange { news, ..RevocationsExchange::default() };
@@ -195,7 +195,9 @@ fn a_stolen_key_counts_no_more_within_seconds_and_without_the_hub() -> Result<()
         until(&format!("{server} hears of it"), PATIENCE, || {
             let ask = Call::post(REVOCATIONS, &RevocationsExchange::default());
             let answer = trial.call::<RevocationsAnswer>(server, ask);
-            answer.is_ok_and(|answer| answer.has.get(&revocation.key()) == Some(&at))
+            answer.is_ok_and(|answer| {
+                answer.has.get(&revocation.key()) == Some(&revocation.edition())
+            })
         })?;
     }
     trial.pass()

@@ -498,7 +498,7 @@ async fn a_revoked_certificate_ends_open_connections_and_opens_no_other() {
     let revoke = |slot: &crate::tls::IdentitySlot, role, name: &str| {
         let (at, ana) = (UnixTime::now(), fleet.identity(Role::Operator, "ana"));
         let (name, reason) = (PeerName::new(name).unwrap(), String::new());
-        let revocation = Revocation { role, name, at: at.as_secs(), reason };
+        let revocation = Revocation { role, name, at: at.as_secs(), again: 0, reason };
         let signed = SignedRevocation::sign(&ana, &revocation).unwrap();
         assert!(slot.revocations().offer(&signed, ana.roots(), at).unwrap());
     };
