@@ -1,8 +1,8 @@
 //! Packs a directory so that equal directories give equal bytes, and inspects tarballs.
 //!
 //! Deterministic means: entries sorted by path, no times, no owners, permissions reduced to
-//! "executable or not". Links stay links. What the host would refuse to unpack is already refused
-//! here, where an operator sees it.
+//! "executable or not" and "its owner's alone or not". Links stay links. What the host would refuse
+//! to unpack is already refused here, where an operator sees it.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek as _, Write};
@@ -134,7 +134,7 @@ impl<W: Write> Packer<W> {
             if self.bytes > UNPACKED_BYTES_MAX {
                 return Err(PackError::TooLarge);
             }
-            let mode = if about.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
+            let mode = mode_of(about.permissions().mode());
             let mut header = header(EntryType::Regular, mode, about.len());
             let mut exact = Exact { from: &mut file, left: about.len() };
             Ok(self.tar.append_data(&mut header, inside, &mut exact).on_path("pack", path)?)
@@ -142,6 +142,12 @@ impl<W: Write> Packer<W> {
             refuse("is neither file, directory nor symbolic link")
         }
     }
+}
+
+/// The mode of a file in the archive. What only its owner could read stays private.
+fn mode_of(mode: u32) -> u32 {
+    let open = if mode & 0o111 != 0 { 0o755 } else { 0o644 };
+    if mode & 0o077 == 0 { open & 0o700 } else { open }
 }
 
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {

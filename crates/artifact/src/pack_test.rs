@@ -38,7 +38,10 @@ fn equal_folders_give_equal_bytes() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fill(one.path(), &names);
     fill(two.path(), &backwards);
-    fs::set_permissions(two.path().join("z"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(two.path().join("z"), fs::Permissions::from_mode(0o664)).unwrap();
+    for folder in [one.path(), two.path()] {
+        fs::set_permissions(folder.join("lib/a"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let bytes = pack(one.path()).unwrap();
     assert_eq!(bytes, pack(two.path()).unwrap());
 
@@ -57,6 +60,7 @@ fn equal_folders_give_equal_bytes() {
         match path.to_str().unwrap() {
             "bin/run" => assert_eq!(header.mode().unwrap(), 0o755),
             "z" => assert_eq!(header.mode().unwrap(), 0o644),
+            "lib/a" => assert_eq!(header.mode().unwrap(), 0o600, "a key stays private"),
             "lib/link" => {
                 assert_eq!(entry.link_name().unwrap().unwrap(), Path::new("../bin/run"));
             }

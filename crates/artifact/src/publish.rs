@@ -52,8 +52,8 @@ pub struct PublishRequest {
     pub judge: Judge,
 }
 
-/// Judges a release as the host does, which knows what it runs: what is probably wrong, or why it is
-/// refused, for people.
+/// Judges a release as the host does, which knows what it runs. Says what is probably wrong, or why
+/// it is refused, for people.
 pub type Judge = Arc<dyn Fn(&Inspection) -> Result<Vec<String>, String> + Send + Sync>;
 
 /// Receives human-readable progress messages.

@@ -1,4 +1,4 @@
-//! What servers will say of a release, for whoever publishes it.
+//! What servers will say of a release, for its publisher.
 
 use std::path::{Path, PathBuf};
 

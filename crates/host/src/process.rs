@@ -155,7 +155,7 @@ impl Watched {
         self.pid
     }
 
-    /// A copy of one of its descriptors. For whoever may trace it.
+    /// A copy of one of its descriptors, if this process may trace it.
     pub(crate) fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
         Ok(pidfd_getfd(self.pidfd.get_ref(), number, PidfdGetfdFlags::empty())?)
     }

@@ -106,8 +106,8 @@ impl Files {
             (Ok(None), None) => Err(Refused::Failed("unchanged, but there is no copy".to_owned())),
             (Ok(Some(file)), _) => Ok(self.keep(file).await),
             (Err(Refused::Absent), _) => {
-                // The end of the chain of roots must be known even if the origin is unreachable; what
-                // is beyond it, nobody has to ask.
+                // The end of the chain of roots must be known even if the origin is unreachable.
+                // Nobody has to ask beyond it.
                 if self.ends_roots(&kind).await {
                     self.keep(SmallFile::absent(&path)).await;
                 }

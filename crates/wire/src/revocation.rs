@@ -106,7 +106,7 @@ impl Revocation {
         (self.at, self.again)
     }
 
-    /// The same once more, for another operator to sign.
+    /// The same, for another operator to sign again.
     #[must_use]
     pub fn once_more(&self) -> Self {
         match self.again < AGAIN_MAX {

@@ -23,6 +23,7 @@
 mod client;
 mod events;
 mod ground;
+mod home;
 mod leftover;
 mod log;
 mod notify;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use cohort_base::chain;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
@@ -40,9 +41,9 @@ pub(super) fn named(
 fn number_in(file: &Path) -> Result<i32, String> {
     // No link, and nothing that keeps a reader waiting.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let open = rustix::fs::open(file, flags, Mode::empty()).map_err(|error| error.to_string())?;
+    let open = rustix::fs::open(file, flags, Mode::empty()).map_err(|error| chain(&error))?;
     let mut text = String::new();
     let read = File::from(open).take(BYTES_MAX).read_to_string(&mut text);
-    read.map_err(|error| error.to_string())?;
+    read.map_err(|error| chain(&error))?;
     text.trim().parse().map_err(|_| "it contains no process number".to_owned())
 }

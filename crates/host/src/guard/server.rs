@@ -14,11 +14,12 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::events::EventLog;
 use super::ground::Ground;
+use super::home::{CannotSpawn, Home, Shared};
 use super::leftover;
 use super::log::ServiceLog;
 use super::protocol::{Answer, Ask, Request, Response, VERSION, broken, lines, send};
 use super::state::{Kept, Record};
-use super::supervise::{CannotSpawn, Home, Shared, Supervised};
+use super::supervise::Supervised;
 use crate::cgroup::Cgroups;
 use crate::launch::Launch;
 use crate::service::{RunService, ServiceSpec, ServiceStatus};
