@@ -122,11 +122,21 @@ impl Files {
         }
     }
 
-    /// Whether this is the root after one that is kept.
+    /// Whether this is the root after one that there is.
     async fn ends_roots(self: &Arc<Self>, kind: &RepositoryFile) -> bool {
         let RepositoryFile::Root(Some(version)) = kind else { return false };
         let before = format!("metadata/{}.root.json", version.saturating_sub(1));
-        self.last(&before).await.is_some_and(|last| !last.head.absent)
+        if let Some(last) = self.last(&before).await {
+            return !last.head.absent;
+        }
+        // Readers ask for the root after theirs only.
+        match self.ask_origins(&before, kind, None).await {
+            Ok(Some(file)) => {
+                self.keep(file).await;
+                true
+            }
+            Ok(None) | Err(_) => false,
+        }
     }
 
     /// The response of the first origin that responds; `None` if the last copy is still current.
