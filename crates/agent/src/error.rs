@@ -70,9 +70,10 @@ pub enum AgentError {
     Emptied { dir: PathBuf, server: ServerId },
     #[error("this server has not joined the fleet")]
     NotJoined(#[source] Source),
-    /// A port is taken, or not ours to take.
+    /// Another program has the port.
     #[error("the agent cannot listen on {address}: {holder}")]
     Taken { address: String, holder: String },
+    /// The address is wrong, or not ours to take.
     #[error("the agent cannot listen on {address}")]
     Listen {
         address: String,

@@ -22,7 +22,7 @@ use cohort_distribute::{
 };
 use cohort_host::guard::GuardClient;
 use cohort_host::{
-    Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted, lacking, own_user,
+    Cgroups, Controls, Launch, Programs, ServiceControl, Systemd, check_trusted, lacking,
 };
 use cohort_identity::{Alpn, ClientAuth, UnixTime};
 use cohort_registry::{RemoteRegistry, SeenRecord};
@@ -57,11 +57,11 @@ use crate::shared::{MemberHandle, Shared};
 use crate::space::Held;
 use crate::tasks::Tasks;
 use crate::transfers::Transfers;
-use crate::{budgets, control, renewal, service_user, space, whereabouts};
+use crate::{budgets, control, renewal, space, whereabouts};
 
-/// Tries to get a port that services hold, each of which is ended.
-const TAKEN_TRIES: u32 = 100;
-const TAKEN_LOOK: Schedule = Schedule::new(Duration::from_millis(1), Duration::from_millis(50));
+/// Tries to get a port that is taken: after an end, the guard starts a service ever later.
+const TAKEN_TRIES: u32 = 20;
+const TAKEN_LOOK: Schedule = Schedule::new(Duration::from_millis(1), Duration::from_millis(200));
 
 /// A life of this length or more was not contested by another machine's: the pauses start over.
 const UNCONTESTED_AFTER: Duration = Duration::from_secs(3600);
@@ -381,11 +381,8 @@ async fn repository(
 }
 
 /// Listens. A service may have taken the port while the agent was away, which would keep every
-/// order from it: its process is ended.
+/// order from it: that service is ended, and the guard starts it again.
 async fn listen(address: &str, config: &AgentConfig) -> Result<TcpListener, AgentError> {
-    let user = service_user::resolve(config.service_user.as_deref())?;
-    // Of this process's own user are other programs, too.
-    let user = user.map(|user| user.run_as.uid).filter(|uid| *uid != own_user());
     let mut pauses = TAKEN_LOOK.pauses();
     let mut tries = TAKEN_TRIES;
     loop {
@@ -398,10 +395,14 @@ async fn listen(address: &str, config: &AgentConfig) -> Result<TcpListener, Agen
         let failed = AgentError::Listen { address: address.to_owned(), source };
         let Some(at) = at else { return Err(failed) };
         tries -= 1;
-        let look = tokio::task::spawn_blocking(move || cohort_host::take_port(at, user));
+        let guards = guard_dir(config);
+        let look = tokio::task::spawn_blocking(move || {
+            cohort_host::take_port(at, &Cgroups::of(&guards).unwrap_or_default())
+        });
         if let Ok(Some(holder)) = look.await {
             return Err(AgentError::Taken { address: address.to_owned(), holder });
         }
+        tracing::warn!(address, "the port is taken; services that may have it were ended");
         tokio::time::sleep(pauses.next_pause()).await;
     }
 }

@@ -62,7 +62,7 @@ pub use manifest::{
 };
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
-pub use publish::{DeltaTried, Judge, PublishRequest, Published, Told, inspect};
+pub use publish::{DeltaTried, Judge, PublishRequest, Published, Told, try_out};
 pub use publish_deltas::NoDelta;
 pub use repository::{Repository, RepositoryError};
 pub use repository_file::{RepositoryFile, is_plain_name, repository_files};

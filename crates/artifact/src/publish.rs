@@ -126,13 +126,7 @@ impl Repository {
             prepare(&source, &blobs)
         });
         let (file, hashes, inspection) = prepared.await.map_err(|_| RepositoryError::Stopped)??;
-        let package_file = match &inspection.package_file {
-            Some(bytes) => PackageFile::parse(bytes)?,
-            None => PackageFile::default(),
-        };
-        let warnings = (request.judge)(&inspection).map_err(PackageFileError::Refused)?;
-        let checks = package_file.checks.keys().cloned().collect();
-        let manifest = new_manifest(request, &hashes, &inspection, package_file)?;
+        let Judged { manifest, checks, warnings } = judge(request, &hashes, &inspection)?;
 
         let current = metadata::read_current(self.dir())?;
         let targets = &current.targets.signed;
@@ -230,13 +224,38 @@ fn same_or_refused(existing: Manifest, new: Manifest) -> Result<Manifest, Reposi
     Err(RepositoryError::AlreadyPublished { app, version, platform, difference })
 }
 
-/// Packs and inspects what would be published, and keeps nothing. Blocking.
+/// What would be published, and what is probably wrong with it; keeps nothing. Blocking.
 ///
 /// # Errors
-/// As [`Repository::publish`], for the artifact.
-pub fn inspect(source: &Path) -> Result<Inspection, RepositoryError> {
+/// As [`Repository::publish`], for what is about the artifact alone.
+pub fn try_out(request: &PublishRequest) -> Result<(Manifest, Vec<String>), RepositoryError> {
     let folder = tempfile::tempdir().on_path("write to", &std::env::temp_dir())?;
-    prepare(source, folder.path()).map(|(_, _, inspection)| inspection)
+    let (_, hashes, inspection) = prepare(&request.path, folder.path())?;
+    let Judged { manifest, warnings, .. } = judge(request, &hashes, &inspection)?;
+    Ok((manifest, warnings))
+}
+
+/// A release that may be published.
+struct Judged {
+    /// Without deltas.
+    manifest: Manifest,
+    checks: BTreeSet<ProgramName>,
+    warnings: Vec<String>,
+}
+
+fn judge(
+    request: &PublishRequest,
+    hashes: &UnitHashes,
+    inspection: &Inspection,
+) -> Result<Judged, RepositoryError> {
+    let package_file = match &inspection.package_file {
+        Some(bytes) => PackageFile::parse(bytes)?,
+        None => PackageFile::default(),
+    };
+    let warnings = (request.judge)(inspection).map_err(PackageFileError::Refused)?;
+    let checks = package_file.checks.keys().cloned().collect();
+    let manifest = new_manifest(request, hashes, inspection, package_file)?;
+    Ok(Judged { manifest, checks, warnings })
 }
 
 /// Copies or packs the artifact into the repository's directory, where nothing names it yet. So the

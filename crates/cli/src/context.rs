@@ -109,21 +109,21 @@ pub(crate) fn folder(global: &Global) -> Result<PathBuf, Failure> {
     home_folder().ok_or_else(none)
 }
 
-/// Whether a file that nobody has named is there and may be used: it and its directory belong to
-/// this user or root. Somebody else's could send commands to their hub, and run their programs.
+/// Whether a file that nobody has named is there and may be used: nobody but this user and root can
+/// change it, or what is next to it. Somebody else's could send commands to their hub, and run
+/// their programs.
 pub(crate) fn is_own(file: &Path) -> bool {
-    let folder = durable::folder_of(file);
-    let (Ok(file_is), Ok(folder_is)) = (fs::metadata(file), fs::metadata(folder)) else {
-        return false;
+    let Ok(found) = fs::symlink_metadata(file) else { return false };
+    let others = found.mode() & 0o022 != 0 && !found.is_symlink();
+    let own = [0, cohort_host::own_user()].contains(&found.uid()) && !others;
+    let trusted = match cohort_host::check_trusted(durable::folder_of(file)) {
+        Ok(_) if own && found.is_file() => return true,
+        Ok(_) => "others can change it, or it is a link".to_owned(),
+        Err(error) => chain(&error),
     };
-    let own = [0, cohort_host::own_user()];
-    let stranger = [file_is.uid(), folder_is.uid()].into_iter().find(|uid| !own.contains(uid));
-    if let Some(uid) = stranger {
-        let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-        note(&format!("ignored {}: it belongs to uid {uid}", shown.display()));
-        return false;
-    }
-    file_is.is_file()
+    let shown = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    note(&format!("ignored {}: {trusted}", shown.display()));
+    false
 }
 
 /// `cohort` in `XDG_CONFIG_HOME`, by default `~/.config/cohort`; `None` without a home directory.

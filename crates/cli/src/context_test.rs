@@ -53,12 +53,21 @@ fn a_context_of_another_version_is_refused_whatever_its_keys() {
 /// It could send commands to another hub, and name programs that sign.
 #[test]
 fn a_context_of_another_user_is_not_taken_because_it_is_here() {
-    use std::os::unix::fs::chown;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt as _, chown};
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE);
     assert!(!is_own(&file));
     std::fs::write(&file, "version = 1\n").unwrap();
     assert!(is_own(&file));
+    for (path, mode, open) in [(file.clone(), 0o644, 0o664), (dir.path().into(), 0o755, 0o777)] {
+        std::fs::set_permissions(&path, Permissions::from_mode(open)).unwrap();
+        assert!(!is_own(&file), "{}", path.display());
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        assert!(is_own(&file));
+    }
+    std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+    assert!(!is_own(&dir.path().join("link")));
     // Only root can give files away.
     for others in [&file, &dir.path().to_owned()] {
         if chown(others, Some(12_345), None).is_ok() {

@@ -162,8 +162,7 @@ pub fn run() -> i32 {
             return NOT_STARTED;
         }
     };
-    // Whatever the agent was started with, and left open, is not the program's.
-    close_fds::set_fds_cloexec(rustix::stdio::raw_stderr() + 1, &[]);
+    keep_descriptors();
     let mut socket = File::from(socket);
     let became =
         read(&mut socket).and_then(|(confined, passed)| become_it(&confined, passed, &mut socket));
@@ -176,6 +175,11 @@ pub fn run() -> i32 {
     // A starter that has gone needs no answer.
     let _ = serde_json::to_vec(&failed).map(|bytes| socket.write_all(&bytes));
     NOT_STARTED
+}
+
+/// Keeps whatever this process was started with and left open from the programs that it starts.
+pub fn keep_descriptors() {
+    close_fds::set_fds_cloexec(rustix::stdio::raw_stderr() + 1, &[]);
 }
 
 /// Standard input, which programs that are started do not get; they get an empty one.

@@ -66,11 +66,6 @@ impl Hook {
         Hook::AfterAllowTraffic,
     ];
 
-    /// The hook whose file has this name.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|hook| hook.name() == name)
-    }
-
     /// The name of the hook's file.
     pub(crate) fn name(self) -> &'static str {
         match self {

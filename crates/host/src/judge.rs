@@ -1,6 +1,6 @@
 //! What servers will say of a release, for its publisher.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cohort_base::archive::{Content, Contents, SERVICE_FILE};
 use cohort_base::chain;
@@ -89,25 +89,31 @@ impl Judge<'_> {
     }
 
     fn hooks(&mut self) -> Result<(), String> {
-        let hooks: Vec<PathBuf> =
-            self.contents.in_folder(Path::new(HOOKS_FOLDER)).map(|(name, _)| name).collect();
-        for name in hooks {
-            let path = Path::new(HOOKS_FOLDER).join(&name);
-            let shown = path.display().to_string();
-            if name.to_str().and_then(Hook::named).is_some() {
-                self.program(&shown, &path)?;
-            } else if matches!(self.contents.at(&path), Some(Content::Program { .. })) {
-                let known: Vec<&str> = Hook::ALL.into_iter().map(Hook::name).collect();
-                let known = known.join(", ");
-                self.warnings.push(format!("{shown} is not run: hooks are named {known}"));
+        let folder = Path::new(HOOKS_FOLDER);
+        for hook in Hook::ALL {
+            if self.has(hook) {
+                let path = folder.join(hook.name());
+                self.program(&path.display().to_string(), &path)?;
+            }
+        }
+        let known: Vec<&str> = Hook::ALL.into_iter().map(Hook::name).collect();
+        for (name, content) in self.contents.in_folder(folder) {
+            let is_hook = name.to_str().is_some_and(|name| known.contains(&name));
+            if !is_hook && matches!(content, Content::Program { .. }) {
+                let (path, known) = (folder.join(name), known.join(", "));
+                let path = path.display();
+                self.warnings.push(format!("{path} is not run: hooks are named {known}"));
             }
         }
         Ok(())
     }
 
+    fn has(&self, hook: Hook) -> bool {
+        self.contents.at(&Path::new(HOOKS_FOLDER).join(hook.name())).is_some()
+    }
+
     fn has_hooks(&self) -> bool {
-        let mut hooks = self.contents.in_folder(Path::new(HOOKS_FOLDER));
-        hooks.any(|(name, _)| name.to_str().and_then(Hook::named).is_some())
+        Hook::ALL.into_iter().any(|hook| self.has(hook))
     }
 
     fn program(&mut self, shown: &str, path: &Path) -> Result<(), String> {

@@ -32,6 +32,11 @@ fn a_release_that_a_server_can_run_has_nothing_wrong() {
     let named = ("cohort.toml", 0o644, "[service]\ncommand = [\"java\", \"-jar\", \"x.jar\"]\n");
     assert_eq!(judge(&[named, ("x.jar", 0o644, "PK")]), Ok(Vec::new()));
     assert_eq!(judge(&[("hooks/after-install", 0o755, SCRIPT)]), Ok(Vec::new()));
+    assert_eq!(
+        judge(&[("scripts/after-install", 0o755, SCRIPT), ("hooks", 0, "scripts")]),
+        Ok(Vec::new()),
+        "a link"
+    );
     let helper = ("hooks/common.sh", 0o644, "x=1");
     assert_eq!(judge(&[("hooks/after-install", 0o755, SCRIPT), helper]), Ok(Vec::new()));
 }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::FDTarget;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Pid;
 
-use crate::process::{age, user_of};
+use crate::cgroup::Cgroups;
+use crate::process::age;
 
 /// A program that holds a port that a service wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,30 +46,32 @@ impl fmt::Display for Holder {
 
 /// Who keeps others from listening on `wanted`, if anybody does. Blocking: looks at every socket.
 pub(crate) fn holder_of(wanted: SocketAddr) -> Option<Holder> {
-    let mut listening = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
-    let holds = |entry: &TcpNetEntry| {
-        entry.state == TcpState::Listen && keeps_out(entry.local_address, wanted)
-    };
-    let TcpNetEntry { local_address: at, inode, .. } = listening.find(holds)?;
+    find(|entry| entry.state == TcpState::Listen && keeps_out(entry.local_address, wanted))
+}
+
+fn find(holds: impl Fn(&TcpNetEntry) -> bool) -> Option<Holder> {
+    let mut all = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flatten().flatten();
+    let TcpNetEntry { local_address: at, inode, .. } = all.find(|entry| holds(entry))?;
     Some(Holder { at, process: owner_of(inode) })
 }
 
-/// Ends the process of `user` that keeps others from listening on `at`, or names the one that does
-/// and is somebody else's. `None`: nobody does any more. Blocking.
+/// Ends what in these cgroups keeps others from listening on `at`. Returns who else does, if
+/// anybody; nobody, if the port may be free by now. Blocking.
+///
+/// A service that listens nowhere, and only has the port, is in no table: if nobody is found, all
+/// of them are ended.
 #[must_use]
-pub fn take_port(at: SocketAddr, user: Option<u32>) -> Option<String> {
-    let holder = holder_of(at)?;
-    let named = Some(holder.to_string());
-    let Some(pid) = holder.process.and_then(|process| Pid::from_raw(process.pid)) else {
-        return named;
+pub fn take_port(at: SocketAddr, cgroups: &Cgroups) -> Option<String> {
+    let holder = holder_of(at).or_else(|| {
+        // Connections that left from this port. Those that have ended keep nobody out.
+        find(|entry| entry.state != TcpState::TimeWait && keeps_out(entry.local_address, at))
+    });
+    let pid = holder.as_ref().and_then(|it| Pid::from_raw(it.process.as_ref()?.pid));
+    match (holder, pid) {
+        (None, _) => cgroups.kill(|_| true),
+        (Some(_), Some(pid)) if cgroups.kill(|members| members.contains(&pid)) => true,
+        (Some(holder), _) => return Some(holder.to_string()),
     };
-    // Held first, looked at second: the number cannot be reused in between.
-    let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { return named };
-    if user.is_none() || user_of(pid) != user {
-        return named;
-    }
-    tracing::error!(pid = %pid.as_raw_nonzero(), %at, "killed a service's process: it took a port");
-    let _gone = pidfd_send_signal(held, Signal::KILL);
     None
 }
 
@@ -112,34 +115,50 @@ mod tests {
         assert_eq!(holder_of(at), None);
     }
 
-    /// A service that took the agent's port while the agent was away.
-    #[test]
-    fn a_port_is_taken_from_the_service_user_and_from_nobody_else() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let own = listener.local_addr().unwrap();
-        let user = Some(65_534);
-        assert!(take_port(own, user).unwrap().contains(&std::process::id().to_string()));
-        drop(listener);
-        assert_eq!(take_port(own, user), None, "it is free");
-        if crate::trusted_folder::own_user() != 0 {
-            return;
-        }
+    /// What a hostile service does while the agent is away, in a cgroup of its own.
+    async fn thief(cgroups: &Cgroups, at: SocketAddr, listens: bool) -> std::process::Child {
+        let cgroup = cgroups.fresh("web", None).await.unwrap().unwrap();
+        // Many processes have the one socket.
         let script = format!(
             "use Socket; socket(S, PF_INET, SOCK_STREAM, 0); bind(S, pack_sockaddr_in({}, \
-             INADDR_LOOPBACK)); listen(S, 5); $| = 1; print \"listens\\n\"; sleep 600",
-            own.port()
+             INADDR_LOOPBACK)) or die; {} for (1..20) {{ fork or last }} $| = 1; \
+             print \"it has the port\\n\"; sleep 600",
+            at.port(),
+            if listens { "listen(S, 5);" } else { "" },
         );
-        let mut thief = std::process::Command::new("setpriv")
-            .args(["--reuid", "65534", "--clear-groups", "perl", "-e", &script])
+        let file = cgroup.paths()[0].join("cgroup.procs");
+        let script = format!("echo $$ > {}; exec perl -e '{script}'", file.display());
+        let mut thief = std::process::Command::new("sh")
+            .args(["-c", &script])
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = [0; 8];
-        thief.stdout.take().unwrap().read_exact(&mut line).unwrap();
-        assert!(take_port(own, None).is_some());
-        assert_eq!(take_port(own, user), None);
-        thief.wait().unwrap();
-        TcpListener::bind(own).unwrap();
+        let mut line = [0; 16];
+        thief.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        thief
+    }
+
+    #[tokio::test]
+    async fn a_port_is_taken_from_services_and_from_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::of(folder.path()).unwrap_or_default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let named = take_port(at, &cgroups).unwrap();
+        assert!(named.contains(&format!("process {}", std::process::id())), "{named}");
+        drop(listener);
+        assert_eq!(take_port(at, &cgroups), None, "it is free");
+        if cgroups.is_empty() {
+            return;
+        }
+        for listens in [true, false] {
+            let mut thief = thief(&cgroups, at, listens).await;
+            TcpListener::bind(at).unwrap_err();
+            assert_eq!(take_port(at, &cgroups), None);
+            thief.wait().unwrap();
+            crate::testing::until("it is free", || async { TcpListener::bind(at).is_ok() }).await;
+            cgroups.sweep().await;
+        }
     }
 
     #[test]

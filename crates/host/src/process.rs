@@ -282,6 +282,11 @@ pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     (!matches!(stat.state, 'Z' | 'X')).then_some(stat.starttime)
 }
 
+/// As [`start_ticks`], of a zombie too.
+pub(crate) fn started_ticks(pid: Pid) -> Option<u64> {
+    Some(stat_of(pid)?.starttime)
+}
+
 /// How long a process has been running; `None` if there is no such process, or only a zombie.
 pub(crate) fn age(pid: Pid) -> Option<Duration> {
     let started_ms = start_ticks(pid)?.saturating_mul(1000) / procfs::ticks_per_second();

@@ -109,7 +109,7 @@ impl Releases {
         self.install_dir.join(CACHE)
     }
 
-    /// As [`Self::state_dir`], for what is worth nothing once the service has stopped.
+    /// As [`Self::state_dir`], for sockets and numbers of processes.
     pub(crate) fn runtime_dir(&self) -> PathBuf {
         self.install_dir.join(RUNTIME)
     }
@@ -126,13 +126,6 @@ impl Releases {
     /// Creates [`Self::own_dirs`], for `owner`. Only their owner may enter them.
     pub(crate) fn create_own_dirs(&self, owner: Option<RunAs>) -> Result<(), FileError> {
         self.own_dirs().iter().try_for_each(|path| create_own(path, owner))
-    }
-
-    /// Empties [`Self::runtime_dir`], while the service is stopped.
-    pub(crate) fn empty_runtime_dir(&self, owner: Option<RunAs>) -> Result<(), FileError> {
-        let path = self.runtime_dir();
-        remove(&path)?;
-        create_own(&path, owner)
     }
 
     /// Lets `reader` read the releases that were unpacked for another user, after `service_user`
@@ -152,24 +145,18 @@ impl Releases {
 
     /// Removes everything but what the app's service has written.
     pub(crate) fn remove_all(&self) -> Result<(), FileError> {
-        let all = [
-            self.current_link(),
-            self.install_dir.join(NEXT),
-            self.folder(),
-            self.cache_dir(),
-            self.runtime_dir(),
-            self.notify_socket(),
-        ];
+        let all =
+            [self.current_link(), self.install_dir.join(NEXT), self.folder(), self.notify_socket()];
         all.iter().try_for_each(|own| remove(own))?;
-        for folder in [self.state_dir(), self.install_dir.clone()] {
-            match fs::remove_dir(&folder) {
+        // What the service has written stays: nobody knows what it is worth, or how deep it is.
+        for folder in self.own_dirs().iter().chain([&self.install_dir]) {
+            match fs::remove_dir(folder) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                    let state = self.state_dir();
-                    tracing::info!(state = %state.display(), "kept what the service has written");
-                    break;
+                    let folder = folder.display();
+                    tracing::info!(%folder, "kept what the service has written");
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.on_path("remove", &folder)?,
+                removed => removed.on_path("remove", folder)?,
             }
         }
         Ok(())
@@ -346,7 +333,6 @@ fn create_open(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Removes a directory with its content, a file, or a link itself. A missing path is not an error.
 /// Creates a directory for `owner`, which nobody else may enter.
 fn create_own(path: &Path, owner: Option<RunAs>) -> Result<(), FileError> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -362,6 +348,7 @@ fn create_own(path: &Path, owner: Option<RunAs>) -> Result<(), FileError> {
     lchown(path, Some(uid), Some(gid)).on_path("set owner of", path)
 }
 
+/// Removes whatever is there, if anything; all of it is the agent's own.
 fn remove(path: &Path) -> Result<(), FileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),

@@ -10,7 +10,7 @@ use cohort_core::release::Release;
 use cohort_core::report::Blame;
 
 use crate::app_host::AppHost;
-use crate::check::{NoPort, fill_in, names_port};
+use crate::check::{fill_in, names_port};
 use crate::interrupt::{Interrupt, failure};
 use crate::program::base_environment;
 use crate::service::{
@@ -67,7 +67,7 @@ impl AppHost {
         Ok(Some(RunningService { control: Arc::clone(control), spec }))
     }
 
-    fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, NoPort> {
+    fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, Interrupt> {
         let folder = self.releases.path_of(release);
         let config = &self.config;
         let variables = self.service_variables(release);
@@ -81,8 +81,12 @@ impl AppHost {
         }
         let mut listen = BTreeMap::new();
         for (name, at) in &service.listen {
-            let at = address(&filled(at)?, config.service_address);
-            listen.insert(name.clone(), at.expect("cohort.toml is refused with another one"));
+            let at = filled(at)?;
+            let address = address(&at, config.service_address).ok_or_else(|| {
+                let reason = format!("service.listen.{name}: `{at}` is no address and port");
+                failure(Blame::Release, reason)
+            })?;
+            listen.insert(name.clone(), address);
         }
         env.extend(variables);
         let notifies = service.kind == ServiceType::Notify;

@@ -141,7 +141,6 @@ impl AppHost {
         };
         self.cuts.point()?;
         self.stop_service(current).await?;
-        self.releases.empty_runtime_dir(self.config.run_as)?;
         self.cuts.point()?;
         Ok(ignored)
     }

@@ -258,13 +258,16 @@ impl Service {
             if !is_socket_name(name) {
                 return Err(format!("service.listen: `{name}` is not letters, digits, - and _"));
             }
-            // Every port is one that a server may have.
-            let filled = at.replace("{port}", "1");
-            if address(&filled, None).is_none() {
+            // Whatever port a server has.
+            let fits = |port: &str| address(&at.replace("{port}", port), None).is_some();
+            if !fits("1") || !fits("65535") {
                 return Err(format!(
                     "service.listen.{name}: `{at}` is not a port, such as `{{port}}`, nor an \
                      address and port, such as `127.0.0.1:{{port}}`"
                 ));
+            }
+            if listen.iter().any(|(other, same)| other < name && same == at) {
+                return Err(format!("service.listen.{name}: another one is at `{at}`, too"));
             }
         }
         Ok(())

@@ -59,7 +59,6 @@ impl AppHost {
             self.cuts.point()?;
             self.stop_service(release).await?;
         }
-        self.releases.empty_runtime_dir(self.config.run_as)?;
         self.cuts.point()?;
         self.releases.switch(previous)?;
         self.cuts.point()?;

@@ -216,7 +216,7 @@ pub struct AuthorityStatus {
     pub behind: Vec<ServerId>,
     /// Apps whose policy or removal only the old authority proves.
     pub apps: Vec<AppId>,
-    /// Revocations of which that is so.
+    /// Revocations of which that is so; at most as many as one message has.
     pub revocations: Vec<SignedRevocation>,
 }
 

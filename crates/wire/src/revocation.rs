@@ -331,12 +331,15 @@ impl Revocations {
         known.values().map(|(it, _)| (it.key(), it.edition())).collect()
     }
 
-    /// Those that these roots do not prove, nor did when they were signed.
+    /// Those in force that these roots do not prove, nor did when they were signed; at most
+    /// [`REVOCATIONS_SENT_MAX`].
     #[must_use]
     pub fn unproven(&self, roots: &[CertificateDer<'_>], now: UnixTime) -> Vec<SignedRevocation> {
         let known = self.known.read();
-        let unproven = known.values().filter(|(_, signed)| signed.verify(roots, now).is_err());
-        unproven.map(|(_, signed)| signed.clone()).collect()
+        let unproven = known.values().filter(|(revocation, signed)| {
+            !revocation.is_past(now) && signed.verify(roots, now).is_err()
+        });
+        unproven.take(REVOCATIONS_SENT_MAX).map(|(_, signed)| signed.clone()).collect()
     }
 
     /// Revocations that one who has these lacks; at most [`REVOCATIONS_SENT_MAX`].

@@ -111,6 +111,7 @@ pub(crate) fn run(global: &Global, args: &AgentArgs) -> Result<Exit, Failure> {
         let args = AgentArgs { config: config.clone(), ..args.clone() };
         return once(show(global, &args));
     }
+    cohort_host::confine::keep_descriptors();
     let config = configuration(args, |name| std::env::var(name).ok())?;
     let again = args.clone();
     let reload: Reload = Arc::new(move || {

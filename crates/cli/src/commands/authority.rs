@@ -9,7 +9,8 @@ use cohort_wire::hub::{
     AUTHORITY, AuthorityStatus, FINISH_AUTHORITY, FinishAuthorityRequest, ROTATE_AUTHORITY,
 };
 use cohort_wire::revocation::{
-    REVOCATIONS_SENT_MAX, RevocationsAnswer, RevocationsExchange, SignedRevocation,
+    REVOCATIONS_MAX, REVOCATIONS_SENT_MAX, Revocation, RevocationsAnswer, RevocationsExchange,
+    SignedRevocation,
 };
 
 use crate::answer::Answer;
@@ -67,26 +68,34 @@ pub(crate) async fn run(global: &Global, command: &AuthorityCommand) -> Result<E
 /// more, and whoever they are about would be let in by servers that join later.
 async fn sign_again(context: &Context, hub: &Hub) -> Result<(), Failure> {
     let identity = context.identity()?;
-    let status: AuthorityStatus = hub.call(Call::get(AUTHORITY)).await?;
-    let mut news = Vec::new();
-    for signed in &status.revocations {
-        let (by, revocation) = signed
-            .verify(identity.roots(), UnixTime::now())
-            .or_fail("revocation")
-            .map_err(|failure| failure.hint("see what is revoked: cohort person revoked"))?;
-        note(&format!("signing again what {by} revoked: {}", revocation.key()));
-        let again = SignedRevocation::sign(&identity, &revocation.once_more());
-        news.push(again.or_fail("revocation")?);
+    for _ in 0..=REVOCATIONS_MAX.div_ceil(REVOCATIONS_SENT_MAX) {
+        let status: AuthorityStatus = hub.call(Call::get(AUTHORITY)).await?;
+        if status.trusts.len() < 2 || status.revocations.is_empty() {
+            return Ok(());
+        }
+        let (mut exchange, mut signed_now) = (RevocationsExchange::default(), Vec::new());
+        for signed in &status.revocations {
+            let verified = signed.verify(identity.roots(), UnixTime::now());
+            let (by, revocation) = verified.or_fail("revocation")?;
+            note(&format!("signing again what {by} revoked: {}", revocation.key()));
+            let again = revocation.once_more();
+            let signed = SignedRevocation::sign(&identity, &again).or_fail("revocation")?;
+            exchange.news.push(signed);
+            signed_now.push(again);
+        }
+        let answer: RevocationsAnswer = hub.call(Call::post(REVOCATIONS, &exchange)).await?;
+        let took = |revocation: &Revocation| {
+            answer.has.get(&revocation.key()).is_some_and(|has| *has >= revocation.edition())
+        };
+        if !signed_now.iter().all(took) {
+            break;
+        }
     }
-    for news in news.chunks(REVOCATIONS_SENT_MAX) {
-        let exchange = RevocationsExchange { news: news.to_vec(), ..Default::default() };
-        let _known: RevocationsAnswer = hub.call(Call::post(REVOCATIONS, &exchange)).await?;
-    }
-    Ok(())
+    Err(Failure::new("rejected", "the hub did not take the revocations that were signed again"))
 }
 
 fn text(status: &AuthorityStatus) -> String {
-    let AuthorityStatus { issuer, trusts, servers, behind, apps, revocations: _ } = status;
+    let AuthorityStatus { issuer, trusts, servers, behind, apps, revocations } = status;
     let short = |print: &String| print.chars().take(SHOWN_DIGITS).collect::<String>();
     let mut text = format!("authority {} issues certificates\n", short(issuer));
     for old in trusts.iter().filter(|it| *it != issuer) {
@@ -99,6 +108,9 @@ fn text(status: &AuthorityStatus) -> String {
     if trusts.len() > 1 && !apps.is_empty() {
         let apps: Vec<String> = apps.iter().map(ToString::to_string).collect();
         text.push_str(&format!("to apply again before that: {}\n", apps.join(", ")));
+    }
+    if trusts.len() > 1 && !revocations.is_empty() {
+        text.push_str("`finish` signs revocations again that only the old one proves\n");
     }
     if trusts.len() > 1 && behind.is_empty() && apps.is_empty() {
         text.push_str(&format!("next: {}\n", Command::AuthorityFinish));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, DeltaTried, Judge, PackageFileError, Platform, PublishRequest, Published,
-    RepositoryError, Rollback, Version, parse_rollback,
+    AppId, Channel, DeltaTried, Judge, Platform, PublishRequest, Published, Rollback, Version,
+    parse_rollback,
 };
 use cohort_base::chain;
 use cohort_core::ids::CheckName;
@@ -67,6 +67,16 @@ pub(crate) struct PublishArgs {
 }
 
 impl PublishArgs {
+    fn request(&self) -> PublishRequest {
+        let PublishArgs { path, app, version, platform, .. } = self;
+        let mut request = PublishRequest::new(path, app.clone(), version.clone(), platform.clone());
+        request.channel.clone_from(&self.channel);
+        request.rollback = self.rollback;
+        request.deltas = !self.no_deltas;
+        request.judge = self.judge();
+        request
+    }
+
     /// As its servers will judge it.
     fn judge(&self) -> Judge {
         let (platform, strict) = (self.platform.clone(), self.strict);
@@ -86,21 +96,12 @@ fn default_platform() -> Platform {
 }
 
 pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
+    let mut request = args.request();
     if args.dry_run {
-        return dry_run(global, args).await;
+        return dry_run(global, request).await;
     }
     let release = Some((&args.app, &args.version));
     let (workplace, keys) = args.place.open(global, release).await?;
-    let mut request = PublishRequest::new(
-        &args.path,
-        args.app.clone(),
-        args.version.clone(),
-        args.platform.clone(),
-    );
-    request.channel.clone_from(&args.channel);
-    request.rollback = args.rollback;
-    request.deltas = !args.no_deltas;
-    request.judge = args.judge();
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
     request.told = Arc::new(move |what| shown.set_message(what.to_owned()));
@@ -131,25 +132,16 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     Ok(Exit::Done)
 }
 
-async fn dry_run(global: &Global, args: &PublishArgs) -> Result<Exit, Failure> {
-    let (path, judge) = (args.path.clone(), args.judge());
-    let spinner = spinner(global, format!("packing {}", path.display()));
-    let inspected = tokio::task::spawn_blocking(move || {
-        let release = cohort_artifact::inspect(&path)?;
-        let judged = judge(&release).map_err(PackageFileError::Refused)?;
-        Ok::<_, RepositoryError>((release, judged))
-    });
-    let inspected = inspected.await.or_fail("publish")?;
+async fn dry_run(global: &Global, request: PublishRequest) -> Result<Exit, Failure> {
+    let spinner = spinner(global, format!("packing {}", request.path.display()));
+    let tried = tokio::task::spawn_blocking(move || cohort_artifact::try_out(&request)).await;
     spinner.finish_and_clear();
-    let (release, warnings) = inspected.or_fail("publish")?;
+    let (manifest, warnings) = tried.or_fail("publish")?.or_fail("publish")?;
     warn(&warnings);
-    let (size, entries) = (bytes(release.unpacked_bytes), release.entries);
-    let found = Answer::PublishDryRun {
-        unpacked_bytes: release.unpacked_bytes,
-        entries,
-        warnings: &warnings,
-    };
+    let (unpacked_bytes, entries) = (manifest.unpacked_bytes, manifest.entries);
+    let found = Answer::PublishDryRun { unpacked_bytes, entries, warnings: &warnings };
     global.output.answer(&found, || {
+        let size = bytes(unpacked_bytes);
         format!("servers would take it: {entries} files, {size} unpacked; nothing was published\n")
     });
     Ok(Exit::Done)

@@ -151,6 +151,14 @@ impl Cgroups {
         Ok(Some(cgroup))
     }
 
+    /// Kills what is in the cgroups of these members; whether there was one.
+    pub(crate) fn kill(&self, of: impl Fn(&[Pid]) -> bool) -> bool {
+        let all = self.bases.iter().flat_map(|base| below(&base.path));
+        let doomed: Vec<PathBuf> = all.filter(|path| of(&members(path))).collect();
+        doomed.iter().for_each(|path| kill_below(path));
+        !doomed.is_empty()
+    }
+
     /// Ends everything that an earlier process in this folder has left behind.
     pub async fn sweep(&self) {
         for path in self.bases.iter().flat_map(|base| below(&base.path)) {
@@ -228,6 +236,12 @@ fn kill(path: &Path) {
     for member in members_of(path) {
         let _gone = rustix::process::kill_process(member, Signal::KILL);
     }
+}
+
+/// Kills what is in a cgroup, and in those below it.
+fn kill_below(path: &Path) {
+    kill(path);
+    below(path).for_each(|below| kill_below(&below));
 }
 
 /// The processes in a cgroup itself.

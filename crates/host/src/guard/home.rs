@@ -19,15 +19,11 @@ use crate::confine::Confined;
 use crate::launch::Launch;
 use crate::port::holder_of;
 use crate::process::{
-    Exit, GroupChild, Watched, is_the_programs_fault, session_has_others, start_ticks,
+    Exit, GroupChild, Watched, is_the_programs_fault, session_has_others, started_ticks,
 };
 use crate::service::{
     RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus, ServiceType,
 };
-
-/// How long the sockets of a stopped service stay open: a rollout stops it, and starts another
-/// release of it, in seconds.
-const SOCKETS_KEPT: Duration = Duration::from_secs(60);
 
 /// Looks at a port that is taken: what was killed just before has it for a moment.
 const TAKEN_LOOKS: u32 = 4;
@@ -82,8 +78,9 @@ pub(super) struct Running {
     pub(super) leader: Leader,
     pub(super) cgroup: Option<Cgroup>,
     pub(super) notify: Option<NotifySocket>,
-    /// As recorded.
+    /// As recorded: whether it was ready once.
     pub(super) process: Process,
+    pub(super) ready: bool,
 }
 
 /// Our child, or one that an earlier guard started.
@@ -103,7 +100,7 @@ impl Running {
 
     pub(super) fn state(&self) -> ServiceState {
         let pid = self.pid();
-        match self.process.ready {
+        match self.ready {
             true => ServiceState::Running { pid },
             false => ServiceState::Unready { pid },
         }
@@ -122,7 +119,7 @@ impl Running {
     }
 
     /// Whether what its first process had started lives without it.
-    fn lives_on(&self) -> bool {
+    fn is_outlived(&self) -> bool {
         let pid = self.watched().pid();
         match &self.cgroup {
             Some(cgroup) => cgroup.has_others(pid),
@@ -134,10 +131,10 @@ impl Running {
     /// not ended.
     pub(super) async fn exit(mut self) -> (Exit, Option<Running>) {
         let cgroup = self.cgroup.as_ref();
-        let lives_on = self.lives_on();
+        let is_outlived = self.is_outlived();
         let exit = match &mut self.leader {
             Leader::Child(child) => match child.reap(cgroup).await.unwrap_or(Exit::Unknown) {
-                Exit::Status(0) if lives_on => Exit::Background,
+                Exit::Status(0) if is_outlived => Exit::Background,
                 exit => exit,
             },
             Leader::Found(watched) => {
@@ -159,18 +156,12 @@ impl Home {
         Home { shared, log, status, cgroup, sockets }
     }
 
-    /// Closes the service's sockets, unless it starts again soon.
-    pub(crate) fn close_sockets_later(&self) {
-        let home = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(SOCKETS_KEPT).await;
-            home.close_sockets_if_stopped();
-        });
-    }
-
-    pub(crate) fn close_sockets_if_stopped(&self) {
-        if self.status.lock().state == ServiceState::Stopped {
-            self.sockets.lock().close();
+    /// Closes the sockets of a stopped service, at these ports or all.
+    pub(crate) fn close_sockets(&self, ports: Option<&[u16]>) {
+        let mut sockets = self.sockets.lock();
+        match ports {
+            Some(ports) => sockets.release(ports),
+            None => sockets.close(),
         }
     }
 
@@ -210,7 +201,9 @@ impl Home {
                 CannotSpawn::Machine(reason)
             }
         })?;
-        let mut running = Running { leader: Leader::Child(child), cgroup, notify, process };
+        let leader = Leader::Child(child);
+        let mut running = Running { leader, cgroup, notify, process, ready };
+        self.status.lock().says.clear();
         self.shared.events.write(spec, running.pid(), EventKind::Started, None);
         self.started(spec, &mut running);
         Ok(running)
@@ -289,7 +282,7 @@ impl Home {
     /// by its environment.
     pub(super) fn started(&self, spec: &ServiceSpec, running: &mut Running) {
         let pid = running.watched().pid();
-        let Some(start_ticks) = start_ticks(pid) else { return };
+        let Some(start_ticks) = started_ticks(pid) else { return };
         let pid = pid.as_raw_nonzero().get();
         running.process.started = Some(Started { pid, start_ticks });
         self.record(spec, &running.process);
@@ -333,7 +326,13 @@ pub(super) async fn adopt(
             None
         });
     }
-    let mut running = Running { leader: Leader::Found(watched), cgroup, notify, process };
+    let (leader, ready) = (Leader::Found(watched), process.ready);
+    let mut running = Running { leader, cgroup, notify, process, ready };
+    if !ready && running.notify.is_some() {
+        // It may have said that it is ready while nobody listened.
+        running.exit().await;
+        return None;
+    }
     home.shared.events.write(spec, running.pid(), EventKind::Adopted, None);
     home.started(spec, &mut running);
     Some(running)

@@ -53,6 +53,7 @@ use protocol::{SOCKET, short_path};
 use server::Server;
 
 use crate::cgroup::Cgroups;
+use crate::confine::keep_descriptors;
 use crate::launch::Launch;
 
 /// Whatever decodes of the socket, the event log or the record, encodes to the same again.
@@ -96,6 +97,7 @@ pub enum GuardError {
 /// # Errors
 /// If its directory cannot be used, or another guard uses it.
 pub fn run(config: &GuardConfig) -> Result<(), GuardError> {
+    keep_descriptors();
     if config.detach {
         // Fails only for a group leader, which is detached already.
         let _already = rustix::process::setsid();

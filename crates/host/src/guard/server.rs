@@ -1,8 +1,10 @@
 //! The guard's side of its socket.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -33,12 +35,39 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Most services of one guard: the apps on one server.
 const SERVICES_MAX: usize = 64;
 
+/// How long the sockets of a stopped service stay open: a rollout stops it, and starts another
+/// release of it, in seconds.
+const SOCKETS_KEPT: Duration = Duration::from_secs(60);
+
 /// One service's slot. Its lock is held while the service is started or stopped: requests about the
 /// same service are served in turn; those about others do not wait.
 #[derive(Debug)]
 struct Place {
     home: Home,
     service: Mutex<Option<Supervised>>,
+    /// How often it was stopped.
+    stops: AtomicU64,
+}
+
+impl Place {
+    /// Closes the sockets of a service that was stopped, unless it has started again by then.
+    fn close_sockets_later(self: &Arc<Self>) {
+        let place = Arc::clone(self);
+        let stop = place.stops.fetch_add(1, Ordering::Relaxed) + 1;
+        tokio::spawn(async move {
+            tokio::time::sleep(SOCKETS_KEPT).await;
+            if place.stops.load(Ordering::Relaxed) == stop {
+                place.close_sockets(None);
+            }
+        });
+    }
+
+    /// Closes sockets, at these ports or all, unless the service runs, or is about to.
+    fn close_sockets(&self, ports: Option<&[u16]>) {
+        if self.service.try_lock().is_ok_and(|service| service.is_none()) {
+            self.home.close_sockets(ports);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -146,7 +175,7 @@ impl Server {
         let log = ServiceLog::open(&self.folder, name)
             .map_err(|error| format!("cannot open the service's log: {error}"))?;
         let home = Home::new(Arc::clone(&self.shared), log);
-        let place = Arc::new(Place { home, service: Mutex::default() });
+        let place = Arc::new(Place { home, service: Mutex::default(), stops: AtomicU64::new(0) });
         places.insert(name.to_owned(), Arc::clone(&place));
         Ok(place)
     }
@@ -167,7 +196,7 @@ impl Server {
         leftover::end(&spec, self.shared.record.ground()).await;
         // Recorded before it starts: if this guard is killed in between, the next one starts it.
         let name = spec.name.clone();
-        self.release_ports(&name);
+        self.release_ports(&spec);
         self.shared.record.put(Kept::new(spec.clone())).map_err(|error| chain(&error))?;
         match Supervised::start(&place.home, spec).await {
             Ok(supervised) => {
@@ -175,6 +204,7 @@ impl Server {
                 Ok(Answer::Done)
             }
             Err(cannot) => {
+                place.close_sockets_later();
                 self.forget(&name)?;
                 match cannot {
                     CannotSpawn::Program(reason) => Ok(Answer::CannotStart(reason)),
@@ -194,17 +224,19 @@ impl Server {
             old.stop().await?;
         }
         *service = None;
-        place.home.close_sockets_later();
+        place.close_sockets_later();
         self.forget(name)?;
         Ok(Answer::Done)
     }
 
-    /// Closes what stopped services were listening on: another one may want it.
-    fn release_ports(&self, starting: &str) {
+    /// Closes what stopped services were listening on where this one wants to listen.
+    fn release_ports(&self, starting: &ServiceSpec) {
+        let RunService::Command(command) = &starting.run else { return };
+        let wanted = command.listen.values().chain(&command.ports);
+        let ports: Vec<u16> = wanted.map(SocketAddr::port).collect();
         let places = self.places.lock();
-        let stopped = |name: &&String| name.as_str() != starting;
-        for name in places.keys().filter(stopped) {
-            places[name].home.close_sockets_if_stopped();
+        for (_, place) in places.iter().filter(|(name, _)| **name != starting.name) {
+            place.close_sockets(Some(&ports));
         }
     }
 

@@ -36,7 +36,11 @@ impl Sockets {
         &mut self,
         wanted: &BTreeMap<String, SocketAddr>,
     ) -> Result<(), (SocketAddr, io::Error)> {
-        self.0.retain(|it| wanted.get(&it.name) == Some(&it.at));
+        // A service may have shut one down.
+        let is_right = |it: &Listening| {
+            wanted.get(&it.name) == Some(&it.at) && it.socket.is_listener().unwrap_or(false)
+        };
+        self.0.retain(is_right);
         for (name, at) in wanted {
             if self.0.iter().all(|it| it.name != *name) {
                 let socket = listen(*at).map_err(|error| (*at, error))?;
@@ -63,9 +67,14 @@ impl Sockets {
         }
     }
 
-    /// Copies for a new process.
+    /// Copies for a new process. How a socket waits is the same for all copies: the next process
+    /// may expect another way than the last one.
     pub(super) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
-        self.0.iter().map(|it| it.socket.try_clone().map(OwnedFd::from)).collect()
+        let copy = |it: &Listening| {
+            it.socket.set_nonblocking(false)?;
+            it.socket.try_clone().map(OwnedFd::from)
+        };
+        self.0.iter().map(copy).collect()
     }
 
     /// What tells the process of them. The number of the process is set by its wrapper.
@@ -79,6 +88,11 @@ impl Sockets {
 
     pub(super) fn close(&mut self) {
         self.0.clear();
+    }
+
+    /// Closes those at these ports.
+    pub(super) fn release(&mut self, ports: &[u16]) {
+        self.0.retain(|it| !ports.contains(&it.at.port()));
     }
 }
 

@@ -120,7 +120,7 @@ enum Ended {
     /// Asked to stop it.
     Asked,
     /// It has ended.
-    ByItself,
+    Exited,
     /// It has said nothing for too long.
     Silent,
     /// Its first process ended, and nothing goes on.
@@ -149,7 +149,7 @@ impl Keeper {
                     let pid = running.pid();
                     match ended {
                         Ended::Asked => return self.end(running).await,
-                        Ended::ByItself => self.ended_by_itself(pid, running.exit().await.0),
+                        Ended::Exited => self.ended_by_itself(pid, running.exit().await.0),
                         Ended::Silent => {
                             let grace = Duration::from_millis(self.command()?.stop_timeout_ms);
                             let cgroup = running.cgroup.as_ref();
@@ -190,16 +190,19 @@ impl Keeper {
         let watchdog = self.command().and_then(|it| it.watchdog_ms).map(Duration::from_millis);
         let mut heard = Instant::now();
         loop {
-            let alive_by = watchdog.filter(|_| running.process.ready).map(|most| heard + most);
+            let is_heard = running.ready && running.notify.is_some();
+            let alive_by = watchdog.filter(|_| is_heard).map(|most| heard + most);
             let silent = async {
                 match alive_by {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
+            // What it said comes first: this guard may have been late itself.
             let said = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Ended::Asked,
-                () = running.watched().ended() => match self.goes_on(running).await {
+                () = running.watched().ended() => match self.follow_daemon(running).await {
                     Ok(()) => continue,
                     Err(ended) => return ended,
                 },
@@ -217,25 +220,30 @@ impl Keeper {
         if let Some(text) = said.status {
             self.home.status.lock().says = text;
         }
-        let ready = (running.process.ready || said.ready) && !said.stopping;
-        if ready != running.process.ready {
-            running.process.ready = ready;
+        let ready = (running.ready || said.ready) && !said.stopping;
+        if ready == running.ready {
+            return;
+        }
+        running.ready = ready;
+        self.home.status.lock().state = running.state();
+        // Once: a service that changes its mind all the time must not make the disk busy.
+        if ready && !running.process.ready {
+            running.process.ready = true;
             self.home.record(&self.spec, &running.process);
-            self.home.status.lock().state = running.state();
         }
     }
 
     /// After the first process of a forking service has ended well: goes on with the one that its
     /// file names.
-    async fn goes_on(&self, running: &mut Running) -> Result<(), Ended> {
-        let Some(command) = self.command() else { return Err(Ended::ByItself) };
+    async fn follow_daemon(&self, running: &mut Running) -> Result<(), Ended> {
+        let Some(command) = self.command() else { return Err(Ended::Exited) };
         let (Leader::Child(child), ServiceType::Forking, Some(file)) =
             (&mut running.leader, command.kind, &command.pid_file)
         else {
-            return Err(Ended::ByItself);
+            return Err(Ended::Exited);
         };
         if child.exit_status() != Some(0) {
-            return Err(Ended::ByItself);
+            return Err(Ended::Exited);
         }
         let (first, user) = (running.process.started, self.spec.user());
         let named = async {
@@ -258,7 +266,7 @@ impl Keeper {
         };
         child.leave().await;
         running.leader = Leader::Found(watched);
-        running.process.ready = true;
+        (running.process.ready, running.ready) = (true, true);
         self.home.started(&self.spec, running);
         self.home.status.lock().state = running.state();
         Ok(())
@@ -296,7 +304,8 @@ impl Keeper {
             } else {
                 tracing::warn!(service = spec.name, pid, %exit, "service exited on its own");
                 status.state = ServiceState::Waiting;
-                status.exits += 1;
+                // An earlier guard started it: it may have ended well.
+                status.exits += u64::from(!oneshot || exit != Exit::Unknown);
             }
             status.last_exit = Some(exit.clone());
             status.exits

@@ -72,6 +72,8 @@ async fn a_service_that_notifies_is_ready_when_it_says_so_and_not_while_it_stops
     until("it loads", || async { bench.client.status("web").await.unwrap().says == "loading" })
         .await;
     assert!(matches!(bench.state().await, ServiceState::Unready { .. }));
+    // It may say that it is ready while nobody listens: the next guard starts it anew.
+    bench.kill_guard(Signal::KILL).await;
     bench.touch("go");
     until("it is ready", || async { bench.service_pid().await.is_some() }).await;
     let service = bench.service_pid().await;
@@ -92,7 +94,13 @@ async fn a_service_that_its_watchdog_does_not_hear_from_is_killed_and_started_ag
     let mut spec = bench.spec_of(ServiceType::Notify, &script);
     command(&mut spec).watchdog_ms = Some(200);
     bench.client.start(&spec).await.unwrap();
+    until("it runs", || async { bench.service_pid().await.is_some() }).await;
+    let first = bench.service_pid().await;
     bench.until_it_exits(&Exit::Watchdog).await;
+    until("another one runs", || async {
+        bench.service_pid().await.is_some_and(|next| Some(next) != first)
+    })
+    .await;
     bench.end().await;
 }
 
@@ -182,11 +190,12 @@ async fn nobody_is_refused_while_a_service_with_a_socket_is_replaced_or_its_guar
     // A rollout stops a release before it starts the next one. Whoever connects in between waits.
     bench.kill_guard(Signal::KILL).await;
     bench.client.stop("web", Duration::from_secs(10)).await.unwrap();
-    let waiting = std::thread::spawn(move || answer(at));
+    let mut waiting = TcpStream::connect(at).unwrap();
     let mut second = bench.spec("1.2", ANSWER);
     command(&mut second).listen.insert("http".to_owned(), at);
     bench.client.start(&second).await.unwrap();
-    let new = waiting.join().unwrap();
+    let mut new = String::new();
+    waiting.read_to_string(&mut new).unwrap();
     assert_ne!(new, old);
     assert_eq!(bench.service_pid().await, Some(pid(&new)));
 
