@@ -72,7 +72,7 @@ async fn a_service_that_notifies_is_ready_when_it_says_so_and_not_while_it_stops
     until("it loads", || async { bench.client.status("web").await.unwrap().says == "loading" })
         .await;
     assert!(matches!(bench.state().await, ServiceState::Unready { .. }));
-    // It may say that it is ready while nobody listens: the next guard starts it anew.
+    // It may say that it is ready while nobody listens: the next guard starts it again.
     bench.kill_guard(Signal::KILL).await;
     bench.touch("go");
     until("it is ready", || async { bench.service_pid().await.is_some() }).await;
