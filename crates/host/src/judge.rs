@@ -98,12 +98,18 @@ impl Judge<'_> {
         }
         let known: Vec<&str> = Hook::ALL.into_iter().map(Hook::name).collect();
         for (name, content) in self.contents.in_folder(folder) {
-            let is_hook = name.to_str().is_some_and(|name| known.contains(&name));
-            if !is_hook && matches!(content, Content::Program { .. }) {
-                let (path, known) = (folder.join(name), known.join(", "));
-                let path = path.display();
-                self.warnings.push(format!("{path} is not run: hooks are named {known}"));
+            let (path, name) = (folder.join(&name), name.to_string_lossy());
+            if known.contains(&&*name) || !matches!(content, Content::Program { .. }) {
+                continue;
             }
+            // As other tools name them.
+            let plain = name.replace('_', "-");
+            let plain = plain.split('.').next().unwrap_or_default();
+            let meant = match known.contains(&plain) {
+                true => format!("name it `{plain}`"),
+                false => format!("hooks are named {}", known.join(", ")),
+            };
+            self.warnings.push(format!("{} is not run: {meant}", path.display()));
         }
         Ok(())
     }

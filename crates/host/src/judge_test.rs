@@ -72,10 +72,11 @@ fn what_no_server_could_run_is_refused() {
 
 #[test]
 fn what_is_probably_wrong_is_told() {
-    let told: [(&[File<'_>], &str); 4] = [
+    let told: [(&[File<'_>], &str); 5] = [
         (&[("data", 0o644, "x")], "run nothing"),
         (&[("cohort.toml", 0o644, "rollback = \"revert\"\n")], "names no service"),
-        (&[("hooks/post-install", 0o755, SCRIPT)], "is not run"),
+        (&[("hooks/post-install", 0o755, SCRIPT)], "hooks are named"),
+        (&[("hooks/after_install.sh", 0o755, SCRIPT)], "name it `after-install`"),
         (&[RUN, ("bin/run", 0o755, "echo hello\n")], "neither an ELF program"),
     ];
     for (files, why) in told {
