@@ -82,18 +82,30 @@ pub(crate) enum ProgramError {
     Watch { path: PathBuf, source: io::Error },
 }
 
+/// Where every user finds programs: what systemd gives a service.
+const COMMON_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The environment in which every program of a release starts; nothing else is inherited. `home` is
-/// of the user that it runs as, if that is not this process's own.
+/// of the user that it runs as, if that is not this process's own: then nothing that points into
+/// this process's folders is inherited.
 pub(crate) fn base_environment(home: Option<&Path>) -> BTreeMap<String, String> {
-    let inherited = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
-    let mut env: BTreeMap<String, String> = inherited
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
-        .collect();
+    environment_of(home, |name| std::env::var(name).ok())
+}
+
+fn environment_of(
+    home: Option<&Path>,
+    own: impl Fn(&str) -> Option<String>,
+) -> BTreeMap<String, String> {
+    let inherited: &[&str] = match home {
+        Some(_) => &["LANG", "TZ"],
+        None => &["LANG", "TZ", "PATH", "HOME", "TMPDIR"],
+    };
+    let inherited = inherited.iter().filter_map(|name| Some(((*name).to_owned(), own(name)?)));
+    let mut env: BTreeMap<String, String> = inherited.collect();
     if let Some(home) = home {
         env.insert("HOME".to_owned(), home.display().to_string());
     }
-    env.entry("PATH".to_owned()).or_insert_with(|| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    env.entry("PATH".to_owned()).or_insert_with(|| COMMON_PATH.to_owned());
     env
 }
 
@@ -232,5 +244,21 @@ fn read_some(output: &mut Receiver, tail: &mut Tail) -> Read {
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Nothing,
         Err(_) => Read::Closed,
+    }
+}
+
+#[cfg(test)]
+mod program_test {
+    use super::*;
+
+    #[test]
+    fn another_user_gets_nothing_of_the_agents_folders() {
+        let own = |name: &str| Some(format!("/root/{name}"));
+        let same = environment_of(None, own);
+        assert_eq!((&*same["PATH"], &*same["HOME"]), ("/root/PATH", "/root/HOME"));
+        let other = environment_of(Some(Path::new("/home/www")), own);
+        let names: Vec<&str> = other.keys().map(String::as_str).collect();
+        assert_eq!(names, ["HOME", "LANG", "PATH", "TZ"]);
+        assert_eq!((&*other["PATH"], &*other["HOME"]), (COMMON_PATH, "/home/www"));
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct App {
     pub(crate) secret: Secret,
     pub(crate) tokens: Arc<JoinTokens>,
     pub(crate) removed: Arc<Removed>,
-    pub(crate) audit: AuditLog,
+    pub(crate) audit: Arc<AuditLog>,
     pub(crate) heard: Heard,
     pub(crate) kill: Arc<DurableKill>,
     pub(crate) watches: Arc<Semaphore>,

@@ -1,17 +1,23 @@
 //! The audit trail: files of lines in `audit/`, each named by the number of its first line.
 //!
-//! A handler notes what it has changed; before the caller hears of it, the entry is durable. What
-//! groups decide is in their own logs (`rollout history`).
+//! A handler records what it is about to change, and changes it once the entry is durable: a full
+//! disk or a crash leaves no change without its entry. A request that fails after its entry gets a
+//! second one that says so; a crash can leave an entry whose change was not made. What groups decide
+//! is in their own logs (`rollout history`).
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use cohort_base::{FileError, OnPath as _, durable};
+use cohort_base::{FileError, OnPath as _, chain, durable};
 use cohort_wire::audit::{AUDIT_LINES_MAX, AuditEntry, AuditPage, BrokenChain, ChainEnd};
+use cohort_wire::http::ApiError;
 use parking_lot::Mutex;
+
+use crate::app::{blocking, now};
+use crate::refusal::Refusal;
 
 /// A file is full at this size, in bytes: 20,000 entries.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -20,29 +26,84 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 const FILES_MAX: usize = 128;
 
 tokio::task_local! {
-    static NOTED: RefCell<Option<String>>;
-}
-
-/// Notes what the request that is being handled has changed.
-pub(crate) fn note(what: impl Into<String>) {
-    // Outside of a request, there is nobody to name.
-    let _ = NOTED.try_with(|noted| *noted.borrow_mut() = Some(what.into()));
-}
-
-/// Handles a request; returns what it has noted, too.
-pub(crate) async fn noting<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
-    let work = async {
-        let done = work.await;
-        (done, NOTED.with(RefCell::take))
-    };
-    NOTED.scope(RefCell::default(), work).await
+    static RECORDER: Recorder;
 }
 
 /// Who made a request.
+#[derive(Debug, Clone)]
 pub(crate) struct Author {
     pub(crate) by: String,
     pub(crate) proof: String,
     pub(crate) from: String,
+}
+
+/// Writes what one request changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Recorder {
+    log: Arc<AuditLog>,
+    author: Author,
+    /// The number of the last entry.
+    last: Arc<Mutex<Option<u64>>>,
+}
+
+impl Recorder {
+    pub(crate) fn new(log: &Arc<AuditLog>, author: Author) -> Self {
+        Recorder { log: Arc::clone(log), author, last: Arc::default() }
+    }
+
+    /// Handles a request; then says of its entry if the request failed.
+    pub(crate) async fn around<T>(
+        self,
+        work: impl Future<Output = T>,
+        failed: impl FnOnce(&T) -> Option<String>,
+    ) -> T {
+        let done = RECORDER.scope(self.clone(), work).await;
+        if let Some(entry) = *self.last.lock()
+            && let Some(failed) = failed(&done)
+        {
+            let what = format!("entry {entry} failed: {failed}");
+            // Nothing depends on it; it is logged.
+            let _ = blocking(move || self.record(what)).await;
+        }
+        done
+    }
+
+    /// Adds an entry; durable on return. Blocking.
+    pub(crate) fn record(&self, what: String) -> Result<(), Unrecorded> {
+        let added = self.log.add(self.author.clone(), what, now().as_secs());
+        let seq = added.map_err(|error| {
+            tracing::error!(reason = chain(&error), "cannot write the audit trail");
+            Unrecorded(error)
+        })?;
+        *self.last.lock() = Some(seq);
+        Ok(())
+    }
+}
+
+/// What records for the request that is being handled.
+pub(crate) fn recorder() -> Recorder {
+    RECORDER.with(Recorder::clone)
+}
+
+/// Records what the request that is being handled is about to change.
+///
+/// # Errors
+/// If the disk fails: then the change must not be made.
+pub(crate) async fn record(what: impl Into<String>) -> Result<(), Refusal> {
+    let (recorder, what) = (recorder(), what.into());
+    Ok(blocking(move || recorder.record(what)).await??)
+}
+
+/// An entry could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the audit trail cannot be written, so nothing was changed")]
+pub(crate) struct Unrecorded(#[source] FileError);
+
+impl From<Unrecorded> for Refusal {
+    fn from(error: Unrecorded) -> Self {
+        let refusal = ApiError::unavailable("storage", chain(&error));
+        Refusal(refusal.hint("make room on the hub's disk, then run the command again"))
+    }
 }
 
 /// The trail on disk.
@@ -84,8 +145,8 @@ impl AuditLog {
         Ok(Self { dir: dir.to_owned(), state: Mutex::new(State { end, file }) })
     }
 
-    /// Adds an entry; durable on return. Blocking.
-    pub(crate) fn add(&self, author: Author, what: String, at: u64) -> Result<(), FileError> {
+    /// Adds an entry, and returns its number; durable on return. Blocking.
+    pub(crate) fn add(&self, author: Author, what: String, at: u64) -> Result<u64, FileError> {
         let mut state = self.state.lock();
         let Author { by, proof, from } = author;
         let (seq, before) = (state.end.seq + 1, state.end.hash.clone());
@@ -106,7 +167,7 @@ impl AuditLog {
         }
         state.file = Some((file, bytes + text.len() as u64));
         state.end = end;
-        Ok(())
+        Ok(seq)
     }
 
     fn next_file(&self, first: u64) -> Result<File, FileError> {

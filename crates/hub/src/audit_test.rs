@@ -2,7 +2,11 @@ use std::fs;
 
 use cohort_wire::audit::ChainEnd;
 
-use super::{AuditError, AuditLog, Author, note, noting};
+use std::sync::Arc;
+
+use cohort_wire::audit::AuditEntry;
+
+use super::{AuditError, AuditLog, Author, Recorder, record};
 
 fn author() -> Author {
     Author { by: "operator `ada`".into(), proof: "certificate".into(), from: "10.0.0.1".into() }
@@ -102,11 +106,40 @@ fn a_full_file_is_followed_by_another() {
 }
 
 #[tokio::test]
-async fn a_note_belongs_to_its_request() {
-    note("nobody's");
-    let (one, two) = tokio::join!(
-        noting(async { note("one") }),
-        noting(async { tokio::task::yield_now().await })
-    );
-    assert_eq!((one.1.as_deref(), two.1), (Some("one"), None));
+async fn an_entry_stands_before_the_change_and_a_failure_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Arc::new(AuditLog::open(dir.path()).unwrap());
+    let what = || -> Vec<String> {
+        let entries = log.after(0).unwrap().lines;
+        entries.iter().map(|line| serde_json::from_str::<AuditEntry>(line).unwrap().what).collect()
+    };
+    let request = async |change: &str, fails: bool| {
+        let work = async {
+            record(change).await.unwrap();
+            assert_eq!(what().last().unwrap(), change);
+            tokio::task::yield_now().await;
+        };
+        let recorder = Recorder::new(&log, author());
+        recorder.around(work, |()| fails.then(|| "409".to_owned())).await;
+    };
+    request("one", false).await;
+    request("two", true).await;
+    assert_eq!(what(), ["one", "two", "entry 2 failed: 409"]);
+    // A reader changes nothing, so nothing is said of what it is refused.
+    Recorder::new(&log, author()).around(async {}, |()| Some("403".to_owned())).await;
+    assert_eq!(what().len(), 3);
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = dir.path().join("audit");
+    let log = Arc::new(AuditLog::open(&trail).unwrap());
+    fs::remove_dir(&trail).unwrap();
+    let recorder = Recorder::new(&log, author());
+    let done = recorder.around(async { record("change").await }, |_| None).await;
+    assert_eq!(done.unwrap_err().0.status, 503);
+    fs::create_dir(&trail).unwrap();
+    add(&log, 1);
+    assert_eq!(follow(&log).seq, 1);
 }

@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::State;
 use cohort_base::chain;
 use cohort_core::ids::{AppId, ServerId};
-use cohort_identity::{Authority, AuthorityError, LIFETIME, Role};
+use cohort_identity::{Authority, AuthorityError, Identity, LIFETIME, Role};
 use cohort_registry::fleet::read_fleet;
 use cohort_wire::http::{ApiError, ApiJson, Caller};
 use cohort_wire::hub::{
@@ -58,10 +58,20 @@ pub(crate) async fn rotate(
     Caller(by): Caller,
 ) -> Answer<AuthorityStatus> {
     let _one = app.rotating.lock().await;
-    let dir = app.config.authority_dir();
-    let next = replace(&app, move |authority| authority.rotate(&dir, now())).await?;
+    let old = app.authority()?;
+    if old.is_rotating() {
+        return Err(failed(AuthorityError::Rotating.into()).into());
+    }
+    audit::record(format!("authority {} gets a successor", old.fingerprint())).await?;
+    let hub = Arc::clone(&app);
+    let replaced = replace(&app, move || {
+        // First the authority: nobody could verify a certificate of one that is lost.
+        let next = old.rotate(&hub.config.authority_dir(), now())?;
+        let identity = own_identity(&hub, &next)?;
+        Ok((next, identity))
+    });
+    let next = replaced.await?;
     app.followed.lock().clear();
-    audit::note(format!("authority {} issues from now on", next.fingerprint()));
     tracing::warn!(%by, authority = next.fingerprint(), "a new authority issues; both are trusted");
     Ok(Json(status_of(&app, &next).await?))
 }
@@ -73,18 +83,26 @@ pub(crate) async fn finish(
 ) -> Answer<AuthorityStatus> {
     let _one = app.rotating.lock().await;
     let authority = app.authority()?;
-    if authority.is_rotating() {
-        let status = status_of(&app, &authority).await?;
-        let behind = if request.leave_behind { &[][..] } else { &status.behind };
-        may_finish(behind, &status, app.kill.on_count())?;
-        // Those that are not used yet name the old authority.
-        let tokens = Arc::clone(&app.tokens);
-        let revoked = blocking(move || tokens.revoke_unused()).await??;
-        tracing::warn!(revoked, "unused join tokens revoked");
+    if !authority.is_rotating() {
+        return Err(failed(AuthorityError::NotRotating.into()).into());
     }
-    let dir = app.config.authority_dir();
-    let next = replace(&app, move |authority| authority.finish(&dir)).await?;
-    audit::note(format!("authority {} alone is trusted", next.fingerprint()));
+    let status = status_of(&app, &authority).await?;
+    let behind = if request.leave_behind { &[][..] } else { &status.behind };
+    may_finish(behind, &status, app.kill.on_count())?;
+    audit::record(format!("authority {} alone is trusted", authority.fingerprint())).await?;
+    // Those that are not used yet name the old authority.
+    let tokens = Arc::clone(&app.tokens);
+    let revoked = blocking(move || tokens.revoke_unused()).await??;
+    tracing::warn!(revoked, "unused join tokens revoked");
+    let hub = Arc::clone(&app);
+    let replaced = replace(&app, move || {
+        let next = authority.alone()?;
+        // First the hub's identity: until the authority is saved, this can be done again.
+        let identity = own_identity(&hub, &next)?;
+        next.save_alone(&hub.config.authority_dir())?;
+        Ok((next, identity))
+    });
+    let next = replaced.await?;
     tracing::warn!(%by, authority = next.fingerprint(), "the old authority ended");
     Ok(Json(status_of(&app, &next).await?))
 }
@@ -142,29 +160,33 @@ fn may_finish(
     Ok(())
 }
 
-/// Puts the next authority, and a certificate of the hub's own by it, in use.
+/// Makes and saves the next authority and the hub's identity by it, and puts them in use.
 async fn replace(
-    app: &Arc<App>,
-    next: impl FnOnce(&Authority) -> Result<Authority, AuthorityError> + Send + 'static,
+    app: &App,
+    make: impl FnOnce() -> Result<(Authority, Identity), HubError> + Send + 'static,
 ) -> Result<Arc<Authority>, ApiError> {
-    let authority = app.authority()?;
-    let (peer, dir) = (app.identity.current().peer().clone(), app.config.identity_dir());
-    let made = blocking(move || {
-        let next = next(&authority)?;
-        let identity = next.make_identity(&peer, LIFETIME, now())?;
-        identity.save(&dir)?;
-        Ok::<_, HubError>((Arc::new(next), identity))
-    });
-    let made = made.await.map_err(HubError::Part).flatten();
-    let (next, identity) = made.map_err(|error| match error {
+    let made = blocking(make).await.map_err(HubError::Part).flatten();
+    let (next, identity) = made.map_err(failed)?;
+    let next = Arc::new(next);
+    *app.authority.write() = Some(Arc::clone(&next));
+    app.identity.replace(identity);
+    Ok(next)
+}
+
+/// Makes and saves a certificate of the hub's own.
+fn own_identity(app: &App, authority: &Authority) -> Result<Identity, HubError> {
+    let identity = authority.make_identity(app.identity.current().peer(), LIFETIME, now())?;
+    identity.save(&app.config.identity_dir())?;
+    Ok(identity)
+}
+
+fn failed(error: HubError) -> ApiError {
+    match error {
         HubError::Authority(error @ (AuthorityError::Rotating | AuthorityError::NotRotating)) => {
             ApiError::conflict(chain(&error)).hint("see it: cohort authority show")
         }
         error => ApiError::internal(chain(&error)),
-    })?;
-    *app.authority.write() = Some(Arc::clone(&next));
-    app.identity.replace(identity);
-    Ok(next)
+    }
 }
 
 async fn status_of(app: &App, authority: &Authority) -> Result<AuthorityStatus, Refusal> {

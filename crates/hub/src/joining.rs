@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
-use cohort_base::chain;
+use cohort_base::{Cause, chain};
 use cohort_core::ids::ServerId;
 use cohort_identity::{
     Anchors, IdentityRequest, JoinGrant, KnownName, Role, TokenRecord, TokenState,
@@ -64,7 +64,9 @@ pub(crate) async fn token(
         tokens.create(grant, &anchors, &addresses, expires_at, now)
     })
     .await??;
-    audit::note(format!("join token {} created for role {role}, valid for {valid_s} s", token.id));
+    // Before anybody knows its secret.
+    let what = format!("join token {} created for role {role}, valid for {valid_s} s", token.id);
+    audit::record(what).await?;
     tracing::info!(%by, token = token.id, %role, valid_s, "join token created");
     let text = token.to_text();
     Ok(Json(TokenAnswer { id: token.id, token: text, expires_at: token.expires_at }))
@@ -118,8 +120,9 @@ pub(crate) async fn revoke_token(
 ) -> Answer<()> {
     let tokens = Arc::clone(&app.tokens);
     let id = request.id.clone();
+    entry::sentence("the token", &id)?;
+    audit::record(format!("join token {id} revoked")).await?;
     blocking(move || tokens.revoke(&id)).await??;
-    audit::note(format!("join token {} revoked", request.id));
     tracing::info!(%by, token = request.id, "join token revoked");
     Ok(Json(()))
 }
@@ -133,7 +136,6 @@ pub(crate) async fn join(
     // First: whoever has no token learns nothing of the fleet.
     let root = app.tokens.check_secret(&token_id, &token_secret)?;
     let identity = IdentityRequest::from_text(&identity)?;
-    let used = token_id.clone();
     let peer = identity.peer().clone();
     // Everything that can be wrong with the server is checked before the token is used up.
     let placed = match (peer.role, server) {
@@ -164,10 +166,12 @@ pub(crate) async fn join(
     let revoked_at = app.identity.revocations().revoked_at(&peer);
     let known = known.unwrap_or(KnownName { is_taken: false, removed_at: revoked_at });
     let issued_at = app.issue_time(&peer);
+    let recorder = audit::recorder();
     let certificate = blocking(move || {
         let now = now();
         tokens.redeem(&token_id, &token_secret, &identity, known, now, |peer| {
-            issuer.issue(&identity, peer, group.as_deref(), issued_at)
+            recorder.record(format!("{peer} joined with join token {token_id}"))?;
+            Ok::<_, Cause>(issuer.issue(&identity, peer, group.as_deref(), issued_at)?)
         })
     })
     .await??;
@@ -176,7 +180,6 @@ pub(crate) async fn join(
         None => None,
     };
     app.metrics.joined.inc();
-    audit::note(format!("{peer} joined with join token {used}"));
     tracing::info!(%peer, group = ?group.as_ref().map(|group| &group.group), "joined");
     Ok(Json(JoinAnswer {
         certificate,

@@ -194,7 +194,7 @@ impl Hub {
                 Revocations::open(&config.data_dir.join("revocations.json"), now())?,
             ),
             tokens: Arc::new(tokens),
-            audit: AuditLog::open(&config.data_dir.join("audit"))?,
+            audit: Arc::new(AuditLog::open(&config.data_dir.join("audit"))?),
             removed: Arc::new(Removed::open(&config.removed_dir(), now())?),
             heard: Heard::new(Instant::now()),
             kill: Arc::new(DurableKill::open(&config.data_dir.join("kill"), None)?),

@@ -51,10 +51,10 @@ pub(crate) async fn policy(
     let fleet = read_fleet(&app.registry).await?;
     still_being_removed(&fleet, &name)?;
     room::for_app(&fleet, &name)?;
+    let revision = intent.revision;
+    audit::record(format!("policy of {name}, revision {revision}, signed by {signer}")).await?;
     match write_intent(&app.registry, &request.signed, &intent, request.expected).await? {
         IntentPut::Written => {
-            let revision = intent.revision;
-            audit::note(format!("policy of {name}, revision {revision}, signed by {signer}"));
             tracing::info!(%by, %signer, app = %name, %revision, "policy written");
             Ok(Json(PolicyAnswer { revision }))
         }
@@ -136,9 +136,13 @@ pub(crate) async fn remove_app(
             .hint(format!("or remove it mid-rollout: cohort app remove {name} --mid-rollout"))
             .into());
     }
+    let (revision, has_policy) = (intent.revision, fleet.policies.contains_key(&name));
+    if has_policy {
+        audit::record(format!("{name} removed, revision {revision}, signed by {signer}")).await?;
+    }
     let put = write_intent(&app.registry, &request.signed, &intent, None).await?;
-    let (revision, changed) = match put {
-        IntentPut::Written => (intent.revision, fleet.policies.contains_key(&name)),
+    let changed = match put {
+        IntentPut::Written => has_policy,
         IntentPut::Changed => return Err(changed(&name).into()),
         IntentPut::NoApp => {
             return Err(ApiError::not_found(format!("no app {name}"))
@@ -147,7 +151,6 @@ pub(crate) async fn remove_app(
         }
     };
     if changed {
-        audit::note(format!("{name} removed, revision {revision}, signed by {signer}"));
         tracing::warn!(%by, %signer, app = %name, %revision, "app removed");
     }
     let groups = groups_with(&fleet, &name, |_| true).cloned().collect();
@@ -169,11 +172,11 @@ pub(crate) async fn recover(
         let wrong = format!("server {first_server} is not in group {group}");
         return Err(ApiError::bad_request(wrong).into());
     }
+    audit::record(format!("group {group} recovered, after {incarnation}: {because}")).await?;
     let next = recover_group(&app.registry, &group, incarnation, &first_server, &because).await?;
     match next {
         Some(bootstrap) => {
             let next = bootstrap.incarnation;
-            audit::note(format!("group {group} recovered, incarnation {next}: {because}"));
             tracing::warn!(%by, %group, old = %incarnation, %next, because, "group recovered");
             Ok(Json(RecoverAnswer { incarnation: next }))
         }
@@ -207,6 +210,9 @@ pub(crate) async fn remove_group(
                 .into());
         }
         is_lost(&app, &group)?;
+    }
+    audit::record(format!("group {group} removed")).await?;
+    if !servers.is_empty() {
         // First: from then on they write nothing, so that nothing that is removed comes back.
         let removed = Arc::clone(&app.removed);
         let remove = move || servers.iter().try_for_each(|server| removed.add(server, now()));
@@ -217,7 +223,6 @@ pub(crate) async fn remove_group(
             .hint("list all groups: cohort group list")
             .into());
     }
-    audit::note(format!("group {group} removed"));
     tracing::warn!(%by, %group, "group removed");
     Ok(Json(()))
 }
@@ -268,6 +273,7 @@ pub(crate) async fn remove_server(
             .into());
         }
     }
+    audit::record(format!("server {server} removed")).await?;
     let (removed, gone) = (Arc::clone(&app.removed), server.clone());
     blocking(move || removed.add(&gone, now())).await??;
     if let Some(pair) = pair {
@@ -279,7 +285,6 @@ pub(crate) async fn remove_server(
             return Err(ApiError::conflict(changed).into());
         }
     }
-    audit::note(format!("server {server} removed"));
     tracing::warn!(%by, %server, "server removed");
     Ok(Json(()))
 }
@@ -305,7 +310,9 @@ pub(crate) async fn kill(
     if changed {
         let (scope, to) = (&register.scope, if register.on { "on" } else { "off" });
         let reason = &register.reason;
-        audit::note(format!("kill switch of {scope} {to}, signed by {signer}: {reason}"));
+        let what = format!("kill switch of {scope} {to}, signed by {signer}: {reason}");
+        // It stops the fleet whether or not there is room for an entry, and its signature is kept.
+        let _ = audit::record(what).await;
         app.metrics.kill_registers_latched.inc();
         tracing::warn!(
             %by, scope = %register.scope, on = register.on, epoch = register.epoch,
@@ -345,7 +352,8 @@ pub(crate) async fn revocations(
     let (answer, news) = blocking(exchange).await??;
     if !news.is_empty() {
         // Signed by operators, whoever brings it: `cohort person revoked` says by whom.
-        audit::note(format!("certificates revoked: {}", news.join(", ")));
+        // They count whether or not there is room for an entry.
+        let _ = audit::record(format!("certificates revoked: {}", news.join(", "))).await;
     }
     Ok(Json(answer))
 }

@@ -25,11 +25,12 @@ use cohort_wire::hub::{
 use serde::Deserialize;
 
 use crate::app::{App, blocking, now};
+use crate::audit::{Author, Recorder};
 use crate::auth::{FORWARDERS, OPERATORS, PUBLISHERS, READERS, WRITERS};
 use crate::config::RepositoryAccess;
 use crate::metrics::{OfRole, Route};
 use crate::refusal::Answer;
-use crate::{audit, authority, joining, operating, registry_api, upload};
+use crate::{authority, joining, operating, registry_api, upload};
 
 /// The API, and who may use what of it; only joining needs no certificate.
 pub(crate) fn endpoints() -> (Router<Arc<App>>, Endpoints) {
@@ -199,30 +200,20 @@ async fn measured(app: Arc<App>, request: Request, next: Next) -> Response {
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|from| from.0.ip());
     let valid_from = request.extensions().get::<Certificate>().map(|it| it.not_before.as_secs());
     let begun = Instant::now();
-    let (mut response, changed) = match removed {
-        Some(refusal) => (refusal.into_response(), None),
-        None => audit::noting(next.run(request)).await,
+    let proof = valid_from.map_or_else(
+        || "its join token".to_owned(),
+        |at| format!("its certificate, valid from {at}"),
+    );
+    let by = peer.as_ref().map_or_else(|| "nobody".to_owned(), Peer::to_string);
+    let from = from.map_or_else(String::new, |from| from.to_string());
+    let recorder = Recorder::new(&app.audit, Author { by, proof, from });
+    let failed = |response: &Response| {
+        (!response.status().is_success()).then(|| response.status().to_string())
     };
-    if let Some(what) = changed {
-        let proof = valid_from.map_or_else(
-            || "its join token".to_owned(),
-            |at| format!("its certificate, valid from {at}"),
-        );
-        let by = peer.as_ref().map_or_else(|| "nobody".to_owned(), Peer::to_string);
-        let from = from.map_or_else(String::new, |from| from.to_string());
-        let (log, author) = (Arc::clone(&app), audit::Author { by, proof, from });
-        let added = blocking(move || log.audit.add(author, what, now().as_secs())).await;
-        let failed = match added {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(chain(&error)),
-            Err(error) => Some(chain(&error)),
-        };
-        if let Some(reason) = failed {
-            tracing::error!(reason, "cannot write the audit trail");
-            let error = format!("done, and not recorded in the audit trail: {reason}");
-            response = ApiError::internal(error).into_response();
-        }
-    }
+    let response = match removed {
+        Some(refusal) => refusal.into_response(),
+        None => recorder.around(next.run(request), failed).await,
+    };
     let seconds = begun.elapsed().as_secs_f64();
     app.metrics.request_seconds.get_or_create(&Route { route }).observe(seconds);
     if matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

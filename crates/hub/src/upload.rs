@@ -59,6 +59,11 @@ pub(crate) async fn put(
     receive(file_of, body, bytes_max, &mut taken, &name).await?;
     // A renewal in between would make the publisher's own timestamp look outdated.
     let publishing = app.publishing.lock().await;
+    let ends = name == TIMESTAMP || name == Repository::KEY_CHANGE;
+    if ends {
+        let what = if name == TIMESTAMP { "published" } else { "keys of the repository changed" };
+        audit::record(what).await?;
+    }
     let is_new = repository.receive(&name, file).await?;
     drop(publishing);
     // A publisher repeats files after a failure: those that were here take no more space, and a
@@ -66,9 +71,7 @@ pub(crate) async fn put(
     if is_new {
         taken.keep();
     }
-    let ends = name == TIMESTAMP || name == Repository::KEY_CHANGE;
     if is_new && ends {
-        audit::note(if name == TIMESTAMP { "published" } else { "keys of the repository changed" });
         app.unpublished.published(&by);
     }
     if let Some(bucket) = &app.bucket {

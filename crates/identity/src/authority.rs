@@ -201,7 +201,7 @@ impl Authority {
     }
 
     /// Replaces the authority by a new one, which the old one certifies, and which issues from now
-    /// on. Both are trusted until [`Authority::finish`]. The old key is removed.
+    /// on. Both are trusted until [`Authority::save_alone`]. The old key is removed.
     ///
     /// # Errors
     /// [`AuthorityError::Rotating`] when that has happened and is not finished; when a file
@@ -226,18 +226,29 @@ impl Authority {
         Self::open(dir)
     }
 
-    /// Ends the trust in the authority that this one has replaced.
+    /// The same without trust in the authority that it has replaced: that ends once
+    /// [`Authority::save_alone`] has saved it.
     ///
     /// # Errors
-    /// [`AuthorityError::NotRotating`] when there is none; when a file operation fails.
-    pub fn finish(&self, dir: &Path) -> Result<Self, AuthorityError> {
+    /// [`AuthorityError::NotRotating`] when it has replaced none.
+    pub fn alone(&self) -> Result<Self, AuthorityError> {
         if self.replaced.is_none() {
             return Err(AuthorityError::NotRotating);
         }
+        let key = self.issuer.key().serialize_pem();
+        let key = KeyPair::from_pem(&key).map_err(AuthorityError::Make)?;
+        Self::of(self.certificate_pem.clone(), self.certificate.clone(), None, key)
+    }
+
+    /// Ends the trust in the authority that this one has replaced.
+    ///
+    /// # Errors
+    /// When a file operation fails.
+    pub fn save_alone(&self, dir: &Path) -> Result<(), AuthorityError> {
         let path = dir.join(CERT_FILE);
         durable::write(&path, self.certificate_pem.as_bytes(), durable::READABLE)
             .on_path("write", &path)?;
-        Self::open(dir)
+        Ok(())
     }
 
     /// The authorities to trust, in PEM: this one, and the one that it replaces.

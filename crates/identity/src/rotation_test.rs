@@ -46,12 +46,13 @@ fn what_a_new_authority_issues_is_good_for_those_who_have_not_heard_of_it() {
         fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(files.len(), 2, "{files:?}");
     // At the end, the old one is nothing.
-    let done = again.finish(dir.path()).unwrap();
+    let done = again.alone().unwrap();
+    done.save_alone(dir.path()).unwrap();
     assert_eq!(done.trusted(), [new.fingerprint()]);
     let last = identity(&done, "web-3");
     assert!(verify(&last, &before).is_err());
     assert!(verify(&last, &after).is_ok());
-    assert!(matches!(done.finish(dir.path()), Err(AuthorityError::NotRotating)));
+    assert!(matches!(done.alone(), Err(AuthorityError::NotRotating)));
 }
 
 #[test]
@@ -96,7 +97,8 @@ fn an_identity_follows_to_an_authority_that_the_trusted_one_certifies_and_to_no_
     let followed = renew(&present, &new, &new.trusted_pem(), dir.path()).unwrap();
     assert_eq!(followed.issuer(), Some(new.fingerprint()));
     assert_eq!(followed.trusted(), new.trusted());
-    let done = new.finish(ca.path()).unwrap();
+    let done = new.alone().unwrap();
+    done.save_alone(ca.path()).unwrap();
     let last = renew(&followed, &done, &done.trusted_pem(), dir.path()).unwrap();
     assert_eq!(last.trusted(), [new.fingerprint()]);
     assert_eq!(Identity::load(dir.path()).unwrap().trusted(), [new.fingerprint()]);

@@ -67,11 +67,9 @@ impl SignedKill {
     /// Signs a register. The receiver checks the signer's role.
     ///
     /// # Errors
-    /// If the reason is too long, or the identity's key cannot sign.
+    /// If the reason is too long or has hidden characters, or the identity's key cannot sign.
     pub fn sign(identity: &Identity, register: &KillRegister) -> Result<Self, KillError> {
-        if register.reason.len() > KILL_REASON_BYTES_MAX {
-            return Err(KillError::Reason { bytes: register.reason.len() });
-        }
+        check_reason(&register.reason)?;
         let body = serde_json::to_vec(register).expect("names and numbers always become JSON");
         sign_statement(identity, CONTEXT, &body).map(Self).map_err(KillError::Statement)
     }
@@ -118,11 +116,19 @@ impl SignedKill {
     fn unverified(&self) -> Result<KillRegister, KillError> {
         let register: KillRegister =
             serde_json::from_slice(&self.0.body).map_err(KillError::Malformed)?;
-        if register.reason.len() > KILL_REASON_BYTES_MAX {
-            return Err(KillError::Reason { bytes: register.reason.len() });
-        }
+        check_reason(&register.reason)?;
         Ok(register)
     }
+}
+
+fn check_reason(reason: &str) -> Result<(), KillError> {
+    if reason.len() > KILL_REASON_BYTES_MAX {
+        let bytes = reason.len();
+        return Err(KillError::Reason(format!(
+            "it is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}"
+        )));
+    }
+    cohort_base::text::check("it", reason).map_err(KillError::Reason)
 }
 
 /// A scope's register on this server.
@@ -382,8 +388,8 @@ pub enum KillError {
     /// Signed, but not a register.
     #[error("malformed kill register")]
     Malformed(#[source] serde_json::Error),
-    #[error("kill register's reason is {bytes} bytes, the limit is {KILL_REASON_BYTES_MAX}")]
-    Reason { bytes: usize },
+    #[error("kill register's reason is refused: {0}")]
+    Reason(String),
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error("cannot access the files of kill registers")]
@@ -398,7 +404,7 @@ impl From<KillError> for ApiError {
             KillError::Statement(_) => ApiError::forbidden(reason)
                 .hint("an operator's certificate signs it: `cohort kill on` or `cohort kill off`"),
             KillError::Malformed(_)
-            | KillError::Reason { .. }
+            | KillError::Reason(_)
             | KillError::Refused(Refused::Epoch { .. }) => ApiError::bad_request(reason),
             KillError::Refused(Refused::OtherGroup { group, .. }) => ApiError::conflict(reason)
                 .hint(format!("send it to an agent of {group}, or to the hub")),

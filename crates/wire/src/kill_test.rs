@@ -214,15 +214,16 @@ fn a_crash_leaves_the_old_or_the_new_position() {
 }
 
 #[test]
-fn long_reasons_are_refused_on_both_sides() {
+fn long_and_hidden_reasons_are_refused_on_both_sides() {
     let switch = Switch::new();
-    let reason = "x".repeat(KILL_REASON_BYTES_MAX + 1);
-    let long = KillRegister { reason, ..register(1, true) };
-    assert!(matches!(SignedKill::sign(&switch.operator, &long), Err(KillError::Reason { .. })));
-    let body = serde_json::to_vec(&long).unwrap();
-    let by_hand = SignedKill(sign_statement(&switch.operator, CONTEXT, &body).unwrap());
-    let refused = switch.offer(&switch.open(), &by_hand);
-    assert!(matches!(refused, Err(KillError::Reason { .. })), "{refused:?}");
+    for reason in ["x".repeat(KILL_REASON_BYTES_MAX + 1), "bad\u{202e}night".to_owned()] {
+        let wrong = KillRegister { reason, ..register(1, true) };
+        assert!(matches!(SignedKill::sign(&switch.operator, &wrong), Err(KillError::Reason(_))));
+        let body = serde_json::to_vec(&wrong).unwrap();
+        let by_hand = SignedKill(sign_statement(&switch.operator, CONTEXT, &body).unwrap());
+        let refused = switch.offer(&switch.open(), &by_hand);
+        assert!(matches!(refused, Err(KillError::Reason(_))), "{refused:?}");
+    }
 }
 
 #[test]

@@ -175,3 +175,39 @@ async fn a_server_that_is_left_behind_does_not_keep_the_old_authority_for_ever()
     assert!(is_cut_off(&lost).await);
     hub.stop().await;
 }
+
+/// The trail cannot be written: nothing changes that is not in it.
+#[tokio::test]
+async fn no_authority_is_replaced_without_an_entry_in_the_audit_trail() {
+    let hub = Running::start().await;
+    let operator = caller(&hub, &hub.identity(Role::Operator, "ada"));
+    let before: AuthorityStatus = operator.get(AUTHORITY).await.unwrap();
+    let trail = hub.config.data_dir.join("audit");
+    let aside = hub.config.data_dir.join("aside");
+    std::fs::rename(&trail, &aside).unwrap();
+    let refused: Result<AuthorityStatus, ApiError> = operator.post(ROTATE_AUTHORITY, &()).await;
+    assert_eq!(refused.unwrap_err().status, 503);
+    let after: AuthorityStatus = operator.get(AUTHORITY).await.unwrap();
+    assert_eq!((after.issuer, after.trusts), (before.issuer, before.trusts));
+    std::fs::rename(&aside, &trail).unwrap();
+    let _: AuthorityStatus = operator.post(ROTATE_AUTHORITY, &()).await.unwrap();
+}
+
+/// The hub's disk fails in the middle of the end of the old authority.
+#[tokio::test]
+async fn an_end_of_the_old_authority_that_failed_can_be_repeated() {
+    let hub = Running::start().await;
+    let operator = hub.identity(Role::Operator, "ada");
+    let _: AuthorityStatus = caller(&hub, &operator).post(ROTATE_AUTHORITY, &()).await.unwrap();
+    let operator = renew(&hub, &operator).await.unwrap();
+    let file = hub.config.authority_dir().join("ca.pem");
+    let aside = hub.config.authority_dir().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+    std::fs::create_dir_all(file.join("in-the-way")).unwrap();
+    assert_eq!(finish(&hub, &operator, true).await.unwrap_err().status, 500);
+    std::fs::remove_dir_all(&file).unwrap();
+    std::fs::rename(&aside, &file).unwrap();
+    let hub = hub.restart().await;
+    let status = finish(&hub, &operator, true).await.unwrap();
+    assert_eq!(status.trusts, from_ref(&status.issuer));
+}
