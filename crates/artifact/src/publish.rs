@@ -181,6 +181,41 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// Signs what was published into a copy of this repository that was outdated. Its artifacts
+    /// must be where it is uploaded to: they go before the metadata.
+    ///
+    /// # Errors
+    /// As [`Repository::publish`].
+    pub async fn publish_again(
+        &self,
+        keys: &Keys,
+        published: &Published,
+    ) -> Result<(), RepositoryError> {
+        let lock = self.lock().await?;
+        let current = metadata::read_current(self.dir())?;
+        let targets = &current.targets.signed;
+        let Manifest { app, version, platform, .. } = &published.manifest;
+        let name = manifest_target(app, version, platform);
+        let mut changed = BTreeMap::new();
+        match self.read_manifest(targets, &name)? {
+            Some(existing) => {
+                same_or_refused(existing, published.manifest.clone())?;
+            }
+            None => {
+                changed.insert(name, published.manifest.to_bytes());
+            }
+        }
+        if let Some(pointer) = &published.channel {
+            self.point(targets, &mut changed, app, &pointer.channel, version)?;
+        }
+        if !changed.is_empty() {
+            self.commit(&lock, keys, current, Vec::new(), changed).await?;
+        }
+        Ok(())
+    }
+}
+
 /// The manifest of a release, without deltas.
 fn new_manifest(
     request: &PublishRequest,

@@ -168,8 +168,8 @@ impl Repository {
         path: &Path,
     ) -> Result<bool, Refusal> {
         if let Ok(existing) = fs::read(path) {
-            let same = existing == bytes;
-            return if same { Ok(false) } else { Err("it exists with other content".into()) };
+            // Of another publisher: versions follow the clock.
+            return if existing == bytes { Ok(false) } else { Err(Refusal::Outdated) };
         }
         match signed::<T>(&metadata::read_root(self.dir())?, bytes)?.signed.version().get() {
             found if found == version => Ok(true),

@@ -26,9 +26,10 @@ fn next(command: Option<&Command>) -> Option<Command> {
             app: Some(app()),
             channel: text("stable"),
             version: Some("1.0.0".parse().unwrap()),
+            create: true,
         },
         Some(Command::ChannelSet { app: Some(_), .. }) => {
-            Command::ChannelSet { app: None, channel: None, version: None }
+            Command::ChannelSet { app: None, channel: None, version: None, create: false }
         }
         Some(Command::ChannelSet { app: None, .. }) => Command::ContextJoin,
         Some(Command::ContextJoin) => Command::ContextRenew,

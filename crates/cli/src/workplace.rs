@@ -5,17 +5,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::client::{AddressError, ClientLimits, MirrorClient};
 use cohort_artifact::{
-    AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, Told, TrustOptions,
-    TrustedRepository, Version, WorkingCopy,
+    AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, RepositoryError, Told,
+    TrustOptions, TrustedRepository, Version, WorkingCopy,
 };
 use cohort_base::{OnPath as _, chain, durable};
 use cohort_hub::UploadError;
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
+use cohort_wire::hub::OUTDATED;
 use cohort_wire::tls::{IdentitySlot, repository_reader};
 use tempfile::TempDir;
 
@@ -25,6 +27,12 @@ use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::layers::absolute;
 use crate::passphrase;
+
+/// How often a change is made again because another publisher was faster. Of publishers at once,
+/// one succeeds at each try.
+const TRIES_MAX: u32 = 20;
+/// The wait before the first of these; each is longer by as much.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Flags for the repository and the keys to sign for it.
 #[derive(Debug, Clone, Default, Args)]
@@ -50,6 +58,9 @@ pub(crate) enum Workplace {
         reader: Box<TrustedRepository>,
         /// Directory of artifacts to make deltas from.
         bases: PathBuf,
+        /// What it was fetched with.
+        context: Box<Context>,
+        release: Option<(AppId, Version)>,
     },
 }
 
@@ -105,7 +116,9 @@ impl Workplace {
             .await
             .or_fail("repository")?;
         let (reader, bases) = (Box::new(reader), cache.join("bases"));
-        Ok(Workplace::Hub { copy, folder, hub, reader, bases })
+        let context = Box::new(context.clone());
+        let release = release.map(|(app, version)| (app.clone(), version.clone()));
+        Ok(Workplace::Hub { copy, folder, hub, reader, bases, context, release })
     }
 
     /// Artifacts to make deltas from that are not in the repository, by root hash.
@@ -140,11 +153,29 @@ impl Workplace {
         }
     }
 
-    /// Uploads the changes to the hub, if it is the hub's repository.
-    pub(crate) async fn finish(self) -> Result<(), Failure> {
-        let Workplace::Hub { copy, folder, hub, .. } = self else { return Ok(()) };
-        let files = copy.new_files().or_fail("repository")?;
-        upload(&hub, folder.path(), &files).await
+    /// Uploads the changes to the hub, if it is the hub's repository. Whenever another publisher
+    /// was faster, `again` makes and signs the change on top of that.
+    pub(crate) async fn finish(
+        self,
+        mut again: impl AsyncFnMut(&Repository) -> Result<(), RepositoryError>,
+    ) -> Result<(), Failure> {
+        let mut workplace = self;
+        let mut tries = 0;
+        loop {
+            let Workplace::Hub { copy, folder, hub, context, release, .. } = &workplace else {
+                return Ok(());
+            };
+            let files = copy.new_files().or_fail("repository")?;
+            match upload(hub, folder.path(), &files).await {
+                Err(failure) if failure.kind == OUTDATED && tries < TRIES_MAX => tries += 1,
+                done => return done,
+            }
+            // A mirror may be behind.
+            tokio::time::sleep(PAUSE * tries).await;
+            let release = release.as_ref().map(|(app, version)| (app, version));
+            workplace = Workplace::pull(context, release).await?;
+            again(workplace.repository()).await.or_fail("repository")?;
+        }
     }
 
     /// Uploads a change of keys to the hub, all of it at once, if it is the hub's repository.

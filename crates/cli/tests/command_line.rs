@@ -117,6 +117,8 @@ fn from_init_to_a_channel_without_any_server() {
     let missing = cohort(dir, &["--context", "fleet", "channel", "set", "web", "stable", "9.9.9"]);
     assert_eq!(missing.code, 1);
     assert!(missing.err.starts_with("error: "), "{}", missing.err);
+    let mistyped = ["--context", "fleet", "channel", "set", "web", "stabel", "2.0.0"];
+    assert_eq!(cohort(dir, &mistyped).code, 1, "nobody would notice");
     let set = cohort(dir, &["--context", "fleet", "channel", "set", "web", "stable", "2.0.0"]);
     assert_eq!(set.code, 0, "{}", set.err);
     let list = cohort(&dir.join("fleet"), &["channel", "list", "-o", "json"]);

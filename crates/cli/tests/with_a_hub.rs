@@ -254,11 +254,34 @@ fn a_publisher_elsewhere_signs_there_and_uploads() {
         assert_eq!(code, 0, "{role}: {answer}");
     }
     assert_eq!(hub.json("fleet", &["repository", "keys"]).1["root"], 5, "the hub has them");
-    let set = ["channel", "set", "web", "stable", "1.1.0", "--keys", keys.to_str().unwrap()];
+    let set =
+        ["channel", "set", "web", "stable", "1.1.0", "--create", "--keys", keys.to_str().unwrap()];
     let (code, pointer) = hub.json("ci", &set);
     assert_eq!((code, &pointer["serial"]), (0, &Value::from(1)), "{pointer}");
     let (_, there) = hub.json("fleet", &["channel", "list"]);
     assert_eq!(there[0]["version"], "1.1.0", "the hub's own repository has it");
+    // Builds of several apps end at once.
+    for name in ["ci-1", "ci-2", "ci-3"] {
+        let copied = Command::new("cp").args(["-r", "ci", name]).current_dir(dir).status();
+        assert!(copied.unwrap().success());
+    }
+    let hub = &hub;
+    std::thread::scope(|scope| {
+        for name in ["ci-1", "ci-2", "ci-3"] {
+            scope.spawn(move || {
+                for version in ["1.0.0", "2.0.0", "3.0.0"] {
+                    let keys = dir.join("ci/keys");
+                    let publish = ["publish", "dist", "--app", name, "--version", version];
+                    let flags = ["--channel", "stable", "--keys", keys.to_str().unwrap()];
+                    let (code, answer) = hub.json(name, &[&publish[..], &flags].concat());
+                    assert_eq!(code, 0, "{name} {version}: {answer}");
+                }
+            });
+        }
+    });
+    let (_, there) = hub.json("fleet", &["channel", "list"]);
+    let newest = there.as_array().unwrap().iter().filter(|it| it["version"] == "3.0.0");
+    assert_eq!(newest.count(), 3, "{there}");
     assert!(
         !fs::read_dir(dir.join("ci/cache")).unwrap().any(|entry| {
             entry.unwrap().file_name().to_string_lossy().starts_with("publishing-")

@@ -10,6 +10,7 @@ use cohort_identity::{RedeemError, RequestError};
 use cohort_mirror::BucketError;
 use cohort_registry::RegistryError;
 use cohort_wire::http::ApiError;
+use cohort_wire::hub::OUTDATED;
 use cohort_wire::kill::KillError;
 
 use crate::removed::RemovedError;
@@ -129,7 +130,7 @@ fn repository(error: &RepositoryError) -> ApiError {
         RepositoryError::Refused { .. } => {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", reason)
         }
-        RepositoryError::Outdated => ApiError::conflict(reason)
+        RepositoryError::Outdated => ApiError::new(StatusCode::CONFLICT, OUTDATED, reason)
             .hint("another publisher was faster: run the same command again"),
         RepositoryError::Stopped => ApiError::unavailable("stopping", reason),
         RepositoryError::File(error) => write_failed(&error.source, reason),

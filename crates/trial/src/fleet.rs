@@ -277,7 +277,7 @@ impl Fleet {
                 platform,
             ])?;
         }
-        self.run(&["channel", "set", "web", "stable", &release.version]).map(drop)
+        self.run(&["channel", "set", "web", "stable", &release.version, "--create"]).map(drop)
     }
 
     /// Applies a policy (TOML) for the app `web`.

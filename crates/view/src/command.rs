@@ -11,35 +11,82 @@ use cohort_core::ids::{AppId, GroupId, ServerId, Version};
 /// command allows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    Agent { hub: Option<String> },
+    Agent {
+        hub: Option<String>,
+    },
     AppApply,
-    AppRemove { app: AppId },
-    AppShow { app: AppId, group: GroupId },
+    AppRemove {
+        app: AppId,
+    },
+    AppShow {
+        app: AppId,
+        group: GroupId,
+    },
     AuthorityFinish,
-    ChannelSet { app: Option<AppId>, channel: Option<String>, version: Option<Version> },
+    ChannelSet {
+        app: Option<AppId>,
+        channel: Option<String>,
+        version: Option<Version>,
+        create: bool,
+    },
     ContextJoin,
     ContextRenew,
     GroupList,
-    GroupShow { group: GroupId },
-    GroupRecover { group: GroupId, first_server: ServerId },
-    GroupRemove { group: GroupId },
-    GroupRemoveServer { group: GroupId, server: ServerId },
-    Hub { config: String },
+    GroupShow {
+        group: GroupId,
+    },
+    GroupRecover {
+        group: GroupId,
+        first_server: ServerId,
+    },
+    GroupRemove {
+        group: GroupId,
+    },
+    GroupRemoveServer {
+        group: GroupId,
+        server: ServerId,
+    },
+    Hub {
+        config: String,
+    },
     HubConfirm,
     Init,
-    KillOff { scope: Option<GroupId> },
+    KillOff {
+        scope: Option<GroupId>,
+    },
     KillStatus,
     ServerRevoked,
-    Publish { app: Option<AppId>, channel: Option<String> },
-    RolloutApprove { group: GroupId, app: AppId },
-    RolloutResume { group: GroupId, app: AppId },
-    RolloutRetry { group: GroupId, app: AppId },
-    RolloutStatus { group: GroupId },
-    Status { group: Option<GroupId> },
+    Publish {
+        app: Option<AppId>,
+        channel: Option<String>,
+    },
+    RolloutApprove {
+        group: GroupId,
+        app: AppId,
+    },
+    RolloutResume {
+        group: GroupId,
+        app: AppId,
+    },
+    RolloutRetry {
+        group: GroupId,
+        app: AppId,
+    },
+    RolloutStatus {
+        group: GroupId,
+    },
+    Status {
+        group: Option<GroupId>,
+    },
     StatusWatch,
-    TokenCreate { role: Option<&'static str>, named: bool },
+    TokenCreate {
+        role: Option<&'static str>,
+        named: bool,
+    },
     TokenCreateOffline,
-    Why { group: Option<GroupId> },
+    Why {
+        group: Option<GroupId>,
+    },
 }
 
 impl Command {
@@ -58,11 +105,12 @@ impl Command {
                 words.add("app show").one(app).flag("--group", Some(group))
             }
             Command::AuthorityFinish => words.add("authority finish"),
-            Command::ChannelSet { app, channel, version } => words
+            Command::ChannelSet { app, channel, version, create } => words
                 .add("channel set")
                 .or(app.as_ref(), "APP")
                 .or(channel.as_ref(), "CHANNEL")
-                .or(version.as_ref(), "VERSION"),
+                .or(version.as_ref(), "VERSION")
+                .maybe(create.then_some("--create").as_ref()),
             Command::ContextJoin => words.add("context join TOKEN-FILE --name NAME"),
             Command::ContextRenew => words.add("context renew"),
             Command::GroupList => words.add("group list"),

@@ -298,7 +298,7 @@ fn held_hints(reason: &Reason, group: &GroupId, app: &AppId) -> Vec<Hint> {
     match reason {
         Reason::Undone { .. } => {
             let (app, channel, version) = (Some(app.clone()), None, None);
-            let stay = Command::ChannelSet { app, channel, version };
+            let stay = Command::ChannelSet { app, channel, version, create: false };
             vec![
                 Hint::run_to("to stay on the release that runs", stay),
                 "or publish a fix".into(),

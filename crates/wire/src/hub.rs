@@ -29,6 +29,10 @@ pub const REVOKE_TOKEN: &str = "/v1/token/revoke";
 /// `GET`: every kill register; `POST`: a register signed by an operator. The response is a
 /// [`KillAnswer`](crate::kill::KillAnswer).
 pub const KILL: &str = "/v1/kill";
+
+/// The kind of a refusal: another publisher was faster; make the change again on top of that.
+pub const OUTDATED: &str = "outdated";
+
 /// `GET`: the whole fleet as the registry knows it.
 pub const FLEET: &str = "/v1/fleet";
 /// `POST`: reads the registry.

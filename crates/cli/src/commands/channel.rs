@@ -1,7 +1,9 @@
 //! `cohort channel`: the releases that channels point to.
 
 use clap::{Args, Subcommand};
-use cohort_artifact::{AppId, Channel, ChannelPointer, Version};
+use cohort_artifact::{AppId, Channel, ChannelPointer, Repository, Version};
+use cohort_view::command::Command as HintCommand;
+use cohort_view::hint::Hint;
 use cohort_view::table::{cell, render, table};
 
 use crate::answer::Answer;
@@ -26,6 +28,9 @@ pub(crate) struct SetArgs {
     channel: Channel,
     /// Published version
     version: Version,
+    /// Create the channel if the app has none of this name
+    #[arg(long)]
+    create: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -38,11 +43,30 @@ pub(crate) async fn run(global: &Global, command: &ChannelCommand) -> Result<Exi
 }
 
 async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
-    let SetArgs { app, channel, version, place } = args;
+    let SetArgs { app, channel, version, create, place } = args;
     let (workplace, keys) = place.open(global, None).await?;
-    let pointer = workplace.repository().set_channel(&keys, app, channel, version).await;
-    let pointer = pointer.or_fail("channel")?;
-    workplace.finish().await?;
+    let repository = workplace.repository();
+    let known = repository.channels().or_fail("repository")?;
+    let mut of_app = known.iter().filter(|known| known.app == *app).map(|known| &known.channel);
+    if !create && !of_app.clone().any(|known| known == channel) {
+        let known: Vec<&str> = of_app.by_ref().map(Channel::as_str).collect();
+        let known = match known.is_empty() {
+            true => "none".to_owned(),
+            false => known.join(", "),
+        };
+        let error = format!("app {app} has no channel {channel}; it has {known}");
+        let (app, version) = (Some(app.clone()), Some(version.clone()));
+        let channel = Some(channel.to_string());
+        let anew = HintCommand::ChannelSet { app, channel, version, create: true };
+        return Err(Failure::new("channel", error).hint(Hint::run_to("create it", anew)));
+    }
+    let set = async |copy: &Repository| copy.set_channel(&keys, app, channel, version).await;
+    let mut pointer = set(repository).await.or_fail("channel")?;
+    let again = async |copy: &Repository| {
+        pointer = set(copy).await?;
+        Ok(())
+    };
+    workplace.finish(again).await?;
     global.output.answer(&Answer::ChannelSet(&pointer), || {
         format!("channel {channel} of {app} points to {version}\n")
     });

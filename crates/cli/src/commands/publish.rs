@@ -113,7 +113,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
         Ok(published) => {
             workplace.keep_base(&published.manifest.root);
             spinner.set_message("uploading to the hub");
-            workplace.finish().await
+            workplace.finish(async |copy| copy.publish_again(&keys, published).await).await
         }
         Err(_) => Ok(()),
     };
@@ -241,7 +241,7 @@ fn text(published: &Published, path: &Path) -> String {
         None => {
             let (app, version) = (Some(app.clone()), Some(version.clone()));
             let channel = Some("stable".to_owned());
-            let next = Command::ChannelSet { app, channel, version };
+            let next = Command::ChannelSet { app, channel, version, create: true };
             text.push_str(&format!("next: {next}\n"));
         }
     }

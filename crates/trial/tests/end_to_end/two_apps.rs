@@ -87,7 +87,7 @@ fn publish_api(fleet: &Fleet, version: &str, ledger: &Path) -> Result<()> {
     let args = ["publish", &dist, "--app", API, "--version", version, "--platform", PLATFORM];
     fleet.run(&args)?;
     fleet
-        .run(&["channel", "set", API, "stable", version])
+        .run(&["channel", "set", API, "stable", version, "--create"])
         .context("the channel of the second app")?;
     Ok(())
 }
