@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tough::TargetName;
 
 use crate::metadata::{later, new_root, new_targets, sign, sign_chain, target_of};
+use crate::remove::{REMOVED_SCHEMA, RemovedList};
 use crate::repository::{SETTINGS_SCHEMA, Settings};
 use crate::trust_state::{Bundle, State};
 use crate::{
@@ -84,6 +85,14 @@ fn channels() {
     let (version, set_at) = ("1.2.0".parse().unwrap(), then());
     let pointer = ChannelPointer { schema: 1, app, channel, version, serial: 3, set_at };
     hold(&golden("channel.jsonl"), from_ref(&pointer));
+    let (app, platform) = (pointer.app.clone(), "linux/amd64".parse().unwrap());
+    let removed = RemovedList {
+        schema: REMOVED_SCHEMA,
+        app,
+        releases: [(platform, vec!["1.0.0".parse().unwrap()])].into(),
+        channels: [("beta".parse().unwrap(), 4)].into(),
+    };
+    hold(&golden("removed.jsonl"), from_ref(&removed));
     assert_eq!(ChannelPointer::parse(&pointer.to_bytes()).unwrap(), pointer);
 }
 

@@ -36,6 +36,7 @@ mod package_file;
 mod publish;
 mod publish_deltas;
 mod receive;
+mod remove;
 mod repository;
 mod repository_file;
 mod steps;
@@ -64,13 +65,14 @@ pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
 pub use publish::{DeltaTried, Judge, PublishRequest, Published, Told, try_out};
 pub use publish_deltas::NoDelta;
-pub use repository::{Repository, RepositoryError};
+pub use remove::{Collected, UNUSED_AGE_MIN};
+pub use repository::{ReleaseName, Repository, RepositoryError};
 pub use repository_file::{RepositoryFile, is_plain_name, repository_files};
 pub use trust::{TrustOptions, TrustedRepository};
 pub use trust_error::TrustError;
 pub use units::{UnitError, UnitHasher, UnitHashes, hash_file, root_of_units};
 pub use verified::VerifiedManifest;
-pub use working_copy::WorkingCopy;
+pub use working_copy::{Needs, WorkingCopy};
 
 #[cfg(test)]
 mod crash_test;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cohort_core::ids::{AppId, Channel, Digest, Platform, ProgramName, Version};
 use cohort_core::release::Rollback;
 use tempfile::NamedTempFile;
+use tough::schema::Targets;
 
 use crate::channel::ChannelPointer;
 use crate::digest::digest_of_bytes;
@@ -21,7 +22,7 @@ use crate::metadata::{self, now};
 use crate::pack::{Inspection, PackError, inspect_tarball, pack_folder};
 use crate::package_file::{PackageFile, PackageFileError, merge};
 use crate::publish_deltas::NoDelta;
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{ReleaseName, Repository, RepositoryError};
 use crate::steps::Step;
 use crate::units::{UnitHashes, hash_file};
 use cohort_base::OnPath as _;
@@ -137,6 +138,7 @@ impl Repository {
         let (manifest, mut changed) = match existing {
             Some(existing) => (same_or_refused(existing, manifest)?, BTreeMap::new()),
             None => {
+                self.not_removed(targets, &manifest)?;
                 let mut manifest = manifest;
                 if request.deltas {
                     let earlier = self.earlier(targets, &request.app, &request.platform)?;
@@ -203,6 +205,7 @@ impl Repository {
                 same_or_refused(existing, published.manifest.clone())?;
             }
             None => {
+                self.not_removed(targets, &published.manifest)?;
                 changed.insert(name, published.manifest.to_bytes());
             }
         }
@@ -211,6 +214,18 @@ impl Repository {
         }
         if !changed.is_empty() {
             self.commit(&lock, keys, current, Vec::new(), changed).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Repository {
+    fn not_removed(&self, targets: &Targets, manifest: &Manifest) -> Result<(), RepositoryError> {
+        let Manifest { app, version, platform, .. } = manifest.clone();
+        let release = ReleaseName { app, version, platform };
+        if self.removed(targets, &release.app)?.is_some_and(|list| list.has(&release)) {
+            let ReleaseName { app, version, platform } = release;
+            return Err(RepositoryError::WasRemoved { app, version, platform });
         }
         Ok(())
     }

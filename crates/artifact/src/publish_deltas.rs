@@ -67,7 +67,7 @@ pub(crate) fn earlier_names<'a>(
         .filter(|release| release.app == *app)
         .filter(|release| platform.is_none_or(|platform| release.platform == *platform))
         .collect();
-    releases.sort_by(|a, b| later(&b.version, &a.version));
+    releases.sort_by(|a, b| newest_first(&a.version, &b.version));
     let mut versions: Vec<&Version> = releases.iter().map(|release| &release.version).collect();
     versions.dedup();
     versions.truncate(EARLIER_MAX);
@@ -75,8 +75,8 @@ pub(crate) fn earlier_names<'a>(
     chosen.map(|r| manifest_target(&r.app, &r.version, &r.platform)).collect()
 }
 
-/// Order of versions as people read them: numbers by value, not by digits.
-fn later(one: &Version, other: &Version) -> Ordering {
+/// Order of versions as people read them, numbers by value, not by digits: the highest first.
+pub(crate) fn newest_first(one: &Version, other: &Version) -> Ordering {
     let parts = |version: &Version| {
         let text = version.as_str().to_owned();
         let mut parts: Vec<(u128, String)> = Vec::new();
@@ -91,7 +91,7 @@ fn later(one: &Version, other: &Version) -> Ordering {
         }
         parts
     };
-    parts(one).cmp(&parts(other)).then_with(|| one.as_str().cmp(other.as_str()))
+    parts(other).cmp(&parts(one)).then_with(|| other.as_str().cmp(one.as_str()))
 }
 
 impl Repository {

@@ -15,10 +15,14 @@ use tough::schema::{Role as TufRole, Root, Signed, Snapshot, Targets, Timestamp}
 
 use crate::channel::ChannelPointer;
 use crate::digest::sha256;
-use crate::layout::{METADATA_DIR, blob_path, is_channel, target_path, units_path};
+use crate::layout::{
+    METADATA_DIR, blob_path, channel_of_target, is_channel, is_removed_list, target_path,
+    units_path,
+};
 use crate::manifest::Manifest;
 use crate::metadata::{self, Current};
-use crate::repository::{Repository, RepositoryError};
+use crate::remove::{RemovedList, touch};
+use crate::repository::{Repository, RepositoryError, release_of_target};
 use crate::repository_file::RepositoryFile;
 use crate::steps::Step;
 use crate::trust_state::BUNDLE_BYTES_MAX;
@@ -88,6 +92,9 @@ impl Repository {
             if new {
                 let folder = path.parent().unwrap_or(repository.dir());
                 create_folders(folder)?;
+            } else if !matches!(kind, RepositoryFile::Timestamp) {
+                // It is needed again, and nothing may name it yet.
+                touch(&path)?;
             }
             Ok::<bool, Refusal>(new)
         });
@@ -209,11 +216,18 @@ impl Repository {
         Ok(true)
     }
 
-    /// Nothing published may vanish or change, and everything new must be here completely.
+    /// Nothing published may change, or vanish without being listed as removed, and everything new
+    /// must be here completely.
     fn check_targets(&self, old: &Targets, new: &Targets) -> Result<(), Refusal> {
         for (name, target) in &old.targets {
-            let Some(now) = new.targets.get(name) else { return Err(Refusal::Outdated) };
-            if now.hashes != target.hashes && !is_channel(name.raw()) {
+            let Some(now) = new.targets.get(name) else {
+                if self.lists_as_removed(new, name.raw())? {
+                    continue;
+                }
+                return Err(Refusal::Outdated);
+            };
+            let may_change = is_channel(name.raw()) || is_removed_list(name.raw());
+            if now.hashes != target.hashes && !may_change {
                 return Err(Refusal::Outdated);
             }
         }
@@ -235,12 +249,23 @@ impl Repository {
                 let pointer = ChannelPointer::parse(&bytes)?;
                 let serial = match before {
                     Some(before) => ChannelPointer::parse(&read(before)?)?.serial,
-                    None => 0,
+                    None => {
+                        let removed = self.removed(old, &pointer.app)?;
+                        removed
+                            .and_then(|it| it.channels.get(&pointer.channel).copied())
+                            .unwrap_or(0)
+                    }
                 };
                 if pointer.serial <= serial {
                     return Err(Refusal::Outdated);
                 }
+            } else if is_removed_list(name) {
+                RemovedList::parse(&bytes)?;
             } else {
+                // By a publisher who had not seen that.
+                if self.lists_as_removed(old, name)? {
+                    return Err(Refusal::Outdated);
+                }
                 let manifest = Manifest::parse(&bytes)?;
                 let deltas = manifest.deltas.iter().map(|delta| &delta.root);
                 for root in std::iter::once(&manifest.root).chain(deltas) {
@@ -253,6 +278,18 @@ impl Repository {
             }
         }
         Ok(())
+    }
+}
+
+impl Repository {
+    /// Whether these targets say that another one was removed.
+    fn lists_as_removed(&self, targets: &Targets, name: &str) -> Result<bool, Refusal> {
+        if let Some(release) = release_of_target(name) {
+            return Ok(self.removed(targets, &release.app)?.is_some_and(|list| list.has(&release)));
+        }
+        let Some((app, channel)) = channel_of_target(name) else { return Ok(false) };
+        let removed = self.removed(targets, &app)?;
+        Ok(removed.is_some_and(|list| list.channels.contains_key(&channel)))
     }
 }
 

@@ -19,7 +19,8 @@ use crate::channel::{CHANNEL_SCHEMA, ChannelPointer};
 use crate::digest::sha256;
 use crate::keys::{Keys, SigningKey};
 use crate::layout::{
-    BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, is_channel, target_path,
+    BLOBS_DIR, METADATA_DIR, SETTINGS_FILE, channel_target, is_channel, manifest_target,
+    target_path,
 };
 use crate::lifetimes::{Expiries, Lifetimes, RENEW_AFTER_S};
 use crate::lock::RepositoryLock;
@@ -31,10 +32,18 @@ use crate::steps::{Faults, Step};
 use cohort_base::durable::{create_folders, sweep};
 
 /// A release in a repository.
-pub(crate) struct ReleaseName {
-    pub(crate) app: AppId,
-    pub(crate) version: Version,
-    pub(crate) platform: Platform,
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReleaseName {
+    pub app: AppId,
+    pub version: Version,
+    pub platform: Platform,
+}
+
+impl ReleaseName {
+    /// The name of its manifest's target.
+    pub(crate) fn target(&self) -> String {
+        manifest_target(&self.app, &self.version, &self.platform)
+    }
 }
 
 /// Why a repository cannot be read or changed.
@@ -89,6 +98,18 @@ pub enum RepositoryError {
          cohort publish PATH --app {app} --version {version}"
     )]
     NoSuchRelease { app: AppId, version: Version },
+    #[error("app {app} has no channel {channel}")]
+    NoSuchChannel { app: AppId, channel: Channel },
+    #[error(
+        "{app} {version} for {platform} was removed: a version does not come back; publish under \
+         a new one"
+    )]
+    WasRemoved { app: AppId, version: Version, platform: Platform },
+    #[error(
+        "channel {channel} points to {app} {version}; first, point it to another version: \
+         cohort channel set {app} {channel} VERSION"
+    )]
+    OnChannel { app: AppId, version: Version, channel: Channel },
     #[error(transparent)]
     Pull(#[from] crate::trust_error::TrustError),
     /// An upload does not match its name, or is not signed.
@@ -318,7 +339,11 @@ impl Repository {
         let serial = match old {
             Some(old) if old.version == *version => return Ok(old),
             Some(old) => old.serial + 1,
-            None => 1,
+            // Where one of the same name ended.
+            None => {
+                let removed = self.removed(targets, app)?;
+                removed.and_then(|list| list.channels.get(channel).copied()).unwrap_or(0) + 1
+            }
         };
         let pointer = ChannelPointer {
             schema: CHANNEL_SCHEMA,
@@ -344,7 +369,7 @@ impl Repository {
         })
     }
 
-    fn read_target(
+    pub(crate) fn read_target(
         &self,
         targets: &Targets,
         name: &str,

@@ -22,7 +22,7 @@ pub enum RepositoryFile {
     Blob(Digest),
     /// The unit hashes of a blob, named by its root.
     Units(Digest),
-    /// A manifest or channel; its SHA-256 is in its name.
+    /// A manifest, channel or list of removals; its SHA-256 is in its name.
     Target(Digest),
     /// The keys of all roles; without a version, a copy of the first one for operators.
     Root(Option<u64>),

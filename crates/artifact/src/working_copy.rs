@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use cohort_core::ids::{AppId, Digest, Platform, Version};
 
-use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path, is_channel};
+use crate::layout::{BLOBS_DIR, METADATA_DIR, TARGETS_DIR, blob_path, is_channel, is_removed_list};
 use crate::lifetimes::Lifetimes;
 use crate::publish::Told;
 use crate::publish_deltas::earlier_names;
@@ -22,6 +22,20 @@ use cohort_base::durable::{self, READABLE, create_folders, folder_of, sweep, unf
 /// Artifacts that a publisher caches to make deltas from: three each for four apps and platforms.
 const BASES_MAX: usize = 12;
 
+/// What is done with a working copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Needs {
+    /// Channels are set, and releases removed.
+    Names,
+    /// This is published: the manifests of this version, which may exist, and of those before it,
+    /// to make deltas from them.
+    Release(AppId, Version),
+    /// The manifests of one app are read.
+    App(AppId),
+    /// All manifests are read.
+    Apps,
+}
+
 /// The part of a remote repository needed to publish on top of it.
 #[derive(Debug)]
 pub struct WorkingCopy {
@@ -30,16 +44,15 @@ pub struct WorkingCopy {
 }
 
 impl WorkingCopy {
-    /// Fetches the newest metadata, all channels, the manifests of `release` (to detect a version
-    /// that is already published) and of the versions before it (to make deltas from them) into
-    /// `folder`, which must be empty or missing.
+    /// Fetches the newest metadata, all channels and removals, and the manifests that `needs`
+    /// names, into `folder`, which must be empty or missing.
     ///
     /// # Errors
     /// If no mirror has trustworthy metadata, or a file cannot be written.
     pub async fn pull(
         folder: &Path,
         reader: &TrustedRepository,
-        release: Option<(&AppId, &Version)>,
+        needs: &Needs,
         lifetimes: Lifetimes,
     ) -> Result<Self, RepositoryError> {
         create_folders(folder).on_path("create folder", folder)?;
@@ -47,15 +60,22 @@ impl WorkingCopy {
             return Err(RepositoryError::Exists { path: folder.to_owned() });
         }
         reader.refresh().await?;
-        let prefix = release.map(|(app, version)| format!("apps/{app}/{version}/"));
+        let prefix = match needs {
+            Needs::Names => None,
+            Needs::Release(app, version) => Some(format!("apps/{app}/{version}/")),
+            Needs::App(app) => Some(format!("apps/{app}/")),
+            Needs::Apps => Some("apps/".to_owned()),
+        };
         let wanted = |name: &str| {
-            is_channel(name) || prefix.as_ref().is_some_and(|prefix| name.starts_with(prefix))
+            is_channel(name)
+                || is_removed_list(name)
+                || prefix.as_ref().is_some_and(|prefix| name.starts_with(prefix))
         };
         for (relative, bytes) in reader.files(wanted).await? {
             let path = folder.join(relative);
             put(&path, &bytes).on_path("write", &path)?;
         }
-        if let Some((app, _)) = release {
+        if let Needs::Release(app, _) = needs {
             let names = reader.target_names()?;
             for name in earlier_names(names.iter().map(String::as_str), app, None) {
                 // A missing one is one delta less.

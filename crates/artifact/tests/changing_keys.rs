@@ -8,7 +8,8 @@ use std::path::Path;
 
 use cohort_artifact::Lifetimes;
 use cohort_artifact::{
-    KeyChange, KeyChangeError, KeyRole, Keys, Repository, RepositoryError, SigningKey, WorkingCopy,
+    KeyChange, KeyChangeError, KeyRole, Keys, Needs, Repository, RepositoryError, SigningKey,
+    WorkingCopy,
 };
 use cohort_core::refused::{Role, WhyRefused};
 use common::{Fixture, folder};
@@ -199,7 +200,8 @@ async fn a_change_is_uploaded_whole_and_only_if_the_old_root_signed_it() {
     let reader = fixture.reader("reader", vec![folder(hub.dir())]).await;
     let pull = async |name: &str| {
         let copy =
-            WorkingCopy::pull(&fixture.path(name), &reader, None, Lifetimes::default()).await;
+            WorkingCopy::pull(&fixture.path(name), &reader, &Needs::Names, Lifetimes::default())
+                .await;
         copy.unwrap()
     };
     let (copy, late) = (pull("copy").await, pull("late").await);

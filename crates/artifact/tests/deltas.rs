@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use cohort_artifact::{
-    Delta, DeltaInput, Lifetimes, Manifest, Method, NoDelta, PublishRequest, Published,
+    Delta, DeltaInput, Lifetimes, Manifest, Method, Needs, NoDelta, PublishRequest, Published,
     RepositoryError, Told, WorkingCopy, apply_delta, blob_path, units_path,
 };
 use common::{Fixture, Server, app, bytes_below, folder, intel, stable, version};
@@ -108,7 +108,8 @@ async fn pull(
 ) -> (WorkingCopy, PublishRequest) {
     let reader = fixture.reader(&format!("store-{name}"), vec![server.mirror.clone()]).await;
     let (app, release, to) = (app(), version(text), fixture.path(name));
-    let pulling = WorkingCopy::pull(&to, &reader, Some((&app, &release)), Lifetimes::default());
+    let needs = Needs::Release(app.clone(), release.clone());
+    let pulling = WorkingCopy::pull(&to, &reader, &needs, Lifetimes::default());
     let copy = pulling.await.unwrap();
     let cache = fixture.path("cache");
     let told: Told = Arc::new(|_| ());

@@ -7,7 +7,9 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use cohort_artifact::{Keys, Lifetimes, PublishRequest, Repository, RepositoryError, WorkingCopy};
+use cohort_artifact::{
+    Keys, Lifetimes, Needs, PublishRequest, Repository, RepositoryError, WorkingCopy,
+};
 use common::{Fixture, Server, app, bytes_below, releases, stable, version};
 
 async fn pull(fixture: &Fixture, server: &Server, name: &str) -> WorkingCopy {
@@ -15,9 +17,8 @@ async fn pull(fixture: &Fixture, server: &Server, name: &str) -> WorkingCopy {
     let reader = fixture.reader(&store, vec![server.mirror.clone()]).await;
     let release = version("1.1.0");
     let folder = fixture.path(name);
-    WorkingCopy::pull(&folder, &reader, Some((&app(), &release)), Lifetimes::default())
-        .await
-        .unwrap()
+    let needs = Needs::Release(app(), release);
+    WorkingCopy::pull(&folder, &reader, &needs, Lifetimes::default()).await.unwrap()
 }
 
 async fn upload(hub: &Repository, relative: &str, bytes: &[u8]) -> Result<(), RepositoryError> {

@@ -1,8 +1,9 @@
 //! Everything that `-o json` prints; `docs/operating.md` describes it, golden files pin it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use cohort_artifact::{ChannelPointer, RoleInRoot};
+use cohort_artifact::{ChannelPointer, Manifest, RoleInRoot};
 use cohort_core::ids::{AppId, Channel, Digest, GroupId, Incarnation, Platform, Revision};
 use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
@@ -38,6 +39,12 @@ pub(crate) enum Answer<'a> {
     RepositoryKeys { root: u64, roles: &'a [RoleInRoot] },
     ChannelSet(&'a ChannelPointer),
     ChannelList(&'a [ChannelPointer]),
+    ChannelRemove { app: &'a AppId, channel: &'a Channel },
+    ReleaseList(&'a [ReleaseAnswer]),
+    // One for each platform.
+    ReleaseShow(&'a [ReleaseAnswer]),
+    // Without bytes if the hub frees them later, or with `--dry-run`.
+    ReleaseRemove { removed: Vec<ReleaseId<'a>>, bytes: Option<u64> },
     AppApply { app: &'a AppId, revision: Revision, changed: bool },
     // With the groups that still have it.
     AppRemove { app: &'a AppId, revision: Revision, changed: bool, groups: &'a [GroupId] },
@@ -88,6 +95,22 @@ pub(crate) struct PublishAnswer<'a> {
     /// What is probably wrong with it.
     pub(crate) warnings: &'a [String],
     pub(crate) deltas: Vec<DeltaAnswer<'a>>,
+}
+
+/// A release, and who uses it.
+#[derive(Debug, Serialize)]
+pub(crate) struct ReleaseAnswer {
+    pub(crate) manifest: Manifest,
+    pub(crate) channels: Vec<String>,
+    /// Those that run it, or are about to; `None` if the hub does not say.
+    pub(crate) groups: Option<BTreeSet<GroupId>>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ReleaseId<'a> {
+    pub(crate) app: &'a AppId,
+    pub(crate) version: &'a Version,
+    pub(crate) platform: &'a Platform,
 }
 
 /// A delta that was tried, or the reason why there is none.

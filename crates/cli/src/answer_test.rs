@@ -18,7 +18,9 @@ use cohort_wire::hub::{AuthorityStatus, TokenAnswer, TokenListed};
 use cohort_wire::kill::{DamagedKill, KillScope};
 use serde_json::{Value, json};
 
-use super::{Answer, Damaged, DeltaAnswer, PublishAnswer, Revoked, Spread, Switch};
+use super::{
+    Answer, Damaged, DeltaAnswer, PublishAnswer, ReleaseAnswer, ReleaseId, Revoked, Spread, Switch,
+};
 use crate::failure::Failure;
 use crate::layers::Setting;
 use crate::policy_known::KnownPolicy;
@@ -37,6 +39,10 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::RepositoryKeys { .. } => "repository keys",
         Answer::ChannelSet(_) => "channel set",
         Answer::ChannelList(_) => "channel list",
+        Answer::ChannelRemove { .. } => "channel remove",
+        Answer::ReleaseList(_) => "release list",
+        Answer::ReleaseShow(_) => "release show",
+        Answer::ReleaseRemove { .. } => "release remove",
         Answer::AppApply { .. } => "app apply",
         Answer::AppRemove { .. } => "app remove",
         Answer::AppDiff { .. } => "app diff",
@@ -126,6 +132,13 @@ fn every_answer_is_as_its_golden_file_says() {
         "set_at": "2027-01-15T08:00:00Z",
     }));
     let pointers = [pointer.unwrap()];
+    let manifest = include_str!("../../artifact/tests/golden/manifest.jsonl").lines().next();
+    let releases = [ReleaseAnswer {
+        manifest: serde_json::from_str(manifest.unwrap()).unwrap(),
+        channels: vec!["stable".to_owned()],
+        groups: Some([group].into()),
+    }];
+    let group = "web.zone-a".parse().unwrap();
     let audited = [AuditEntry {
         seq: 3,
         at: 4,
@@ -219,6 +232,13 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::RepositoryKeys { root: 3, roles: &roles },
         Answer::ChannelSet(&pointers[0]),
         Answer::ChannelList(&pointers),
+        Answer::ChannelRemove { app: &app, channel: &channel },
+        Answer::ReleaseList(&releases),
+        Answer::ReleaseShow(&releases),
+        Answer::ReleaseRemove {
+            removed: vec![ReleaseId { app: &app, version: &before, platform: &platform }],
+            bytes: Some(4_000),
+        },
         Answer::AppApply { app: &app, revision: Revision(7), changed: true },
         Answer::AppRemove {
             app: &app,

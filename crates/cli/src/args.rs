@@ -78,10 +78,13 @@ pub(crate) enum Command {
     Token(commands::token::TokenCommand),
     /// Sign a release and add it to the repository
     Publish(commands::publish::PublishArgs),
-    /// Copy the repository to an object store; show and change the keys that sign it
+    /// List, show, judge and remove releases
+    #[command(subcommand)]
+    Release(commands::release::ReleaseCommand),
+    /// Copy the repository to an object store, clean it up; show and change the keys that sign it
     #[command(subcommand)]
     Repository(commands::repository::RepositoryCommand),
-    /// Set and list the releases that channels point to
+    /// Set, list and remove channels, which point to releases
     #[command(subcommand)]
     Channel(commands::channel::ChannelCommand),
     /// Manage policies: how an app's releases roll out

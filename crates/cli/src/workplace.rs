@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::Args;
 use cohort_artifact::client::{AddressError, ClientLimits, MirrorClient};
 use cohort_artifact::{
-    AppId, Digest, Keys, Lifetimes, Mirror, Platform, Repository, RepositoryError, Told,
-    TrustOptions, TrustedRepository, Version, WorkingCopy,
+    AppId, Collected, Digest, Keys, Lifetimes, Mirror, Needs, Platform, Repository,
+    RepositoryError, Told, TrustOptions, TrustedRepository, UNUSED_AGE_MIN, WorkingCopy,
 };
 use cohort_base::{OnPath as _, chain, durable};
 use cohort_hub::UploadError;
@@ -60,17 +60,16 @@ pub(crate) enum Workplace {
         bases: PathBuf,
         /// What it was fetched with.
         context: Box<Context>,
-        release: Option<(AppId, Version)>,
+        needs: Needs,
     },
 }
 
 impl Place {
     /// Opens the repository and reads the keys. Needs no context if both directories are given.
-    /// `release`: what will be published.
     pub(crate) async fn open(
         &self,
         global: &Global,
-        release: Option<(&AppId, &Version)>,
+        needs: Needs,
     ) -> Result<(Workplace, Keys), Failure> {
         // Keys first: without them there is nothing to fetch for.
         let dir = match &self.keys {
@@ -78,14 +77,14 @@ impl Place {
             None => Context::load(global)?.keys_dir()?,
         };
         let keys = Keys::load_to_publish(&dir, &passphrase::ask).or_fail("keys")?;
-        Ok((self.open_to_read(global, release).await?, keys))
+        Ok((self.open_to_read(global, needs).await?, keys))
     }
 
     /// Opens the repository without keys.
     pub(crate) async fn open_to_read(
         &self,
         global: &Global,
-        release: Option<(&AppId, &Version)>,
+        needs: Needs,
     ) -> Result<Workplace, Failure> {
         let here = |dir: &Path| {
             Repository::open(dir).map(Workplace::Here).map_err(|error| {
@@ -98,13 +97,13 @@ impl Place {
         let context = Context::load(global)?;
         match context.repository_dir() {
             Some(dir) => here(&dir),
-            None => Workplace::pull(&context, release).await,
+            None => Workplace::pull(&context, needs).await,
         }
     }
 }
 
 impl Workplace {
-    async fn pull(context: &Context, release: Option<(&AppId, &Version)>) -> Result<Self, Failure> {
+    async fn pull(context: &Context, needs: Needs) -> Result<Self, Failure> {
         let hub = Hub::of(context)?;
         let cache = context.cache_dir();
         let folder = fs::create_dir_all(&cache)
@@ -112,13 +111,12 @@ impl Workplace {
             .on_path("create directory in", &cache)
             .or_fail("file")?;
         let reader = reader(context).await?;
-        let copy = WorkingCopy::pull(folder.path(), &reader, release, Lifetimes::default())
+        let copy = WorkingCopy::pull(folder.path(), &reader, &needs, Lifetimes::default())
             .await
             .or_fail("repository")?;
         let (reader, bases) = (Box::new(reader), cache.join("bases"));
         let context = Box::new(context.clone());
-        let release = release.map(|(app, version)| (app.clone(), version.clone()));
-        Ok(Workplace::Hub { copy, folder, hub, reader, bases, context, release })
+        Ok(Workplace::Hub { copy, folder, hub, reader, bases, context, needs })
     }
 
     /// Artifacts to make deltas from that are not in the repository, by root hash.
@@ -153,6 +151,16 @@ impl Workplace {
         }
     }
 
+    /// Removes what was removed from disk, if it is on this machine.
+    pub(crate) async fn collect(&self) -> Result<Option<Collected>, Failure> {
+        match self {
+            Workplace::Here(repository) => {
+                repository.collect(UNUSED_AGE_MIN).await.map(Some).or_fail("repository")
+            }
+            Workplace::Hub { .. } => Ok(None),
+        }
+    }
+
     /// Uploads the changes to the hub, if it is the hub's repository. Whenever another publisher
     /// was faster, `again` makes and signs the change on top of that.
     pub(crate) async fn finish(
@@ -162,7 +170,7 @@ impl Workplace {
         let mut workplace = self;
         let mut tries = 0;
         loop {
-            let Workplace::Hub { copy, folder, hub, context, release, .. } = &workplace else {
+            let Workplace::Hub { copy, folder, hub, context, needs, .. } = &workplace else {
                 return Ok(());
             };
             let files = copy.new_files().or_fail("repository")?;
@@ -172,8 +180,7 @@ impl Workplace {
             }
             // A mirror may be behind.
             tokio::time::sleep(PAUSE * tries).await;
-            let release = release.as_ref().map(|(app, version)| (app, version));
-            workplace = Workplace::pull(context, release).await?;
+            workplace = Workplace::pull(context, needs.clone()).await?;
             again(workplace.repository()).await.or_fail("repository")?;
         }
     }

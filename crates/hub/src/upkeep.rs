@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cohort_artifact::{KeyError, Repository, RepositoryError, SigningKey, no_passphrase};
+use cohort_artifact::{
+    Collected, KeyError, Repository, RepositoryError, SigningKey, UNUSED_AGE_MIN, no_passphrase,
+};
 use cohort_base::chain;
 use cohort_identity::{Identity, LIFETIME, certified_by};
 use cohort_registry::typed::forget_old_verdicts;
@@ -27,6 +29,7 @@ pub(crate) async fn run(app: Arc<App>) {
         // First: a fleet that has revoked it waits for another one.
         let renewed = renew_certificate(&app).await;
         renew_timestamp(&app).await;
+        collect(&app).await;
         match forget_old_verdicts(&app.registry).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "removed verdicts about old versions"),
@@ -48,6 +51,19 @@ pub(crate) fn sweep_uploads(app: &App) {
     if let Err(error) = repository.sweep_incoming() {
         let reason = chain(&error);
         tracing::warn!(repository = %dir.display(), reason, "cannot remove interrupted uploads");
+    }
+}
+
+/// Removes files of releases that were removed.
+async fn collect(app: &App) {
+    let Ok(repository) = Repository::open(&app.config.repository_dir()) else { return };
+    let _publishing = app.publishing.lock().await;
+    match repository.collect(UNUSED_AGE_MIN).await {
+        Ok(Collected { files: 0, .. }) => {}
+        Ok(Collected { files, bytes }) => {
+            tracing::info!(files, bytes, "removed files that no release needs");
+        }
+        Err(error) => tracing::warn!(reason = chain(&error), "cannot clean up the repository"),
     }
 }
 

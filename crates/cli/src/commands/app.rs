@@ -33,6 +33,7 @@ pub(crate) enum AppCommand {
     /// Show what `apply` would change (exit code 10 if anything)
     Diff(FileArgs),
     /// Stop an app on all servers, a few at a time, and forget it
+    #[command(visible_alias = "rm")]
     Remove(RemoveArgs),
     /// Show the policy of one app or all
     Show {

@@ -59,6 +59,7 @@ pub(crate) enum GroupCommand {
     /// Remove a server permanently; another one replaces it as a voter
     RemoveServer(RemoveArgs),
     /// Remove a group whose last server is gone: status and stages no longer wait for it
+    #[command(visible_alias = "rm")]
     Remove(RemoveGroupArgs),
     /// Make a server a voter, replacing the one that joined last
     AddVoter(VoterArgs),

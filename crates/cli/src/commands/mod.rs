@@ -14,6 +14,7 @@ pub(crate) mod init;
 pub(crate) mod kill;
 pub(crate) mod mirror;
 pub(crate) mod publish;
+pub(crate) mod release;
 pub(crate) mod repository;
 pub(crate) mod repository_keys;
 pub(crate) mod revoke;
@@ -62,6 +63,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Confine => std::process::exit(cohort_host::confine::run()),
         Command::Token(args) => once(token::run(&global, &args)),
         Command::Publish(args) => once(publish::run(&global, &args)),
+        Command::Release(args) => once(release::run(&global, args)),
         Command::Repository(args) => once(repository::run(&global, &args)),
         Command::Channel(args) => once(channel::run(&global, &args)),
         Command::App(args) => once(app::run(&global, &args)),

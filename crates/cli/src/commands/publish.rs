@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, DeltaTried, Judge, Platform, PublishRequest, Published, Rollback, Version,
-    parse_rollback,
+    AppId, Channel, DeltaTried, Judge, Needs, Platform, PublishRequest, Published, Rollback,
+    Version, parse_rollback,
 };
 use cohort_base::chain;
 use cohort_core::ids::CheckName;
@@ -73,25 +73,24 @@ impl PublishArgs {
         request.channel.clone_from(&self.channel);
         request.rollback = self.rollback;
         request.deltas = !self.no_deltas;
-        request.judge = self.judge();
+        request.judge = judge(self.platform.clone(), self.strict);
         request
-    }
-
-    /// As its servers will judge it.
-    fn judge(&self) -> Judge {
-        let (platform, strict) = (self.platform.clone(), self.strict);
-        Arc::new(move |release| {
-            let service_file = release.package_file.as_deref();
-            let warnings = cohort_host::judge_release(&release.contents, service_file, &platform)?;
-            match warnings.is_empty() || !strict {
-                true => Ok(warnings),
-                false => Err(format!("{} (--strict)", warnings.join("; "))),
-            }
-        })
     }
 }
 
-fn default_platform() -> Platform {
+/// Judges a release as servers of a platform will.
+pub(crate) fn judge(platform: Platform, strict: bool) -> Judge {
+    Arc::new(move |release| {
+        let service_file = release.package_file.as_deref();
+        let warnings = cohort_host::judge_release(&release.contents, service_file, &platform)?;
+        match warnings.is_empty() || !strict {
+            true => Ok(warnings),
+            false => Err(format!("{} (--strict)", warnings.join("; "))),
+        }
+    })
+}
+
+pub(crate) fn default_platform() -> Platform {
     Platform::new(own_platform()).expect("names of systems and processors are platform names")
 }
 
@@ -100,8 +99,8 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     if args.dry_run {
         return dry_run(global, request).await;
     }
-    let release = Some((&args.app, &args.version));
-    let (workplace, keys) = args.place.open(global, release).await?;
+    let needs = Needs::Release(args.app.clone(), args.version.clone());
+    let (workplace, keys) = args.place.open(global, needs).await?;
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
     request.told = Arc::new(move |what| shown.set_message(what.to_owned()));
@@ -132,7 +131,8 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     Ok(Exit::Done)
 }
 
-async fn dry_run(global: &Global, request: PublishRequest) -> Result<Exit, Failure> {
+/// Packs and judges a release, and publishes nothing.
+pub(crate) async fn dry_run(global: &Global, request: PublishRequest) -> Result<Exit, Failure> {
     let spinner = spinner(global, format!("packing {}", request.path.display()));
     let tried = tokio::task::spawn_blocking(move || cohort_artifact::try_out(&request)).await;
     spinner.finish_and_clear();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use cohort_artifact::AppId;
 use cohort_mirror::{Bucket, BucketError, BucketSettings, Pushed, push};
 use cohort_view::command::Flag;
 use cohort_view::figures::bytes;
@@ -14,15 +15,36 @@ use crate::answer::Answer;
 use crate::args::Global;
 use crate::commands::context_of;
 use crate::commands::publish::spinner;
+use crate::commands::release::{Force, keep_newest};
 use crate::commands::repository_keys::{self, KeyCommand};
 use crate::failure::{Exit, Failure};
+use crate::workplace::Place;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepositoryCommand {
     /// Copy the repository to a bucket, for mirrors and servers to read
     Push(PushArgs),
+    /// Remove old releases: what remains are the newest, those on channels, and those that run
+    Gc(GcArgs),
     #[command(flatten)]
     Keys(KeyCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// How many releases of each app and platform remain
+    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    keep: usize,
+    /// Only of this app
+    #[arg(long)]
+    app: Option<AppId>,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    force: Force,
+    #[command(flatten)]
+    place: Place,
 }
 
 #[derive(Debug, Args)]
@@ -43,6 +65,9 @@ pub(crate) struct PushArgs {
 pub(crate) async fn run(global: &Global, command: &RepositoryCommand) -> Result<Exit, Failure> {
     match command {
         RepositoryCommand::Push(args) => push_to_bucket(global, args).await,
+        RepositoryCommand::Gc(GcArgs { keep, app, dry_run, force, place }) => {
+            keep_newest(global, place, *force, *keep, app.as_ref(), *dry_run).await
+        }
         RepositoryCommand::Keys(command) => repository_keys::run(global, command).await,
     }
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use cohort_artifact::{KeyChange, KeyRole, Keys, RoleInRoot, SigningKey};
+use cohort_artifact::{KeyChange, KeyRole, Keys, Needs, RoleInRoot, SigningKey};
 use cohort_base::{OnPath as _, durable};
 use cohort_view::command::Flag;
 use cohort_view::hint::Hint;
@@ -122,7 +122,7 @@ pub(crate) struct PassphraseArgs {
 pub(crate) async fn run(global: &Global, command: &KeyCommand) -> Result<Exit, Failure> {
     match command {
         KeyCommand::Keys { place } => {
-            let workplace = place.open_to_read(global, None).await?;
+            let workplace = place.open_to_read(global, Needs::Names).await?;
             let (version, roles) = workplace.repository().roles().or_fail("repository")?;
             show(global, version, &roles);
             Ok(Exit::Done)
@@ -158,7 +158,7 @@ async fn rotate(global: &Global, args: &RotateArgs) -> Result<Exit, Failure> {
         let change = KeyChange::Replace { role, old: args.key.clone(), new };
         return args.signing.change(global, &keys, &change).await;
     }
-    let workplace = args.signing.place.open_to_read(global, None).await?;
+    let workplace = args.signing.place.open_to_read(global, Needs::Names).await?;
     let (_, roles) = workplace.repository().roles().or_fail("repository")?;
     let named: Vec<String> =
         roles.iter().filter(|of| of.role == role).flat_map(|of| of.keys.clone()).collect();
@@ -281,7 +281,7 @@ impl Signing {
         keys: &Keys,
         change: &KeyChange,
     ) -> Result<Exit, Failure> {
-        let workplace = self.place.open_to_read(global, None).await?;
+        let workplace = self.place.open_to_read(global, Needs::Names).await?;
         change_and_show(global, workplace, keys, change).await?;
         Ok(Exit::Done)
     }
