@@ -24,10 +24,13 @@ const UPDATE: KnownKeys<'_> = KnownKeys {
 };
 
 const CHECK: KnownKeys<'_> = KnownKeys {
-    plain: "type port path name expect_status expect_body expect_header interval timeout phase",
-    tables: &[],
+    plain: "type port socket path method headers body name send expect expect_status expect_body \
+            expect_header expect_json interval timeout phase",
+    tables: &[("tls", TLS)],
     later: "metric",
 };
+
+const TLS: KnownKeys<'_> = KnownKeys { plain: "server_name ca insecure", tables: &[], later: "" };
 
 pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
     parse(&read_file(path)?, &path.display().to_string())
@@ -66,16 +69,19 @@ fn url_of(line: &str) -> Option<&str> {
     value.strip_prefix('"')?.split_once('"').map(|(url, _)| url)
 }
 
-/// The same as a path, and its port unless that is `{port}`; `None` if it leads elsewhere.
+/// The same as a path, its port unless that is `{port}`, and TLS; `None` if it leads elsewhere.
 fn path_of(url: &str) -> Option<String> {
-    let rest = url.strip_prefix("http://")?;
+    let (tls, rest) = match url.strip_prefix("https://") {
+        Some(rest) => ("\ntls = {}", rest),
+        None => ("", url.strip_prefix("http://")?),
+    };
     let own = ["127.0.0.1", "localhost", "[::1]"];
     let rest = own.iter().find_map(|host| rest.strip_prefix(host))?.strip_prefix(':')?;
     let (port, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let path = toml::Value::from(path);
     match port {
-        "{port}" => Some(format!("path = {path}")),
-        port => port.parse::<u16>().ok().map(|port| format!("path = {path}\nport = {port}")),
+        "{port}" => Some(format!("path = {path}{tls}")),
+        port => port.parse::<u16>().ok().map(|port| format!("path = {path}\nport = {port}{tls}")),
     }
 }
 

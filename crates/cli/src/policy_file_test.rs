@@ -1,4 +1,4 @@
-use cohort_core::policy::{Prestage, Probe, Size};
+use cohort_core::policy::{HttpProbe, Prestage, Probe, Size, TlsProbe};
 use cohort_view::hint::Hint;
 
 use super::{CHECK, UPDATE, parse};
@@ -121,19 +121,14 @@ fn a_url_of_the_server_itself_is_a_path_and_another_is_refused() {
         ("http://127.0.0.1:{port}/healthz", None, "/healthz"),
         ("http://localhost:8080", Some(8080), "/"),
         ("http://[::1]:8080/a?b=c", Some(8080), "/a?b=c"),
+        ("https://127.0.0.1:{port}/", None, "/"),
     ] {
-        let expected = Probe::Http {
-            port,
-            path: path.to_owned(),
-            expect_status: None,
-            expect_body: None,
-            expect_header: Default::default(),
-        };
-        assert_eq!(check(url).unwrap(), expected, "{url}");
+        let tls = url.starts_with("https").then(TlsProbe::default);
+        let http = HttpProbe { port, path: path.to_owned(), tls, ..HttpProbe::default() };
+        assert_eq!(check(url).unwrap(), Probe::Http(Box::new(http)), "{url}");
     }
     for url in [
         "http://10.0.0.9:80/",
-        "https://127.0.0.1:{port}/",
         "http://127.0.0.1.evil.example:80/",
         "http://127.0.0.1:{port}@evil.example/",
         "unix:/run/app.sock",

@@ -34,6 +34,7 @@ mod placement_test;
 pub mod plan;
 pub mod policy;
 mod prestage;
+mod probe;
 pub mod reason;
 pub mod refused;
 mod rejection;

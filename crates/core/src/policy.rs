@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppId, Channel, CheckName};
+use crate::ids::{AppId, Channel};
+pub use crate::probe::{HttpProbe, Method, PATH_BYTES_MAX, Probe, Scalar, TcpProbe, TlsProbe};
 use crate::shared::Shared;
 
 /// Most checks of an app: every server runs each of them every few seconds.
@@ -16,8 +17,6 @@ pub const CHECKS_MAX: usize = 16;
 pub const STAGES_MAX: usize = 32;
 /// Most entries in a list of wave sizes; the last one repeats.
 pub const WAVE_SIZES_MAX: usize = 64;
-/// Longest path of an HTTP check, in bytes. 1 KiB: a path with a query, not a payload.
-pub const PATH_BYTES_MAX: usize = 1024;
 /// Longest duration in a policy: 30 days, in milliseconds.
 pub const DURATION_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
@@ -180,37 +179,6 @@ pub enum CheckPhase {
     PreFlight,
     /// While the server takes traffic.
     Running,
-}
-
-/// What is checked: always on the server itself. A policy names no host and no program's path, so
-/// that whoever can forge one makes no server run or reach anything else.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Probe {
-    /// Something accepts connections.
-    Tcp {
-        /// `None`: the server's `service_port`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        port: Option<u16>,
-    },
-    /// A GET request gets the expected response.
-    Http {
-        /// `None`: the server's `service_port`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        port: Option<u16>,
-        /// Path and query, such as `/healthz`.
-        path: String,
-        /// The expected status; 200 by default.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        expect_status: Option<u16>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        expect_body: Option<String>,
-        /// Text that response headers must contain, by header name.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        expect_header: BTreeMap<String, String>,
-    },
-    /// A program exits with status 0.
-    Exec { name: CheckName },
 }
 
 /// A duration, written as `250ms`, `10s`, `5m`, `1h` or `2d`; at most 30 days.
@@ -407,12 +375,6 @@ impl WaveSizes {
     }
 }
 
-/// Whether a text can stand in a request line, after the host.
-fn is_path(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && b != b'#';
-    text.starts_with('/') && text.len() <= PATH_BYTES_MAX && text.bytes().all(allowed)
-}
-
 impl Policy {
     /// Checks what the types cannot: counts, and values against one another.
     ///
@@ -425,6 +387,11 @@ impl Policy {
         }
         if self.stages.len() > STAGES_MAX {
             return Err(format!("{} stages; the limit is {STAGES_MAX}", self.stages.len()));
+        }
+        if update.max_parallel.0.iter().any(|size| matches!(size, Size::Count(0))) {
+            return Err("update.max_parallel is 0: no server would get a release; to stop, use \
+                        `cohort rollout pause` or `cohort kill on`"
+                .into());
         }
         if update.healthy_deadline < update.min_healthy_time {
             return Err("update.healthy_deadline is shorter than update.min_healthy_time".into());
@@ -451,14 +418,7 @@ impl Policy {
             if check.phase.is_empty() {
                 return Err("a check's phase must be `pre-flight`, `running` or both".into());
             }
-            if let Probe::Http { path, .. } = &check.probe
-                && !is_path(path)
-            {
-                return Err(format!(
-                    "a check's path must start with `/`, and have at most {PATH_BYTES_MAX} \
-                     printable characters without spaces or `#`"
-                ));
-            }
+            check.probe.validate()?;
         }
         Ok(())
     }

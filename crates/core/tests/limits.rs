@@ -15,7 +15,7 @@ use cohort_core::ids::{
     ServerId,
 };
 use cohort_core::orders::{Fence, Purpose};
-use cohort_core::policy::{Check, CheckPhase, Duration, Policy, Probe};
+use cohort_core::policy::{Check, CheckPhase, Duration, Policy, Probe, TcpProbe};
 use cohort_core::reason::{DebtReason, Reason};
 use cohort_core::report::{Outcome, Report};
 use cohort_core::state::{
@@ -151,7 +151,7 @@ fn a_group_remembers_no_more_than_its_limits() {
 
     // Each set of checks stays in use by one server.
     let checks = |n: u64| Check {
-        probe: Probe::Tcp { port: u16::try_from(n).ok() },
+        probe: Probe::Tcp(TcpProbe { port: u16::try_from(n).ok(), ..TcpProbe::default() }),
         interval: Duration::from_secs(1),
         timeout: Duration::from_secs(1),
         phase: vec![CheckPhase::Running],

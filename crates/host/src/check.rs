@@ -4,22 +4,31 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::ids::{CheckName, ProgramName, Version};
-use cohort_core::policy::{Check, Probe};
+use cohort_core::policy::{Check, Probe, TcpProbe};
 use cohort_core::report::Blame;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::check_exec::{HostProgram, ReleaseChecks};
+use crate::inside::Inside;
 use crate::process::Exit;
 use crate::program::{Programs, RunAs};
 
 const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in \
                        agent.toml, or `port` in the policy";
+
+/// How much of an answer is read, in bytes. 64 KiB: a status page, not a download.
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// How much of a wrong answer is quoted.
+const QUOTED_CHARS_MAX: usize = 120;
 
 /// What stands for the server's port.
 const PORT: &str = "{port}";
@@ -68,6 +77,21 @@ pub(crate) enum CheckFailure {
         found: String,
         expected: String,
     },
+    /// A value in a JSON body.
+    WrongValue {
+        pointer: String,
+        /// `None`: it is not there.
+        found: Option<String>,
+        expected: String,
+    },
+    /// What the service said over TCP.
+    WrongAnswer {
+        /// Its start.
+        found: String,
+        expected: String,
+    },
+    /// The service does not speak TLS, or does not prove who it is.
+    NotTrusted(String),
     /// The program of an `exec` check failed.
     Exited {
         exit: Exit,
@@ -96,6 +120,9 @@ impl CheckFailure {
             | CheckFailure::WrongStatus { .. }
             | CheckFailure::WrongHeader { .. }
             | CheckFailure::WrongBody { .. }
+            | CheckFailure::WrongValue { .. }
+            | CheckFailure::WrongAnswer { .. }
+            | CheckFailure::NotTrusted(_)
             | CheckFailure::Exited { .. }
             | CheckFailure::Undeclared { .. } => Blame::Release,
         }
@@ -132,6 +159,16 @@ impl fmt::Display for CheckFailure {
             CheckFailure::WrongBody { found, expected } => {
                 write!(f, "no `{expected}` in the body, which starts with `{found}`")
             }
+            CheckFailure::WrongValue { pointer, found: Some(found), expected } => {
+                write!(f, "{pointer} in the body is {found}, expected {expected}")
+            }
+            CheckFailure::WrongValue { pointer, found: None, expected } => {
+                write!(f, "no {pointer} in the body, expected {expected}")
+            }
+            CheckFailure::WrongAnswer { found, expected } => {
+                write!(f, "no `{expected}` in the answer, which starts with `{found}`")
+            }
+            CheckFailure::NotTrusted(why) => write!(f, "TLS: {why}"),
             CheckFailure::Exited { exit, output } => write!(f, "{exit}: {output}"),
             CheckFailure::Undeclared { name, version } => write!(
                 f,
@@ -155,8 +192,16 @@ pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
         port.or(context.service_port).map(|port| format!(":{port}")).unwrap_or_default()
     };
     match &check.probe {
-        Probe::Tcp { port } => format!("tcp {}", at(port)),
-        Probe::Http { port, path, .. } => format!("http {}{path}", at(port)),
+        Probe::Tcp(TcpProbe { socket: Some(socket), .. }) => format!("tcp {socket}"),
+        Probe::Tcp(TcpProbe { port, .. }) => format!("tcp {}", at(port)),
+        Probe::Http(http) => {
+            let scheme = if http.tls.is_some() { "https" } else { "http" };
+            let path = &http.path;
+            match &http.socket {
+                Some(socket) => format!("{scheme} {socket}:{path}"),
+                None => format!("{scheme} {}{path}", at(&http.port)),
+            }
+        }
         Probe::Exec { name } => format!("exec {name}"),
     }
 }
@@ -165,25 +210,37 @@ pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
 pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), CheckFailure> {
     let limit = Duration::from_millis(check.timeout.ms);
     match &check.probe {
-        Probe::Tcp { port } => {
-            let port = context.port(*port)?;
-            within(limit, async { context.connect(port).await.map(drop) }).await
+        Probe::Tcp(tcp) => {
+            let at = context.place(tcp.port, tcp.socket.as_deref())?;
+            let look = async { crate::check_tcp::look(at.connect().await?.0, tcp, limit).await };
+            within(limit, look).await
         }
-        Probe::Http { port, path, expect_status, expect_body, expect_header } => {
-            let port = context.port(*port)?;
-            let expected = crate::check_http::Expected {
-                status: expect_status.unwrap_or(200),
-                body: expect_body.as_deref(),
-                headers: expect_header,
-            };
+        Probe::Http(http) => {
+            let at = context.place(http.port, http.socket.as_deref())?;
             let look = async {
-                let (stream, address) = context.connect(port).await?;
-                crate::check_http::look(stream, address, path, &expected).await
+                let (stream, host) = at.connect().await?;
+                let stream = match &http.tls {
+                    Some(tls) => crate::check_tls::wrap(stream, tls).await?,
+                    None => stream,
+                };
+                crate::check_http::look(stream, &host, http, limit).await
             };
             within(limit, look).await
         }
         Probe::Exec { name } => crate::check_exec::look(name, limit, context).await,
     }
+}
+
+/// Runs for most of a check's limit: what was seen by then says more than that time is over.
+pub(crate) async fn until<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit.mul_f64(0.9), work).await.ok()
+}
+
+/// The start of an answer, for people.
+pub(crate) fn quoted(answer: &[u8]) -> String {
+    let text = String::from_utf8_lossy(answer);
+    let begin: String = text.chars().take(QUOTED_CHARS_MAX).collect();
+    begin.trim().to_owned()
 }
 
 async fn within(
@@ -199,27 +256,71 @@ impl CheckContext {
             .map_err(|error| CheckFailure::CannotCheck(chain(&error)))
     }
 
-    /// The port that a check names, or the server's.
-    fn port(&self, of_check: Option<u16>) -> Result<u16, CheckFailure> {
-        let port = of_check.or(self.service_port);
-        port.ok_or_else(|| CheckFailure::CannotCheck(NO_PORT.to_owned()))
-    }
-
-    /// Connects to this server's own service.
-    async fn connect(&self, port: u16) -> Result<(TcpStream, SocketAddr), CheckFailure> {
+    /// Where a check goes: to a socket of the app, or to the port that it names, or the server's.
+    fn place(&self, port: Option<u16>, socket: Option<&str>) -> Result<Place, CheckFailure> {
+        if let Some(name) = socket {
+            let folder = self.variables.get("COHORT_RUNTIME_DIR").ok_or_else(|| {
+                CheckFailure::CannotCheck("the app has no runtime directory".to_owned())
+            })?;
+            return Ok(Place::Socket { folder: folder.into(), name: name.to_owned() });
+        }
+        let port = port.or(self.service_port);
+        let port = port.ok_or_else(|| CheckFailure::CannotCheck(NO_PORT.to_owned()))?;
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let own: &[IpAddr] = match &self.service_address {
             Some(address) => std::slice::from_ref(address),
             None => &loopback,
         };
-        let mut first = None;
-        for address in own.iter().map(|address| SocketAddr::new(*address, port)) {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok((stream, address)),
-                Err(error) => first = first.or(Some(CheckFailure::from_io(&error))),
+        Ok(Place::Addresses(own.iter().map(|own| SocketAddr::new(*own, port)).collect()))
+    }
+}
+
+/// A connection to this server's own service.
+pub(crate) type Stream = Box<dyn Connection>;
+
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+enum Place {
+    /// The first that answers.
+    Addresses(Vec<SocketAddr>),
+    Socket {
+        folder: PathBuf,
+        name: String,
+    },
+}
+
+impl Place {
+    /// Connects; returns also what to call it in a request.
+    async fn connect(&self) -> Result<(Stream, String), CheckFailure> {
+        match self {
+            Place::Addresses(addresses) => {
+                let mut first = None;
+                for address in addresses {
+                    match TcpStream::connect(address).await {
+                        Ok(stream) => return Ok((Box::new(stream), address.to_string())),
+                        Err(error) => first = first.or(Some(CheckFailure::from_io(&error))),
+                    }
+                }
+                Err(first.unwrap_or(CheckFailure::Refused))
+            }
+            Place::Socket { folder, name } => {
+                let failed = |error: io::Error| match error.kind() {
+                    io::ErrorKind::NotFound => CheckFailure::Unreachable(format!(
+                        "no socket {name} in {}",
+                        folder.display()
+                    )),
+                    _ => CheckFailure::from_io(&error),
+                };
+                // The service may put a link there: root follows none.
+                let socket = Inside::open(folder).and_then(|it| it.handle(Path::new(name)));
+                let socket = socket.map_err(failed)?;
+                let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+                let stream = UnixStream::connect(path).await.map_err(failed)?;
+                Ok((Box::new(stream), "localhost".to_owned()))
             }
         }
-        Err(first.unwrap_or(CheckFailure::Refused))
     }
 }
 

@@ -116,6 +116,165 @@ async fn a_body_without_end_is_read_to_the_limit_only() {
     assert!(matches!(look(&check, &context).await, Err(CheckFailure::WrongBody { .. })));
 }
 
+/// Slow error pages and streams: the status is the answer.
+#[tokio::test]
+async fn a_wrong_status_is_told_although_its_body_does_not_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let begin = b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\na\r\nmigrating\n\r\n";
+        stream.write_all(begin).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let (mut check, context) = http(port, "");
+    check.timeout.ms = 200;
+    let (found, expected, body) = (503, 200, "migrating".to_owned());
+    let told = CheckFailure::WrongStatus { found, expected, body };
+    assert_eq!(look(&check, &context).await, Err(told));
+}
+
+#[tokio::test]
+async fn http_looks_at_values_in_json() {
+    let body = "{\"status\": \"ok\", \"db\": {\"up\": true, \"lag\": 3}}";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let port = server(answer.leak()).await;
+    let json = |values: &str| http(port, &format!(",\"expect_json\":{values}"));
+    let (check, context) = json("{\"/status\":\"ok\",\"/db/up\":true,\"/db/lag\":3}");
+    assert_eq!(look(&check, &context).await, Ok(()));
+    for (values, found) in [("{\"/db/lag\":0}", Some("3")), ("{\"/cache\":\"ok\"}", None)] {
+        let (check, context) = json(values);
+        let seen = look(&check, &context).await;
+        let Err(CheckFailure::WrongValue { found: seen, .. }) = seen else { panic!("{seen:?}") };
+        assert_eq!(seen.as_deref(), found);
+    }
+    let (check, context) = http(server(OK).await, ",\"expect_json\":{\"/a\":1}");
+    assert!(matches!(look(&check, &context).await, Err(CheckFailure::WrongBody { .. })));
+}
+
+#[tokio::test]
+async fn a_request_has_the_headers_and_the_body_of_its_check() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let mut length = 0;
+        while !request[..length].ends_with(b"ping") {
+            length += stream.read(&mut request[length..]).await.unwrap();
+        }
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        String::from_utf8(request[..length].to_vec()).unwrap().to_lowercase()
+    });
+    let more = ",\"method\":\"POST\",\"body\":\"ping\",\
+                \"headers\":{\"Host\":\"example.com\",\"X-Probe\":\"1\"}";
+    let (check, context) = http(port, more);
+    assert_eq!(look(&check, &context).await, Ok(()));
+    let asked = asked.await.unwrap();
+    assert!(asked.starts_with("post /healthz http/1.1"), "{asked}");
+    assert!(asked.contains("\r\nx-probe: 1\r\n"), "{asked}");
+    assert_eq!(asked.matches("\r\nhost: ").count(), 1, "{asked}");
+}
+
+/// A server of the app's own socket, which is in its runtime directory.
+#[tokio::test]
+async fn a_socket_of_the_app_is_reached_and_no_link_is_followed() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let listeners = [&folder, &elsewhere]
+        .map(|it| tokio::net::UnixListener::bind(it.path().join("web.sock")).unwrap());
+    for listener in listeners {
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _read = stream.read(&mut [0; 1024]).await;
+                let _written = stream.write_all(OK.as_bytes()).await;
+            }
+        });
+    }
+    let link = folder.path().join("link.sock");
+    std::os::unix::fs::symlink(elsewhere.path().join("web.sock"), link).unwrap();
+    let runtime_dir = folder.path().display().to_string();
+    let variables = BTreeMap::from([("COHORT_RUNTIME_DIR".to_owned(), runtime_dir)]);
+    let context = CheckContext { variables, ..CheckContext::default() };
+    let of = |socket: &str| {
+        check(&format!("{{\"type\":\"http\",\"path\":\"/\",\"socket\":\"{socket}\"}}"))
+    };
+    assert_eq!(look(&of("web.sock"), &context).await, Ok(()));
+    assert_eq!(check_name(&of("web.sock"), &context), "http web.sock:/");
+    let missing = look(&of("none.sock"), &context).await;
+    assert!(matches!(missing, Err(CheckFailure::Unreachable(_))), "{missing:?}");
+    let linked = look(&of("link.sock"), &context).await;
+    assert!(matches!(linked, Err(CheckFailure::Unreachable(_))), "{linked:?}");
+}
+
+/// A TLS server with a certificate of its own for `name`; returns its port, and the certificate.
+async fn tls_server(name: &str) -> (u16, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let pem = certificate.pem();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _read = stream.read(&mut [0; 1024]).await;
+            let _written = stream.write_all(OK.as_bytes()).await;
+            let _ended = stream.shutdown().await;
+        }
+    });
+    (port, pem)
+}
+
+#[tokio::test]
+async fn https_verifies_the_name_and_the_authority_unless_told_otherwise() {
+    let (port, pem) = tls_server("web.example").await;
+    let (_, other) = tls_server("web.example").await;
+    let of = |tls: serde_json::Value| http(port, &format!(",\"tls\":{tls}"));
+    let named = |name: &str, ca: &str| serde_json::json!({ "server_name": name, "ca": ca });
+    for good in [named("web.example", &pem), serde_json::json!({ "insecure": true })] {
+        let (check, context) = of(good);
+        assert_eq!(look(&check, &context).await, Ok(()));
+        assert_eq!(check_name(&check, &context), format!("https :{port}/healthz"));
+    }
+    let of_system = serde_json::json!({ "server_name": "web.example" });
+    for wrong in [named("other.example", &pem), named("web.example", &other), of_system] {
+        let (check, context) = of(wrong.clone());
+        let seen = look(&check, &context).await;
+        assert!(matches!(seen, Err(CheckFailure::NotTrusted(_))), "{wrong}: {seen:?}");
+    }
+    let (check, context) = of(named("web.example", "no certificate"));
+    let seen = look(&check, &context).await;
+    assert!(matches!(seen, Err(CheckFailure::CannotCheck(_))), "{seen:?}");
+    // The service speaks plain HTTP.
+    let (check, context) = http(server(OK).await, ",\"tls\":{}");
+    let seen = look(&check, &context).await;
+    assert!(matches!(seen, Err(CheckFailure::NotTrusted(_))), "{seen:?}");
+}
+
+#[tokio::test]
+async fn tcp_sends_and_expects() {
+    let port = server("+PONG\r\n").await;
+    let context = CheckContext { service_port: Some(port), ..CheckContext::default() };
+    let of = |expect: &str| {
+        check(&format!("{{\"type\":\"tcp\",\"send\":\"PING\",\"expect\":\"{expect}\"}}"))
+    };
+    assert_eq!(look(&of("PONG"), &context).await, Ok(()));
+    let wrong = CheckFailure::WrongAnswer { found: "+PONG".into(), expected: "OK".into() };
+    assert_eq!(look(&of("OK"), &context).await, Err(wrong));
+    let silent = server("").await;
+    let context = CheckContext { service_port: Some(silent), ..CheckContext::default() };
+    assert_eq!(look(&of("PONG"), &context).await, Err(CheckFailure::Reset));
+}
+
 #[tokio::test]
 async fn tcp_is_there_or_not() {
     let port = server(OK).await;

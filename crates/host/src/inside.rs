@@ -1,5 +1,5 @@
-//! A directory that is being filled from an archive: every path is resolved below it by the kernel,
-//! and through no link (openat2(2), Linux 5.6).
+//! A directory that somebody else may write to: every path is resolved below it by the kernel, and
+//! through no link (openat2(2), Linux 5.6).
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
@@ -29,6 +29,18 @@ impl Inside {
         let folder = rustix::fs::open(path, flags, Mode::empty());
         let folder = folder.map_err(io::Error::from).on_path("open", path)?;
         Ok(Inside { folder, path: path.to_owned() })
+    }
+
+    /// Opens a directory that is there.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::PATH;
+        let folder = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Inside { folder, path: path.to_owned() })
+    }
+
+    /// What is at `path`, without opening it.
+    pub(crate) fn handle(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_as(path, OFlags::PATH)
     }
 
     /// The directory above `path`, and the name in it.

@@ -20,6 +20,8 @@ mod cgroup;
 mod check;
 mod check_exec;
 mod check_http;
+mod check_tcp;
+mod check_tls;
 mod clock;
 pub mod confine;
 #[cfg(feature = "testing")]

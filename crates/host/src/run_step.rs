@@ -91,7 +91,7 @@ impl AppHost {
         let context = self.check_context_of(Some(release));
         let named = order.checks.iter().filter_map(|check| match &check.probe {
             Probe::Exec { name } => Some(name),
-            Probe::Tcp { .. } | Probe::Http { .. } => None,
+            Probe::Tcp(_) | Probe::Http(_) => None,
         });
         for name in named {
             let known = context.check_known(name);

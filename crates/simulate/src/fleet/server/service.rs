@@ -24,13 +24,13 @@ impl Service {
     /// while it runs that.
     pub(super) fn health(&self, checks: &[Check]) -> Health {
         let passes = |check: &Check| match &check.probe {
-            Probe::Http { .. } if self.cold_until_ms.is_some() => false,
-            Probe::Http { path, .. } => match path.trim_start_matches('/') {
+            Probe::Http(_) if self.cold_until_ms.is_some() => false,
+            Probe::Http(http) => match http.path.trim_start_matches('/') {
                 "up" => true,
                 "never" => false,
                 version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
             },
-            Probe::Tcp { .. } | Probe::Exec { .. } => false,
+            Probe::Tcp(_) | Probe::Exec { .. } => false,
         };
         let reason = if !self.up {
             "the service is not there"
