@@ -11,11 +11,12 @@ use cohort_core::orders::AppOrders;
 use cohort_core::policy::Check;
 use cohort_core::report::{Health, Outcome, Step};
 use cohort_core::steps::{BootTime, StepAction};
-use cohort_host::{AppHost, Boot, HostError, RunningChecks};
+use cohort_host::{AppHost, Boot, HostError, NotYet, RunningChecks};
 use cohort_server::app::{
     App, Booted, Doing as What, Effect, LOOK_MS_MAX, Running, Sight, preflight_result, step_of,
 };
 use cohort_server::fetching::shown;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::download::{Environment, download};
@@ -26,6 +27,9 @@ mod changes;
 
 pub(crate) use changes::Changes;
 use changes::Seen;
+
+/// How often what a check sees is told while it does not pass: its time runs out.
+const SEEN_EVERY: Duration = Duration::from_secs(1);
 
 /// One app on this server.
 pub(crate) struct AppTask {
@@ -167,6 +171,7 @@ impl AppTask {
     ) -> Result<(), HostError> {
         let step = step_of(&action);
         self.shared.does(&self.app, step.map(|step| Doing::Step { step }));
+        let mut not_yet = self.host.not_yet();
         let begun = Instant::now();
         let cancel = CancellationToken::new();
         {
@@ -183,6 +188,9 @@ impl AppTask {
                         cancel.cancel();
                         act.await?;
                         break;
+                    }
+                    seen = next_seen(&mut not_yet) => {
+                        self.shared.does(&self.app, step.map(|step| checking(step, seen)));
                     }
                     health = beside(checks.running.as_mut()) => {
                         let (now_ms, (_, room)) = ((self.changes.clock)(), self.reporter.room());
@@ -282,6 +290,23 @@ async fn beside(checks: Option<&mut RunningChecks>) -> Health {
     let every = Duration::from_millis(LOOK_MS_MAX);
     let _ = tokio::time::timeout(every, checks.changed()).await;
     checks.health()
+}
+
+/// What the checks of a release that has started see: when that changes, and as time passes.
+async fn next_seen(not_yet: &mut watch::Receiver<Option<NotYet>>) -> Option<NotYet> {
+    let waits = not_yet.borrow().is_some();
+    if waits {
+        let _ = tokio::time::timeout(SEEN_EVERY, not_yet.changed()).await;
+    } else if not_yet.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    not_yet.borrow_and_update().clone()
+}
+
+fn checking(step: Step, seen: Option<NotYet>) -> Doing {
+    let Some(NotYet { saw, deadline }) = seen else { return Doing::Step { step } };
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    Doing::Checking { saw, left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX) }
 }
 
 /// Tells the group, or load balancers: the effects that do not touch the host.

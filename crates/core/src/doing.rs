@@ -19,6 +19,13 @@ pub enum Doing {
         /// Any step except the fetch.
         step: Step,
     },
+    /// or its checks do not pass yet,
+    Checking {
+        /// What was seen last.
+        saw: String,
+        /// Until it counts as failed, in milliseconds.
+        left_ms: u64,
+    },
     /// or is fetching a release,
     Download(Download),
     /// or its checks have passed, and the group has not acknowledged that yet.
@@ -88,13 +95,13 @@ pub struct Failing {
 }
 
 impl Doing {
-    /// The step being taken: `Fetch` for a download, `Check` while confirming.
+    /// The step being taken: `Fetch` for a download, `Check` while confirming or not passing.
     #[must_use]
     pub fn step(&self) -> Step {
         match self {
             Doing::Step { step } => *step,
             Doing::Download(_) => Step::Fetch,
-            Doing::Confirming => Step::Check,
+            Doing::Checking { .. } | Doing::Confirming => Step::Check,
         }
     }
 
@@ -107,7 +114,8 @@ impl Doing {
             cut(&mut failing.error);
         };
         match &mut self {
-            Doing::Download(Download::Failed { error, .. }) => cut(error),
+            Doing::Checking { saw: text, .. }
+            | Doing::Download(Download::Failed { error: text, .. }) => cut(text),
             Doing::Download(Download::Running { from, refused, .. }) => {
                 refused.truncate(SOURCES_NAMED_MAX);
                 refused.iter_mut().for_each(cut);

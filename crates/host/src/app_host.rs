@@ -97,6 +97,7 @@ pub struct AppHost {
     /// The record in memory is newer than the file: a step is done that has not been reported.
     ahead: bool,
     traffic: watch::Sender<Traffic>,
+    pub(crate) not_yet: watch::Sender<Option<NotYet>>,
     pub(crate) reached: Reached,
     pub(crate) cuts: Cuts,
 }
@@ -121,6 +122,7 @@ impl AppHost {
         let (file, record) = record::open(&folder, app.as_str())?;
         Ok(AppHost {
             traffic: watch::Sender::new(Traffic::Starting),
+            not_yet: watch::Sender::new(None),
             reached: Reached::new(now().ms),
             cuts: Cuts::default(),
             app,
@@ -162,6 +164,11 @@ impl AppHost {
     #[must_use]
     pub fn traffic(&self) -> watch::Receiver<Traffic> {
         self.traffic.subscribe()
+    }
+
+    /// What the checks of a release that has started see, while they do not pass.
+    pub fn not_yet(&self) -> watch::Receiver<Option<NotYet>> {
+        self.not_yet.subscribe()
     }
 
     /// Records that the group answered a request for orders sent at this

@@ -66,6 +66,7 @@ pub use judge::judge_release;
 pub use lacking::{Lack, lacking};
 pub use launch::Launch;
 pub use port::take_port;
+pub use preflight::NotYet;
 pub use process::{Exit, StopSignal};
 pub use program::{Programs, RunAs};
 pub use record::HostError;

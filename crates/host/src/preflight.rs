@@ -7,6 +7,7 @@ use cohort_base::retry::Schedule;
 use cohort_core::policy::Check;
 use cohort_core::report::Blame;
 use cohort_core::steps::Failure;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::check::{CheckContext, CheckFailure, check_name, look};
@@ -32,6 +33,16 @@ pub(crate) struct Preflight<'a> {
     pub(crate) service: Option<(&'a dyn ServiceControl, &'a str)>,
     pub(crate) min_healthy: Duration,
     pub(crate) deadline: Duration,
+    /// What is seen while it does not pass.
+    pub(crate) seen: &'a watch::Sender<Option<NotYet>>,
+}
+
+/// What the checks of a release that has started saw last: not a healthy service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotYet {
+    pub saw: String,
+    /// When it counts as failed.
+    pub deadline: Instant,
 }
 
 /// Why a check did not see a healthy service.
@@ -69,6 +80,20 @@ impl Streak {
 impl<'a> Preflight<'a> {
     /// Checks until the service was healthy for `min_healthy` without interruption, or has failed.
     pub(crate) async fn run(&self) -> Result<(), Failure> {
+        let ended = self.look_until_healthy().await;
+        self.tell(None);
+        ended
+    }
+
+    fn tell(&self, not_yet: Option<NotYet>) {
+        self.seen.send_if_modified(|seen| {
+            let changed = *seen != not_yet;
+            *seen = not_yet;
+            changed
+        });
+    }
+
+    async fn look_until_healthy(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + self.deadline;
         let mut pauses = LOOK_AGAIN.pauses();
         let mut due = vec![Instant::now(); self.checks.len()];
@@ -81,6 +106,7 @@ impl<'a> Preflight<'a> {
                 Ok(exits) => {
                     let now = Instant::now();
                     streak.healthy(now, exits);
+                    self.tell(None);
                     if all && streak.is_unbroken_for(self.min_healthy, now) {
                         return Ok(());
                     }
@@ -98,6 +124,8 @@ impl<'a> Preflight<'a> {
                         return Err(crashed(status));
                     }
                     let pause = pauses.next_pause();
+                    let saw = self.in_words(&unhealthy).1;
+                    self.tell(Some(NotYet { saw, deadline }));
                     if Instant::now() + pause >= deadline {
                         return Err(self.too_late(unhealthy).await);
                     }
@@ -139,6 +167,16 @@ impl<'a> Preflight<'a> {
         Ok(exits)
     }
 
+    fn in_words(&self, unhealthy: &Unhealthy<'_>) -> (Blame, String) {
+        match unhealthy {
+            Unhealthy::Check(check, failure) => {
+                (failure.blame(), format!("{}: {failure}", check_name(check, self.context)))
+            }
+            Unhealthy::NotRunning(status) => (Blame::Release, status.not_running()),
+            Unhealthy::NoAnswer(error) => (error.blame(), chain(error)),
+        }
+    }
+
     async fn too_late(&self, unhealthy: Unhealthy<'a>) -> Failure {
         let output = match self.service {
             Some((control, name)) => {
@@ -146,13 +184,7 @@ impl<'a> Preflight<'a> {
             }
             None => String::new(),
         };
-        let (blame, why) = match unhealthy {
-            Unhealthy::Check(check, failure) => {
-                (failure.blame(), format!("{}: {failure}", check_name(check, self.context)))
-            }
-            Unhealthy::NotRunning(status) => (Blame::Release, status.not_running()),
-            Unhealthy::NoAnswer(error) => (error.blame(), chain(&error)),
-        };
+        let (blame, why) = self.in_words(&unhealthy);
         let ms = self.deadline.as_millis();
         Failure { blame, reason: format!("not healthy within {ms} ms: {why}"), output }
     }

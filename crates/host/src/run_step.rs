@@ -181,6 +181,7 @@ impl AppHost {
             service: service.as_ref().map(|s| (&*s.control, s.spec.name.as_str())),
             min_healthy: Duration::from_millis(order.min_healthy_ms),
             deadline: Duration::from_millis(order.healthy_deadline_ms),
+            seen: &self.not_yet,
         };
         preflight.run().await?;
         self.hook(Hook::ValidateService, release, work).await

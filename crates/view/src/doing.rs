@@ -14,6 +14,7 @@ const LEADER_SILENT_MS: u64 = 6_000;
 pub fn detail(doing: &Doing) -> String {
     line(&match doing {
         Doing::Step { .. } => String::new(),
+        Doing::Checking { saw, left_ms } => format!("{saw}; fails in {}", brief(*left_ms)),
         Doing::Confirming => "passed, waiting for the group to confirm".into(),
         Doing::Download(Download::Queued) => "queued".into(),
         Doing::Download(Download::Complete) => "complete".into(),

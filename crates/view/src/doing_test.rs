@@ -21,6 +21,15 @@ fn nobody_steers_the_terminal_of_who_reads_it() {
 }
 
 #[test]
+fn a_check_that_does_not_pass_yet_says_what_it_sees_and_until_when() {
+    let saw = "http :8080/: connection refused".to_owned();
+    let said = detail(&Doing::Checking { saw, left_ms: 240_000 });
+    for part in ["http :8080/: connection refused", "4m"] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn a_download_names_its_figures_source_and_obstacles() {
     let text = said(BytesFrom::Servers { first: "s3".to_owned(), more: 2 }, 0);
     for part in ["3.0 MiB", "8.0 MiB", "s3", "s7", "10.0 Mbit/s"] {

@@ -90,7 +90,7 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         let shown = app.waiting.iter().filter(|waiting| rests || !is_up_to_date(waiting));
         waits.extend(shown.map(|waiting| {
             let mut wait = Wait::of(group, id, app, waiting);
-            wait.sentence.push_str(&fetch_details(&waiting.on, app));
+            wait.sentence.push_str(&details(&waiting.on, app));
             wait.hints.get_or_insert_default().extend(fetch_hint(&waiting.on, app));
             wait
         }));
@@ -188,17 +188,26 @@ fn broken(status: &GroupStatus, id: &AppId, app: &AppStatus) -> Vec<Wait> {
     server_problems(app, status).filter(|(server, _)| !named(server)).map(wait).collect()
 }
 
-/// Most servers of one download whose progress is shown.
+/// Most servers whose progress is shown.
 const DETAILS_MAX: usize = 3;
 
-/// The progress of a download's servers: ` (web-2: 3.1 MiB of 8.0 MiB; from web-1)`.
-fn fetch_details(on: &WaitingOn, app: &AppStatus) -> String {
-    let WaitingOn::Download { servers } = on else { return String::new() };
+/// The progress of servers that download, ` (web-2: 3.1 MiB of 8.0 MiB; from web-1)`, or are
+/// checked, ` (web-2: http :8080/healthz: status 503, expected 200; fails in 4m)`.
+fn details(on: &WaitingOn, app: &AppStatus) -> String {
     let says = |server: &ServerId| {
         let doing = app.servers.get(server)?.doing.as_ref()?;
-        matches!(doing, Doing::Download(_)).then(|| format!(" ({server}: {})", detail(doing)))
+        let shown = match on {
+            WaitingOn::Download { .. } => matches!(doing, Doing::Download(_)),
+            _ => matches!(doing, Doing::Checking { .. }),
+        };
+        shown.then(|| format!(" ({server}: {})", detail(doing)))
     };
-    servers.iter().filter_map(says).take(DETAILS_MAX).collect()
+    let servers: Vec<&ServerId> = match on {
+        WaitingOn::Download { servers } => servers.iter().collect(),
+        WaitingOn::Steps { servers } => servers.iter().map(|(server, _)| server).collect(),
+        _ => Vec::new(),
+    };
+    servers.into_iter().filter_map(says).take(DETAILS_MAX).collect()
 }
 
 /// What to do about a download that has failed more than once. It is tried again, but what it
