@@ -19,7 +19,7 @@ use cohort_server::member::{Input, Proposed};
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
     CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, ContactsAnswer,
-    ContactsRequest, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, ORDERS, OrdersAnswer,
+    ContactsRequest, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, LOG, ORDERS, OrdersAnswer,
     OrdersRequest, POLICIES, PolicyInForce, REPORT, REVOCATIONS, STATUS, SignedSubmission,
     Submission, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
@@ -30,6 +30,7 @@ use serde::de::DeserializeOwned;
 
 use crate::attesting;
 use crate::contacts::monotonic_ms;
+use crate::logs;
 use crate::member::View;
 use crate::revoking;
 use crate::shared::{MemberHandle, Shared, member_busy};
@@ -62,6 +63,7 @@ fn endpoints() -> (Router<Arc<Shared>>, Endpoints) {
         .post(ATTEST, AGENTS, attest)
         .post(CONTACTS, AGENTS, contacts)
         .get(STATUS, ALL, status)
+        .post(LOG, operators, logs::log)
         .get(POLICIES, ALL, policies)
         .get(&format!("{STATUS}/local"), ALL, status_local)
         .get(KILL, ALL, kill_get)

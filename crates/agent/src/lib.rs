@@ -31,6 +31,7 @@ mod error;
 mod fetching;
 mod join;
 mod killswitch;
+mod logs;
 mod member;
 mod membership;
 mod metrics;

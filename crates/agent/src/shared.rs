@@ -35,7 +35,7 @@ use cohort_wire::kill::SignedKill;
 use cohort_wire::tls::IdentitySlot;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::complaint::Complaints;
 use crate::config::AgentConfig;
@@ -135,6 +135,8 @@ pub(crate) struct Shared {
     pub step_changed: Notify,
     /// The leader, as other members last named it.
     pub leader: Mutex<Option<Source>>,
+    /// Turns to read logs.
+    pub log_readers: Semaphore,
     /// When the metrics of services were read last.
     pub looked_at_services: tokio::sync::Mutex<Option<Instant>>,
     /// What this machine lacks to confine releases, once that is known.

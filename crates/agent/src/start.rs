@@ -36,7 +36,7 @@ use cohort_wire::revocation::Revocations;
 use cohort_wire::tls::{IdentitySlot, repository_reader};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,7 @@ use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
+use crate::logs::READERS_MAX;
 use crate::membership::{Starter, retire};
 use crate::metrics::{Lacking, Metrics};
 use crate::net::{Net, take};
@@ -261,6 +262,7 @@ pub(crate) async fn open(
         disk: watch::Sender::default(),
         step_changed: Notify::new(),
         leader: Mutex::default(),
+        log_readers: Semaphore::new(READERS_MAX),
         looked_at_services: tokio::sync::Mutex::default(),
         lacking: OnceLock::new(),
         kept: Mutex::default(),

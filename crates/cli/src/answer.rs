@@ -56,6 +56,8 @@ pub(crate) enum Answer<'a> {
     // Pause, resume, approve, abort, retry and undo.
     RolloutSteer { group: &'a GroupId, app: &'a AppId, index: u64 },
     RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
+    // One for each line.
+    Log { server: &'a ServerId, app: &'a AppId, line: &'a str },
     GroupList(Vec<GroupSummary<'a>>),
     GroupShow(&'a GroupStatus),
     GroupTransferLeader(&'a TransferLeaderAnswer),

@@ -94,6 +94,8 @@ pub(crate) enum Command {
     Status(commands::status::StatusArgs),
     /// Explain what a group or server waits for, since when, and how to unblock it
     Why(commands::why::WhyArgs),
+    /// Print what a server's service wrote, or its hooks
+    Logs(commands::logs::LogsArgs),
     /// Watch and steer a rollout
     #[command(subcommand)]
     Rollout(commands::rollout::RolloutCommand),

@@ -31,7 +31,7 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 /// files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Hook {
+pub enum Hook {
     /// Before traffic is taken away; a hook of the running release.
     BeforeBlockTraffic,
     /// After traffic is gone; a hook of the running release.
@@ -44,16 +44,19 @@ pub(crate) enum Hook {
     BeforeInstall,
     /// After `current` points to the release.
     AfterInstall,
+    /// After the service was started.
     ApplicationStart,
     /// After the checks have passed.
     ValidateService,
+    /// Before traffic returns.
     BeforeAllowTraffic,
+    /// After traffic has returned.
     AfterAllowTraffic,
 }
 
 impl Hook {
     /// In the order of an activation.
-    pub(crate) const ALL: [Hook; 10] = [
+    pub const ALL: [Hook; 10] = [
         Hook::BeforeBlockTraffic,
         Hook::AfterBlockTraffic,
         Hook::HandOver,
@@ -67,7 +70,8 @@ impl Hook {
     ];
 
     /// The name of the hook's file.
-    pub(crate) fn name(self) -> &'static str {
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Hook::BeforeBlockTraffic => "before-block-traffic",
             Hook::AfterBlockTraffic => "after-block-traffic",

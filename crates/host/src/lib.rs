@@ -61,6 +61,7 @@ pub use check::CheckContext;
 pub use check_exec::HostProgram;
 pub use clock::boot_time_ms;
 pub use health::RunningChecks;
+pub use hooks::Hook;
 pub use isolation::{Isolation, ProtectSystem};
 pub use judge::judge_release;
 pub use lacking::{Lack, lacking};

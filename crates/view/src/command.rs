@@ -56,6 +56,10 @@ pub enum Command {
     },
     KillStatus,
     ServerRevoked,
+    Logs {
+        server: ServerId,
+        app: AppId,
+    },
     Publish {
         app: Option<AppId>,
         channel: Option<String>,
@@ -132,6 +136,7 @@ impl Command {
             Command::KillOff { scope } => words.add("kill off").flag("--scope", scope.as_ref()),
             Command::KillStatus => words.add("kill status"),
             Command::ServerRevoked => words.add("server revoked"),
+            Command::Logs { server, app } => words.add("logs").one(server).flag("--app", Some(app)),
             Command::Publish { app, channel } => words
                 .add("publish PATH --app")
                 .or(app.as_ref(), "APP")

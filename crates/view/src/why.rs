@@ -182,7 +182,10 @@ fn broken(status: &GroupStatus, id: &AppId, app: &AppStatus) -> Vec<Wait> {
     };
     let wait = |(server, problem): (&ServerId, String)| Wait {
         server: Some(server.clone()),
-        hints: Some(vec![format!("inspect {id} and its log on {server}").into()]),
+        hints: Some(vec![Hint::run_to(
+            "read what it wrote",
+            Command::Logs { server: server.clone(), app: id.clone() },
+        )]),
         ..Wait::state(&status.group, Some(id), problem)
     };
     server_problems(app, status).filter(|(server, _)| !named(server)).map(wait).collect()

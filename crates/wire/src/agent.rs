@@ -29,10 +29,14 @@ use crate::http::ApiError;
 use crate::hub::LABEL_BYTES_MAX;
 use crate::kill::SignedKill;
 
+mod log;
 mod submission;
 mod transfer;
 
 pub use cohort_transfer::{Offence, SourceName};
+pub use log::{
+    LOG, LOG_LINES_MAX, LOG_STARTED, LOG_WAIT_MS_MAX, LogAnswer, LogFrom, LogPlace, LogRequest,
+};
 pub use submission::{Forwarded, SUBMISSION_AGE_S_MAX, SignedSubmission, Submission};
 pub use transfer::{
     CHAIN_SERVERS_SHOWN_MAX, CHAINS_SHOWN_MAX, ChainStatus, NAMES_SHOWN_MAX, OffenderStatus,

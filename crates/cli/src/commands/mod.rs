@@ -12,6 +12,7 @@ pub(crate) mod guard;
 pub(crate) mod hub;
 pub(crate) mod init;
 pub(crate) mod kill;
+pub(crate) mod logs;
 pub(crate) mod mirror;
 pub(crate) mod publish;
 pub(crate) mod release;
@@ -69,6 +70,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::App(args) => once(app::run(&global, &args)),
         Command::Status(args) => once(status::run(&global, &args)),
         Command::Why(args) => once(why::run(&global, &args)),
+        Command::Logs(args) => once(logs::run(&global, &args)),
         Command::Rollout(args) => once(rollout::run(&global, &args)),
         Command::Group(args) => once(group::run(&global, &args)),
         Command::Kill(args) => once(kill::run(&global, &args)),

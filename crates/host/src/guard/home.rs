@@ -284,6 +284,7 @@ impl Home {
         let pid = running.watched().pid();
         let Some(start_ticks) = started_ticks(pid) else { return };
         let pid = pid.as_raw_nonzero().get();
+        self.log.started(pid);
         running.process.started = Some(Started { pid, start_ticks });
         self.record(spec, &running.process);
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,9 @@ const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// How much of the last output a status includes, in bytes: as much as a report carries.
 const TAIL_BYTES_MAX: usize = 2 * 1024;
 
+/// What is noted when a process is started, before its number.
+const STARTED: &str = "cohort: started process ";
+
 const READ_BYTES: usize = 16 * 1024;
 
 /// The output of one service.
@@ -26,6 +30,16 @@ pub(crate) struct ServiceLog {
     pipe: PathBuf,
     log: PathBuf,
     tail: Mutex<Tail>,
+    file: Mutex<LogFile>,
+}
+
+/// The file that is written to.
+#[derive(Debug, Default)]
+struct LogFile {
+    /// And its length in bytes.
+    open: Option<(File, u64)>,
+    /// Whether its last line has not ended.
+    in_line: bool,
 }
 
 impl ServiceLog {
@@ -44,8 +58,9 @@ impl ServiceLog {
             Err(error) => return Err(error.into()),
         }
         let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&pipe)?;
+        let tail = Tail::new(TAIL_BYTES_MAX);
         let service =
-            Arc::new(ServiceLog { pipe, log, tail: Mutex::new(Tail::new(TAIL_BYTES_MAX)) });
+            Arc::new(ServiceLog { pipe, log, tail: Mutex::new(tail), file: Mutex::default() });
         tokio::spawn(Arc::clone(&service).read(receiver));
         Ok(service)
     }
@@ -60,7 +75,6 @@ impl ServiceLog {
     }
 
     async fn read(self: Arc<Self>, receiver: pipe::Receiver) {
-        let mut file = None;
         let mut buffer = vec![0; READ_BYTES];
         loop {
             if receiver.readable().await.is_err() {
@@ -70,12 +84,7 @@ impl ServiceLog {
                 Ok(count) => {
                     let bytes = &buffer[..count];
                     self.tail.lock().push(bytes);
-                    if let Err(error) = self.keep(&mut file, bytes) {
-                        // A full disk loses the log, but never stops the service.
-                        file = None;
-                        let path = self.log.display();
-                        tracing::debug!(%path, %error, "lost a service's output");
-                    }
+                    self.keep(bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return,
@@ -85,25 +94,74 @@ impl ServiceLog {
         }
     }
 
-    fn keep(&self, file: &mut Option<(File, u64)>, bytes: &[u8]) -> io::Result<()> {
-        let (open, length) = match file {
-            Some((_, length)) if *length > FILE_BYTES_MAX => {
-                fs::rename(&self.log, self.log.with_extension("log.1"))?;
-                file.insert((self.open_log()?, 0))
-            }
-            Some(open) => open,
-            None => {
-                let open = self.open_log()?;
-                let length = open.metadata()?.len();
-                file.insert((open, length))
-            }
-        };
-        open.write_all(bytes)?;
-        *length += bytes.len() as u64;
-        Ok(())
+    /// Notes in the log that a process was started.
+    pub(crate) fn started(&self, pid: i32) {
+        let begin = if self.file.lock().in_line { "\n" } else { "" };
+        self.keep(format!("{begin}{STARTED}{pid}\n").as_bytes());
     }
 
-    fn open_log(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).open(&self.log)
+    fn keep(&self, bytes: &[u8]) {
+        let mut file = self.file.lock();
+        if let Err(error) = self.write(&mut file, bytes) {
+            // A full disk loses the log, but never stops the service.
+            *file = LogFile::default();
+            let path = self.log.display();
+            tracing::debug!(%path, %error, "lost a service's output");
+        }
+    }
+
+    fn write(&self, file: &mut LogFile, bytes: &[u8]) -> io::Result<()> {
+        if file.open.as_ref().is_some_and(|(_, length)| *length > FILE_BYTES_MAX) {
+            fs::rename(&self.log, self.log.with_extension("log.1"))?;
+            file.open = None;
+        }
+        if file.open.is_none() {
+            let mut options = OpenOptions::new();
+            let open = options.create(true).append(true).read(true).open(&self.log)?;
+            let length = open.metadata()?.len();
+            let mut last = [b'\n'];
+            open.read_at(&mut last, length.saturating_sub(1))?;
+            file.in_line = length > 0 && last != [b'\n'];
+            file.open = Some((open, length));
+        }
+        let LogFile { open: Some((open, length)), in_line } = file else { return Ok(()) };
+        let text = stamped(bytes, in_line, &now());
+        open.write_all(&text)?;
+        *length += text.len() as u64;
+        Ok(())
+    }
+}
+
+/// The time, as lines begin with it.
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ ").to_string()
+}
+
+/// Puts the time before every line that begins here and is not empty.
+fn stamped(bytes: &[u8], in_line: &mut bool, now: &str) -> Vec<u8> {
+    let mut text = Vec::with_capacity(bytes.len() + now.len());
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if !*in_line && line != b"\n" {
+            text.extend_from_slice(now.as_bytes());
+        }
+        text.extend_from_slice(line);
+        *in_line = !line.ends_with(b"\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod log_test {
+    use super::stamped;
+
+    #[test]
+    fn every_line_begins_with_the_time_of_its_begin() {
+        let mut in_line = false;
+        let mut stamp = |bytes: &str, now: &str| {
+            String::from_utf8(stamped(bytes.as_bytes(), &mut in_line, now)).unwrap()
+        };
+        assert_eq!(stamp("one\n\ntw", "1 "), "1 one\n\n1 tw");
+        assert_eq!(stamp("o\nthree\n", "2 "), "o\n2 three\n");
+        assert_eq!(stamp("\n", "3 "), "\n");
     }
 }
