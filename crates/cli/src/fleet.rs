@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::str::FromStr;
 
 use cohort_base::{chain, durable};
 use cohort_core::ids::{AppId, GroupId, ServerId};
@@ -23,7 +24,7 @@ use crate::failure::Failure;
 
 const CACHE_FILE: &str = "fleet.json";
 /// Version of the cache file; files of other versions are ignored.
-const CACHE_VERSION: u32 = 2;
+const CACHE_VERSION: u32 = 3;
 /// Agents of a group to try before it counts as unreachable. 10: all members, and a few more.
 const CANDIDATES_MAX: usize = 10;
 
@@ -34,6 +35,8 @@ pub(crate) struct KnownGroup {
     pub(crate) candidates: Vec<(ServerId, String)>,
     /// Every server that joined the fleet.
     pub(crate) servers: BTreeSet<ServerId>,
+    /// The labels that its servers share.
+    pub(crate) labels: BTreeMap<String, String>,
     /// The registry's last record, per app.
     pub(crate) states: BTreeMap<AppId, Recorded>,
 }
@@ -73,6 +76,54 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
     }
 }
 
+/// The groups that a command is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Groups<'a> {
+    All,
+    One(&'a GroupId),
+    /// Those that match.
+    Some(&'a Selector),
+}
+
+impl Groups<'_> {
+    fn has(self, name: &GroupId, known: &KnownGroup) -> bool {
+        match self {
+            Groups::All => true,
+            Groups::One(one) => one == name,
+            Groups::Some(selector) => selector.matches(known),
+        }
+    }
+}
+
+/// Labels that groups have, as `zone=zone-a,platform=linux/amd64`; all must match. `app` is an app
+/// that the group has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Selector(BTreeMap<String, String>);
+
+impl FromStr for Selector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pairs = text.split(',').map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or_default();
+            match key.is_empty() || value.is_empty() {
+                true => Err(format!("`{pair}` is not a label and its value, as in zone=zone-a")),
+                false => Ok((key.to_owned(), value.to_owned())),
+            }
+        });
+        Ok(Selector(pairs.collect::<Result<_, _>>()?))
+    }
+}
+
+impl Selector {
+    fn matches(&self, known: &KnownGroup) -> bool {
+        self.0.iter().all(|(key, value)| match key.as_str() {
+            "app" => known.states.keys().any(|app| app.as_str() == value),
+            _ => known.labels.get(key) == Some(value),
+        })
+    }
+}
+
 /// Whether `--agent` was given: then the hub is not asked.
 pub(crate) fn is_direct(direct: &Direct) -> bool {
     direct.agent().is_some()
@@ -84,6 +135,7 @@ impl Known {
         let mut groups: BTreeMap<GroupId, KnownGroup> = BTreeMap::new();
         for (name, group) in &fleet.groups {
             let known = groups.entry(name.clone()).or_default();
+            known.labels = group.info.iter().flat_map(|info| info.labels.clone()).collect();
             let members = group.members.iter().flat_map(|record| &record.members);
             let mut members: Vec<_> = members.collect();
             members.sort_by_key(|member| !member.voter);
@@ -115,6 +167,22 @@ impl Known {
         }
         let apps = fleet.policies.keys().cloned().collect();
         Known { groups, apps }
+    }
+
+    /// Those of these groups that there are.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn chosen(mut self, groups: Groups<'_>) -> Result<Self, Failure> {
+        if let Groups::One(group) = groups {
+            self.group(group)?;
+        }
+        self.groups.retain(|name, known| groups.has(name, known));
+        if self.groups.is_empty() && matches!(groups, Groups::Some(_)) {
+            let error = "no group matches the selector";
+            return Err(Failure::new("no_such_group", error).hint(Command::GroupList));
+        }
+        Ok(self)
     }
 
     pub(crate) fn group(&self, name: &GroupId) -> Result<&KnownGroup, Failure> {

@@ -1,11 +1,14 @@
 use std::path::Path;
 
 use cohort_core::ids::{GroupId, Incarnation, MemberId, ServerId};
+use cohort_core::phase::PhaseName;
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::{MemberRecord, MembersRecord, SCHEMA, ServerRecord, Stamp};
 use cohort_view::hint::Hint;
 
-use super::{CACHE_VERSION, CANDIDATES_MAX, CacheFile, Known, Recorded};
+use super::{
+    CACHE_VERSION, CANDIDATES_MAX, CacheFile, Groups, Known, KnownGroup, Recorded, Selector,
+};
 
 fn server(name: &str) -> ServerId {
     ServerId::new(name).unwrap()
@@ -73,4 +76,28 @@ fn the_cache_is_as_its_golden_file_says() {
     let file = CacheFile { version: CACHE_VERSION, saved_at: 1_700_000_100, known };
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fleet-cache.jsonl");
     cohort_base::golden::hold(&golden, &[file]);
+}
+
+#[test]
+fn a_selector_chooses_groups_by_labels_and_apps() {
+    let group = |zone: &str, app: &str| KnownGroup {
+        labels: [("zone".to_owned(), zone.to_owned())].into(),
+        states: [(app.parse().unwrap(), Recorded { state: PhaseName::Running, since: 0 })].into(),
+        ..KnownGroup::default()
+    };
+    let groups = [("a", group("zone-a", "web")), ("b", group("zone-b", "web"))];
+    let groups = groups.map(|(name, known)| (name.parse().unwrap(), known)).into();
+    let known = Known { groups, ..Known::default() };
+    let chosen = |text: &str| -> Vec<String> {
+        let selector: Selector = text.parse().unwrap();
+        let chosen = known.clone().chosen(Groups::Some(&selector)).unwrap_or_default();
+        chosen.groups.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(chosen("zone=zone-a"), ["a"]);
+    assert_eq!(chosen("app=web"), ["a", "b"]);
+    assert_eq!(chosen("zone=zone-b,app=web"), ["b"]);
+    assert!(chosen("zone=zone-b,app=api").is_empty());
+    for wrong in ["", "zone", "zone=", "=a", "zone=a,"] {
+        assert!(wrong.parse::<Selector>().is_err(), "{wrong}");
+    }
 }

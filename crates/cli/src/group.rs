@@ -17,7 +17,7 @@ use crate::args::Direct;
 use crate::connect::{self, AGENT_DEADLINE, agent_target};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::fleet::{Known, KnownGroup, know};
+use crate::fleet::{Groups, Known, KnownGroup, know};
 use crate::output::warn;
 use crate::toml_keys::nearest;
 
@@ -30,7 +30,7 @@ async fn picture(
     context: &Context,
     client: &Client,
     direct: &Direct,
-    only: Option<&GroupId>,
+    only: Groups<'_>,
 ) -> Result<Picture, Failure> {
     if let Some((server, address)) = direct.agent() {
         let status = ask(client, &agent_target(server, address)?).await?;
@@ -44,12 +44,8 @@ async fn picture(
         return Ok(Picture { origin: Origin::Agent, apps, groups: vec![asked] });
     }
     let (known, origin) = know(context).await?;
-    if let Some(group) = only {
-        known.group(group)?;
-    }
-    let Known { groups, apps } = known;
-    let chosen = groups.into_iter().filter(|(name, _)| only.is_none_or(|only| only == name));
-    let mut groups: Vec<Asked> = stream::iter(chosen)
+    let Known { groups, apps } = known.chosen(only)?;
+    let mut groups: Vec<Asked> = stream::iter(groups)
         .map(|(name, known)| ask_group(client, name, known))
         .buffer_unordered(CONCURRENCY_MAX)
         .collect()
@@ -63,7 +59,7 @@ pub(crate) async fn report(
     context: &Context,
     client: &Client,
     direct: &Direct,
-    only: Option<&GroupId>,
+    only: Groups<'_>,
 ) -> Result<FleetReport, Failure> {
     let picture = picture(context, client, direct, only).await?;
     Ok(FleetReport::of(picture, UnixTime::now().as_secs()))

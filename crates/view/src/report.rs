@@ -129,6 +129,15 @@ pub struct GroupReport {
     pub status: Option<GroupStatus>,
 }
 
+impl GroupReport {
+    /// Whether it is healthy, and no rollout is in progress or waits.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        let rests = |app: &AppReport| app.target.is_none() || app.target == app.release;
+        self.healthy && self.apps.values().all(rests)
+    }
+}
+
 /// Something that is wrong with a group as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {

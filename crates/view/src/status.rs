@@ -19,7 +19,7 @@ const STRIP_SERVERS_MAX: usize = 40;
 
 /// The fleet, one line per group and app.
 #[must_use]
-pub fn fleet(report: &FleetReport, look: Look) -> String {
+pub fn fleet(report: &FleetReport, look: Look, all: bool) -> String {
     if report.groups.is_empty() {
         let token = Command::TokenCreate { role: None, named: false };
         let agent = Command::Agent { hub: None };
@@ -28,10 +28,24 @@ pub fn fleet(report: &FleetReport, look: Look) -> String {
     let headings =
         ["GROUP", "APP", "STATE", "RUNS", "TARGET", "WAVE", "UPDATED", "SERVING", "LEADER", "WHY"];
     let mut rows = table(look, &headings);
-    for group in &report.groups {
+    let few = all || report.groups.len() <= GROUPS_SHOWN_MAX;
+    let rests = |group: &&GroupReport| !few && group.rests();
+    // What is not well comes first, where it could be overlooked.
+    let mut shown: Vec<&GroupReport> = report.groups.iter().filter(|it| !rests(it)).collect();
+    if !few {
+        shown.sort_by_key(|group| group.healthy);
+    }
+    for group in shown {
         add_group(&mut rows, group, look);
     }
     let mut text = render(&rows);
+    let resting = report.groups.iter().filter(rests).count();
+    if resting > 0 {
+        let all = report.groups.len();
+        text.push_str(&format!(
+            "{resting} of {all} groups are well and not moving: cohort status --all\n"
+        ));
+    }
     // Below the table: lines this long would break its columns.
     let moving: String = report
         .groups
@@ -47,6 +61,9 @@ pub fn fleet(report: &FleetReport, look: Look) -> String {
     }
     text
 }
+
+/// Of more groups, those that are well and not moving are counted only.
+const GROUPS_SHOWN_MAX: usize = 40;
 
 fn under_way(status: &GroupStatus) -> impl Iterator<Item = &TransferStatus> {
     status.transfers.iter().filter(|transfer| transfer.under_way)

@@ -5,7 +5,7 @@ use cohort_core::phase::PhaseName;
 
 use super::{fleet, group};
 use crate::report::report_test::NOW_S;
-use crate::report::{Asked, FleetReport, Origin, Picture, Recorded};
+use crate::report::{Asked, FleetReport, GroupReport, Origin, Picture, Recorded};
 use crate::sample::{app, held, moving, rolling, settled};
 use crate::table::Look;
 use crate::{groups, transfer};
@@ -34,7 +34,7 @@ fn picture() -> FleetReport {
 #[test]
 fn the_fleet_is_a_line_per_group_and_app() {
     assert_eq!(
-        fleet(&picture(), Look::PLAIN),
+        fleet(&picture(), Look::PLAIN, false),
         "\
 GROUP         APP  STATE         RUNS   TARGET  WAVE  UPDATED  SERVING  LEADER  WHY
 amd.zone-a    web  held          1.0.0  1.1.0   -     3/3      3/3      web-1   check failed on \
@@ -46,7 +46,7 @@ intel.zone-b  web  running       1.0.0  -       -     3/3      3/3      web-1   
 "
     );
     let empty = Picture { origin: Origin::sound_hub(), apps: BTreeSet::new(), groups: Vec::new() };
-    let text = fleet(&FleetReport::of(empty, NOW_S), Look::PLAIN);
+    let text = fleet(&FleetReport::of(empty, NOW_S), Look::PLAIN, false);
     assert!(text.contains("cohort token create"), "{text}");
 }
 
@@ -74,11 +74,11 @@ web-3   voter   0s     1.0.0  yes      -
 #[test]
 fn narrow_terminals_wrap_and_only_they_get_colours() {
     let look = Look { color: true, width: Some(100) };
-    let text = fleet(&picture(), look);
+    let text = fleet(&picture(), look, false);
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[1].contains("\u{1b}["), "held is coloured: {text}");
     assert!(lines[2].trim_start().starts_with("web-1: http"), "the reason wraps: {text}");
-    assert!(!fleet(&picture(), Look::PLAIN).contains('\u{1b}'));
+    assert!(!fleet(&picture(), Look::PLAIN, false).contains('\u{1b}'));
 }
 
 #[test]
@@ -121,16 +121,17 @@ fn transfers_in_progress_are_below_the_groups_and_those_that_ended_are_not_shown
         let moved = &moving().transfers[0];
         (transfer::sentence(moved), transfer::offender(&moved.offenders[0]))
     };
-    let text = fleet(&report(moving()), Look::PLAIN);
+    let text = fleet(&report(moving()), Look::PLAIN, false);
     assert!(text.ends_with(&format!("\n\namd.zone-a {line}\n")), "{text}");
     let full = group(&report(moving()).groups[0], Look::PLAIN);
     assert!(full.contains(&line) && full.contains(&blame), "{full}");
     let mut ended = moving();
     ended.transfers[0].under_way = false;
     let line = transfer::sentence(&ended.transfers[0]);
-    for text in
-        [fleet(&report(ended.clone()), Look::PLAIN), group(&report(ended).groups[0], Look::PLAIN)]
-    {
+    for text in [
+        fleet(&report(ended.clone()), Look::PLAIN, false),
+        group(&report(ended).groups[0], Look::PLAIN),
+    ] {
         assert!(!text.contains(&line) && !text.contains(&blame), "{text}");
     }
 }
@@ -165,4 +166,23 @@ fn programs_see_plain_numbers_with_their_units_in_the_names() {
     assert_eq!(transfer["chains"][0]["servers"], serde_json::json!(["web-1", "web-2"]));
     assert_eq!(transfer["offenders"][0]["what"], "wrong-bytes");
     assert_eq!(transfer["offenders"][0]["source"]["server"], "web-3");
+}
+
+/// Hundreds of groups: what is not well stands first, what is well is counted.
+#[test]
+fn of_many_groups_those_that_rest_are_counted() {
+    let mut many = picture();
+    let well = many.groups.iter().find(|group| group.rests()).unwrap().clone();
+    let not_well = many.groups.iter().filter(|group| !group.healthy).count();
+    assert!(not_well > 0);
+    for nth in 0..100 {
+        let group = format!("a{nth:03}").parse().unwrap();
+        many.groups.insert(0, GroupReport { group, ..well.clone() });
+    }
+    let text = fleet(&many, Look::PLAIN, false);
+    let first = text.lines().nth(1).unwrap();
+    let is_first = |group: &GroupReport| first.starts_with(group.group.as_str());
+    assert!(many.groups.iter().filter(|group| !group.healthy).any(is_first), "{text}");
+    assert!(!text.contains("a050") && text.contains("--all"), "{text}");
+    assert!(fleet(&many, Look::PLAIN, true).contains("a050"));
 }

@@ -23,7 +23,7 @@ use crate::args::{Direct, Global};
 use crate::commands::{context_of, revoke, rollout};
 use crate::connect::Hub;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::fleet::know;
+use crate::fleet::{Groups, know};
 use crate::group::{Steered, ask_group, report};
 use crate::output::{look, note, warn};
 
@@ -137,7 +137,7 @@ pub(crate) async fn run(global: &Global, command: &GroupCommand) -> Result<Exit,
 
 async fn list(global: &Global) -> Result<Exit, Failure> {
     let context = context_of(global)?;
-    let report = report(&context, &context.client()?, &Direct::default(), None).await?;
+    let report = report(&context, &context.client()?, &Direct::default(), Groups::All).await?;
     warn(&report.origin);
     let answer = Answer::GroupList(report.groups.iter().map(GroupSummary::of).collect());
     global.output.answer(&answer, || groups::list(&report, look()));

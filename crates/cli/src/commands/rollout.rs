@@ -19,8 +19,12 @@ use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::{context_of, rollout_plan, status};
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::fleet::{Groups, Selector, know};
 use crate::group::{Steered, no_such_app};
-use crate::output::look;
+use crate::output::{look, note, warn};
+
+/// The kind of failure if a group has understood a command, and refused it.
+const REJECTED: &str = "rejected";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RolloutCommand {
@@ -31,15 +35,15 @@ pub(crate) enum RolloutCommand {
     /// Stop starting new servers; let those in progress finish
     Pause(Because),
     /// Continue after a pause; overrules a bad verdict from another group
-    Resume(Which),
+    Resume(Several),
     /// Continue after a wave that needs approval
-    Approve(Which),
+    Approve(Several),
     /// Roll back to the last good release now
     Abort(Because),
     /// Retry a rejected release, and servers that failed to return to the last good one
-    Retry(Which),
+    Retry(Several),
     /// Go back to the good release before the current one
-    Undo(Which),
+    Undo(Several),
     /// Show earlier rollouts and how they ended
     History(Which),
 }
@@ -55,10 +59,29 @@ pub(crate) struct Which {
     direct: Direct,
 }
 
+/// One group, or several.
+#[derive(Debug, Args)]
+pub(crate) struct Several {
+    /// Group name
+    #[arg(required_unless_present_any = ["all", "selector"])]
+    group: Option<GroupId>,
+    /// Every group
+    #[arg(long, conflicts_with_all = ["group", "selector", "agent"])]
+    all: bool,
+    /// Groups with these labels, such as zone=zone-a,app=web
+    #[arg(long, conflicts_with_all = ["group", "agent"], value_name = "LABEL=VALUE,…")]
+    selector: Option<Selector>,
+    /// App name; required if a group has several
+    #[arg(long)]
+    app: Option<AppId>,
+    #[command(flatten)]
+    direct: Direct,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Because {
     #[command(flatten)]
-    which: Which,
+    which: Several,
     /// Reason, shown in status and history
     #[arg(long, default_value = "")]
     reason: String,
@@ -103,11 +126,37 @@ fn no_leader(status: &GroupStatus) -> Failure {
 
 async fn steer(
     global: &Global,
-    which: &Which,
-    body: impl FnOnce(AppId, &GroupStatus) -> Result<Body, Failure>,
+    which: &Several,
+    body: impl Fn(AppId, &GroupStatus) -> Result<Body, Failure>,
     done: &str,
 ) -> Result<Exit, Failure> {
-    let group = &which.group;
+    if let Some(group) = &which.group {
+        return steer_one(global, which, group, &body, done).await;
+    }
+    let groups = which.selector.as_ref().map_or(Groups::All, Groups::Some);
+    let (known, origin) = know(&context_of(global)?).await?;
+    warn(&origin);
+    let (mut steered, mut failed) = (0, false);
+    for group in known.chosen(groups)?.groups.keys() {
+        match steer_one(global, which, group, &body, done).await {
+            Ok(_) => steered += 1,
+            // That one of many has nothing to resume, say, is no failure.
+            Err(failure) => {
+                failed |= failure.kind != REJECTED;
+                note(&format!("{group}: {}", failure.error));
+            }
+        }
+    }
+    Ok(if failed || steered == 0 { Exit::Failed } else { Exit::Done })
+}
+
+async fn steer_one(
+    global: &Global,
+    which: &Several,
+    group: &GroupId,
+    body: &impl Fn(AppId, &GroupStatus) -> Result<Body, Failure>,
+    done: &str,
+) -> Result<Exit, Failure> {
     let steered = Steered::to(&context_of(global)?, &which.direct, group).await?;
     let app = app_of(which.app.as_ref(), &steered.status)?;
     let body = body(app.clone(), &steered.status)?;
@@ -137,7 +186,7 @@ pub(crate) async fn command(
         None => Ok(answer),
         Some(rejection) => {
             let reason = words::rejection(&rejection);
-            Err(Failure::new("rejected", format!("group {group} refused: {reason}"))
+            Err(Failure::new(REJECTED, format!("group {group} refused: {reason}"))
                 .hint(Command::Why { group: Some(group.clone()) })
                 .hint(Command::Status { group: Some(group.clone()) }))
         }

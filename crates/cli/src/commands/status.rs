@@ -16,7 +16,7 @@ use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
-use crate::fleet;
+use crate::fleet::{self, Groups, Selector};
 use crate::group;
 use crate::output::{Output, look, print, print_json_line, warn};
 
@@ -24,6 +24,15 @@ use crate::output::{Output, look, print, print_json_line, warn};
 pub(crate) struct StatusArgs {
     /// Group name [default: every group]
     group: Option<GroupId>,
+    /// Only groups with these labels, such as zone=zone-a,app=web
+    #[arg(long, conflicts_with = "group", value_name = "LABEL=VALUE,…")]
+    selector: Option<Selector>,
+    /// Only groups that are not healthy
+    #[arg(long, conflicts_with = "wait")]
+    unhealthy: bool,
+    /// Every group, also of hundreds that are well
+    #[arg(long)]
+    all: bool,
     /// Refresh until interrupted; with `-o json`, one line each time
     #[arg(short, long)]
     watch: bool,
@@ -70,7 +79,16 @@ pub(crate) async fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Fail
 impl Look<'_> {
     async fn report(&self) -> Result<FleetReport, Failure> {
         let Look { args, context, client, .. } = self;
-        group::report(context, client, &args.direct, args.group.as_ref()).await
+        let groups = match (&args.group, &args.selector) {
+            (Some(group), _) => Groups::One(group),
+            (None, Some(selector)) => Groups::Some(selector),
+            (None, None) => Groups::All,
+        };
+        let mut report = group::report(context, client, &args.direct, groups).await?;
+        if args.unhealthy {
+            report.groups.retain(|group| !group.healthy);
+        }
+        Ok(report)
     }
 
     fn show(&self, report: &FleetReport) {
@@ -84,7 +102,8 @@ impl Look<'_> {
         let one = self.args.group.is_some() || fleet::is_direct(&self.args.direct);
         match (one, report.groups.as_slice()) {
             (true, [group]) => view::group(group, look()),
-            _ => view::fleet(report, look()),
+            (_, []) if self.args.unhealthy => "every group is healthy\n".to_owned(),
+            _ => view::fleet(report, look(), self.args.all),
         }
     }
 

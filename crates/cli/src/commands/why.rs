@@ -11,7 +11,7 @@ use crate::args::{Direct, Global};
 use crate::commands::context_of;
 use crate::context::Context;
 use crate::failure::{Exit, Failure};
-use crate::fleet::{self, know};
+use crate::fleet::{self, Groups, know};
 use crate::group::report;
 use crate::output::warn;
 use crate::toml_keys::nearest;
@@ -42,7 +42,8 @@ pub(crate) async fn run(global: &Global, args: &WhyArgs) -> Result<Exit, Failure
         }
         Some(name) => find(&context, name).await?,
     };
-    let report = report(&context, &client, &args.direct, about.group.as_ref()).await?;
+    let groups = about.group.as_ref().map_or(Groups::All, Groups::One);
+    let report = report(&context, &client, &args.direct, groups).await?;
     warn(&report.origin);
     let status = match report.groups.as_slice() {
         [one] => one.status.as_ref(),
