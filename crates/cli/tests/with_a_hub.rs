@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -129,6 +130,8 @@ fn a_release_without_a_check_of_its_policy_is_published_with_a_warning() {
     fs::write(dir.join("web.toml"), policy).unwrap();
     assert_eq!(hub.run("fleet", &["app", "apply", "-f", "web.toml"]).0, 0);
     fs::create_dir(dir.join("dist")).unwrap();
+    fs::write(dir.join("dist/smoke"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(dir.join("dist/smoke"), fs::Permissions::from_mode(0o755)).unwrap();
     let publish = |file: &str, version: &str| {
         fs::write(dir.join("dist/cohort.toml"), file).unwrap();
         hub.run("fleet", &["publish", "dist", "--app", "web", "--version", version])
