@@ -96,7 +96,7 @@ impl Log {
 
     fn read(&self, from: &LogFrom) -> io::Result<LogAnswer> {
         let mut open = self.open()?;
-        let (mut at, mut gap) = match from {
+        let (mut at, gap) = match from {
             LogFrom::Start => (place(open.first(), 0), false),
             LogFrom::Last { lines } => return self.last(&mut open, *lines),
             LogFrom::After { place: after } => {
@@ -106,7 +106,7 @@ impl Log {
                 }
             }
         };
-        let mut answer = LogAnswer::of(&self.app);
+        let mut answer = self.nothing();
         while let Some(here) = at {
             answer.end = Some(here);
             let Some(nth) = open.iter().position(|it| it.id == here.file) else { break };
@@ -128,12 +128,17 @@ impl Log {
             }
             at = place(open.get(nth + 1), 0);
         }
-        answer.gap = std::mem::take(&mut gap) && !answer.output.is_empty();
+        answer.gap = gap && !answer.output.is_empty();
         Ok(answer)
     }
 
+    fn nothing(&self) -> LogAnswer {
+        let app = self.app.clone();
+        LogAnswer { app, output: Vec::new(), gap: false, more: false, end: None }
+    }
+
     fn last(&self, open: &mut [Open], count: u32) -> io::Result<LogAnswer> {
-        let mut answer = LogAnswer::of(&self.app);
+        let mut answer = self.nothing();
         for file in open.iter_mut() {
             let bytes = file.read(0, FILE_BYTES_MAX)?;
             let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

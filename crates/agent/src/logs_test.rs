@@ -31,14 +31,14 @@ impl World {
         fs::rename(self.path("web.log"), self.path("web.log.1")).unwrap();
     }
 
-    fn read(&self, from: LogFrom) -> LogAnswer {
+    fn read(&self, from: &LogFrom) -> LogAnswer {
         let request = LogRequest { app: None, hook: None, from: from.clone(), wait_ms: 0 };
-        Log::find(self.dir.path(), &request).unwrap().read(&from).unwrap()
+        Log::find(self.dir.path(), &request).unwrap().read(from).unwrap()
     }
 
     /// Reads on from an answer; returns the lines, and the next answer.
     fn after(&self, answer: &LogAnswer) -> LogAnswer {
-        self.read(LogFrom::After { place: answer.end.unwrap() })
+        self.read(&LogFrom::After { place: answer.end.unwrap() })
     }
 }
 
@@ -46,7 +46,7 @@ impl World {
 fn whoever_follows_sees_every_line_once_also_over_a_rotation() {
     let world = World::new();
     world.write("one\ntwo\nhal");
-    let answer = world.read(LogFrom::Last { lines: 1 });
+    let answer = world.read(&LogFrom::Last { lines: 1 });
     assert_eq!(answer.output, ["two"]);
     let nothing = world.after(&answer);
     assert_eq!((nothing.output.len(), nothing.gap), (0, false), "half a line is none");
@@ -78,7 +78,7 @@ fn a_whole_log_is_read_in_parts() {
     world.rotate();
     let lines: String = (0..40_000).map(|nth| format!("line {nth}\n")).collect();
     world.write(&lines);
-    let mut answer = world.read(LogFrom::Start);
+    let mut answer = world.read(&LogFrom::Start);
     let mut seen = answer.output.clone();
     while answer.more {
         answer = world.after(&answer);
@@ -86,7 +86,7 @@ fn a_whole_log_is_read_in_parts() {
     }
     assert_eq!(seen.last().unwrap(), "line 39999");
     assert_eq!(seen.iter().filter(|line| line.starts_with("line ")).count(), 40_000);
-    assert_eq!(world.read(LogFrom::Last { lines: 7 }).output.len(), 7);
+    assert_eq!(world.read(&LogFrom::Last { lines: 7 }).output.len(), 7);
 }
 
 #[test]

@@ -61,9 +61,9 @@ impl RemovedList {
             && of_platform.is_some_and(|versions| versions.contains(&release.version))
     }
 
-    fn to_bytes(&mut self) -> Vec<u8> {
+    fn into_bytes(mut self) -> Vec<u8> {
         loop {
-            let bytes = to_json(self);
+            let bytes = to_json(&self);
             let longest = self.releases.values_mut().max_by_key(|versions| versions.len());
             match longest {
                 Some(versions) if bytes.len() as u64 > MANIFEST_BYTES_MAX => {
@@ -165,7 +165,7 @@ impl Repository {
         let apps: BTreeSet<AppId> = releases.iter().map(|release| release.app.clone()).collect();
         self.channels_lead_somewhere(targets, &apps)?;
         let changed =
-            lists.into_iter().map(|(app, mut list)| (removed_target(&app), list.to_bytes()));
+            lists.into_iter().map(|(app, list)| (removed_target(&app), list.into_bytes()));
         let changed: BTreeMap<String, Vec<u8>> = changed.collect();
         if changed.is_empty() {
             return Ok(());

@@ -25,6 +25,7 @@ use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::isolation::Isolation;
 use crate::output::{first_text, last_text, with_last_line};
+use crate::preflight::NotYet;
 use crate::program::{Programs, RunAs};
 use crate::record::{self, Cuts, HostError};
 use crate::releases::Releases;

@@ -213,7 +213,7 @@ pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), Ch
         Probe::Tcp(tcp) => {
             let at = context.place(tcp.port, tcp.socket.as_deref())?;
             let look = async { crate::check_tcp::look(at.connect().await?.0, tcp, limit).await };
-            within(limit, look).await
+            within(limit, Box::pin(look)).await
         }
         Probe::Http(http) => {
             let at = context.place(http.port, http.socket.as_deref())?;
@@ -225,7 +225,7 @@ pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), Ch
                 };
                 crate::check_http::look(stream, &host, http, limit).await
             };
-            within(limit, look).await
+            within(limit, Box::pin(look)).await
         }
         Probe::Exec { name } => crate::check_exec::look(name, limit, context).await,
     }

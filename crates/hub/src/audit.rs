@@ -58,7 +58,8 @@ impl Recorder {
         failed: impl FnOnce(&T) -> Option<String>,
     ) -> T {
         let done = RECORDER.scope(self.clone(), work).await;
-        if let Some(entry) = *self.last.lock()
+        let entry = *self.last.lock();
+        if let Some(entry) = entry
             && let Some(failed) = failed(&done)
         {
             let what = format!("entry {entry} failed: {failed}");

@@ -340,7 +340,7 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
     match why {
         WhyRefused::NoChannel { app, .. } => {
             let app = Some(app.clone());
-            Command::ChannelSet { app, channel: None, version: None }.into()
+            Command::ChannelSet { app, channel: None, version: None, create: false }.into()
         }
         WhyRefused::NotRead => {
             "it is read within poll_interval; if this lasts, check the mirrors".into()

@@ -62,5 +62,5 @@ fn text(groups: Vec<GroupStatus>) -> String {
     };
     let groups = groups.into_iter().map(asked).collect();
     let picture = Picture { origin: Origin::Agent, apps: BTreeSet::new(), groups };
-    fleet(&FleetReport::of(picture, 0), Look::PLAIN)
+    fleet(&FleetReport::of(picture, 0), Look::PLAIN, true)
 }
