@@ -9,8 +9,9 @@ use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use cohort_base::archive::{ArchiveLimits, Contents, Judge, Refused};
+use cohort_base::archive::{ArchiveLimits, Contents, Judge, Lost, Refused};
 use cohort_base::{FileError, OnPath as _};
+use rustix::io::Errno;
 use tar::{Archive, Builder, EntryType, Header};
 
 use crate::manifest::{ENTRIES_MAX, Format, UNPACKED_BYTES_MAX};
@@ -62,25 +63,30 @@ pub struct Inspection {
     pub contents: Contents,
 }
 
-/// Packs a directory as `tar.zst`. Blocking.
+/// Packs a directory as `tar.zst`, and returns what files of it lose. Blocking.
 ///
 /// # Errors
 /// If something in it is unreadable or not allowed in an artifact, or a limit is exceeded.
-pub fn pack_folder(folder: &Path, output: &mut impl Write) -> Result<(), PackError> {
+pub fn pack_folder(
+    folder: &Path,
+    output: &mut impl Write,
+) -> Result<Vec<(PathBuf, Lost)>, PackError> {
     let encoder = zstd::stream::write::Encoder::new(output, ZSTD_LEVEL).on_path("pack", folder)?;
-    let mut packer = Packer { tar: Builder::new(encoder), entries: 0, bytes: 0 };
+    let (tar, lost) = (Builder::new(encoder), Vec::new());
+    let mut packer = Packer { tar, entries: 0, bytes: 0, lost };
     packer.add_folder(folder, Path::new(""), 0)?;
     if packer.entries == 0 {
         return Err(PackError::Empty { path: folder.to_owned() });
     }
     packer.tar.into_inner().and_then(|encoder| encoder.finish()).on_path("pack", folder)?;
-    Ok(())
+    Ok(packer.lost)
 }
 
 struct Packer<W: Write> {
     tar: Builder<W>,
     entries: u32,
     bytes: u64,
+    lost: Vec<(PathBuf, Lost)>,
 }
 
 impl<W: Write> Packer<W> {
@@ -134,6 +140,8 @@ impl<W: Write> Packer<W> {
             if self.bytes > UNPACKED_BYTES_MAX {
                 return Err(PackError::TooLarge);
             }
+            let lost = lost_of(&file, about.permissions().mode()).on_path("read", path)?;
+            self.lost.extend(lost.map(|lost| (inside.to_owned(), lost)));
             let mode = mode_of(about.permissions().mode());
             let mut header = header(EntryType::Regular, mode, about.len());
             let mut exact = Exact { from: &mut file, left: about.len() };
@@ -142,6 +150,23 @@ impl<W: Write> Packer<W> {
             refuse("is neither file, directory nor symbolic link")
         }
     }
+}
+
+/// What a file has that no file of a release has.
+fn lost_of(file: &File, mode: u32) -> io::Result<Option<Lost>> {
+    if mode & 0o6000 != 0 {
+        return Ok(Some(Lost::SetId));
+    }
+    // 1 byte is enough to tell that there is one.
+    let mut value = [0; 1];
+    for name in ["security.capability", "system.posix_acl_access"] {
+        match rustix::fs::fgetxattr(file, name, &mut value) {
+            Ok(_) | Err(Errno::RANGE) => return Ok(Some(Lost::with_attribute(name.as_bytes()))),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }
 
 /// The mode of a file in the archive. What only its owner could read stays private.

@@ -1,10 +1,14 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 
-use super::{PackError, inspect_tarball, pack_folder};
+use cohort_base::archive::Lost;
+use tar::{Builder, EntryType};
+
+use super::{PackError, header, inspect_tarball, pack_folder};
 use crate::manifest::Format;
 
 fn fill(folder: &Path, names: &[&str]) {
@@ -19,7 +23,7 @@ fn fill(folder: &Path, names: &[&str]) {
 
 fn pack(folder: &Path) -> Result<Vec<u8>, PackError> {
     let mut bytes = Vec::new();
-    pack_folder(folder, &mut bytes).map(|()| bytes)
+    pack_folder(folder, &mut bytes).map(|_| bytes)
 }
 
 fn inspect(bytes: &[u8]) -> Result<super::Inspection, PackError> {
@@ -149,4 +153,27 @@ proptest! {
             let _ = inspect(&bytes);
         }
     }
+}
+
+#[test]
+fn what_a_file_loses_is_told_from_a_directory_and_from_a_tarball() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("su");
+    fs::write(&path, "x").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::write(folder.path().join("plain"), "x").unwrap();
+    let lost = pack_folder(folder.path(), &mut Vec::new()).unwrap();
+    assert_eq!(lost, [(PathBuf::from("su"), Lost::SetId)]);
+
+    let tarball = folder.path().join("release.tar");
+    let mut tar = Builder::new(File::create(&tarball).unwrap());
+    let mut set_id = header(EntryType::Regular, 0o4755, 0);
+    tar.append_data(&mut set_id, "su", io::empty()).unwrap();
+    tar.append_pax_extensions([("SCHILY.xattr.security.capability", &b"1"[..])]).unwrap();
+    tar.append_data(&mut header(EntryType::Regular, 0o755, 0), "web", io::empty()).unwrap();
+    tar.append_data(&mut header(EntryType::Regular, 0o755, 0), "plain", io::empty()).unwrap();
+    tar.into_inner().unwrap();
+    let lost = inspect_tarball(&tarball).unwrap().contents;
+    let expected = [("su", Lost::SetId), ("web", Lost::Capabilities)];
+    assert_eq!(lost.lost(), expected.map(|(path, lost)| (PathBuf::from(path), lost)));
 }

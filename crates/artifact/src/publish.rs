@@ -316,14 +316,15 @@ fn prepare(
 ) -> Result<(NamedTempFile, UnitHashes, Inspection), RepositoryError> {
     let file = create_folders(blobs).and_then(|()| unfinished(blobs));
     let mut file = file.on_path("write to", blobs)?;
+    let mut lost = Vec::new();
     if source.metadata().on_path("read", source)?.is_dir() {
-        pack_folder(source, &mut file)?;
+        lost = pack_folder(source, &mut file)?;
     } else {
         let input = File::open(source).on_path("read", source)?;
         // One byte over the limit makes `hash_file` fail.
         io::copy(&mut input.take(ARTIFACT_BYTES_MAX + 1), &mut file).on_path("write to", blobs)?;
     }
-    let inspection = inspect_tarball(file.path()).map_err(|error| match error {
+    let mut inspection = inspect_tarball(file.path()).map_err(|error| match error {
         // Name the source, not the copy.
         PackError::NotATarball { source: error, .. } => {
             PackError::NotATarball { path: source.to_owned(), source: error }
@@ -331,6 +332,9 @@ fn prepare(
         PackError::Empty { .. } => PackError::Empty { path: source.to_owned() },
         other => other,
     })?;
+    for (path, lost) in lost {
+        inspection.contents.loses(path, lost);
+    }
     let hashes = hash_file(file.path()).on_path("read", source)?;
     Ok((file, hashes, inspection))
 }

@@ -125,6 +125,30 @@ pub struct Judged {
     pub parents: Vec<PathBuf>,
     pub path: PathBuf,
     pub kind: Kind,
+    /// What the entry has, and its file will not.
+    pub lost: Option<Lost>,
+}
+
+/// What files of a release never have: nothing in it gets rights by its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// It is setuid or setgid.
+    SetId,
+    /// It has capabilities.
+    Capabilities,
+    /// It has an access control list, or other extended attributes.
+    Attributes,
+}
+
+impl Lost {
+    /// What is lost with an extended attribute of this name.
+    #[must_use]
+    pub fn with_attribute(name: &[u8]) -> Self {
+        match name {
+            b"security.capability" => Lost::Capabilities,
+            _ => Lost::Attributes,
+        }
+    }
 }
 
 /// How an entry appears in the directory.
@@ -144,7 +168,11 @@ pub enum Kind {
 
 /// What an archive holds, by path, as far as its programs can be judged by it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Contents(BTreeMap<PathBuf, Content>);
+pub struct Contents {
+    entries: BTreeMap<PathBuf, Content>,
+    /// Files that lose something, the first of them.
+    lost: Vec<(PathBuf, Lost)>,
+}
 
 /// One entry of [`Contents`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +189,9 @@ pub enum Content {
 /// How much of a program is kept, in bytes: a `#!` line, or where ELF names the machine.
 const HEAD_BYTES: u64 = 128;
 
+/// Files of which is kept what they lose.
+const LOST_MAX: usize = 8;
+
 /// Most links that a path is followed through.
 const LINKS_MAX: u32 = 40;
 
@@ -170,11 +201,14 @@ impl Contents {
     /// # Errors
     /// If the archive cannot be read.
     pub fn add(&mut self, judged: &Judged, bytes: &mut impl Read) -> io::Result<()> {
-        self.0.extend(judged.parents.iter().map(|parent| (parent.clone(), Content::Folder)));
+        if let Some(lost) = judged.lost {
+            self.loses(judged.path.clone(), lost);
+        }
+        self.entries.extend(judged.parents.iter().map(|parent| (parent.clone(), Content::Folder)));
         let content = match &judged.kind {
             Kind::Folder => Content::Folder,
             Kind::Symlink(target) => Content::Link(target.clone()),
-            Kind::HardLink(target) => self.0.get(target).cloned().unwrap_or(Content::File),
+            Kind::HardLink(target) => self.entries.get(target).cloned().unwrap_or(Content::File),
             Kind::File { mode, .. } if mode & 0o111 == 0 => Content::File,
             Kind::File { .. } => {
                 let mut head = Vec::new();
@@ -182,8 +216,21 @@ impl Contents {
                 Content::Program { head }
             }
         };
-        self.0.insert(judged.path.clone(), content);
+        self.entries.insert(judged.path.clone(), content);
         Ok(())
+    }
+
+    /// Notes that a file loses something.
+    pub fn loses(&mut self, path: PathBuf, lost: Lost) {
+        if self.lost.len() < LOST_MAX {
+            self.lost.push((path, lost));
+        }
+    }
+
+    /// Files that lose something; the first few.
+    #[must_use]
+    pub fn lost(&self) -> &[(PathBuf, Lost)] {
+        &self.lost
     }
 
     /// What is at a path, after all links.
@@ -198,7 +245,7 @@ impl Contents {
                 continue;
             }
             let next = at.join(part);
-            match self.0.get(&next)? {
+            match self.entries.get(&next)? {
                 Content::Link(target) => {
                     links += 1;
                     if links > LINKS_MAX {
@@ -209,12 +256,12 @@ impl Contents {
                 _ => at = next,
             }
         }
-        self.0.get(&at)
+        self.entries.get(&at)
     }
 
     /// The names in a directory, which is not reached by links.
     pub fn in_folder(&self, folder: &Path) -> impl Iterator<Item = (PathBuf, &Content)> {
-        self.0.iter().filter_map(move |(path, content)| {
+        self.entries.iter().filter_map(move |(path, content)| {
             let name = path.strip_prefix(folder).ok()?;
             (name.components().count() == 1).then(|| (name.to_owned(), content))
         })
@@ -244,6 +291,7 @@ pub struct Judge {
 struct Extension {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
+    lost: Option<Lost>,
 }
 
 impl Judge {
@@ -318,6 +366,8 @@ impl Judge {
         }
         let parents = self.tree.missing_parents(&path).map_err(refuse)?;
         let link = extension.link.or_else(|| header.link_name_bytes().map(Cow::into_owned));
+        let set_id = header.mode().is_ok_and(|mode| mode & 0o6000 != 0) && is_file;
+        let lost = extension.lost.or(set_id.then_some(Lost::SetId));
         let mode = header.mode().unwrap_or(0o644) & 0o755 | 0o600;
         let file = Kind::File { mode, bytes: entry.size() };
         let kind = self.judge(kind, &path, &link.unwrap_or_default(), file).map_err(refuse)?;
@@ -328,7 +378,7 @@ impl Judge {
                 return Err(Refused::TooManyBytes(self.limits.bytes_max));
             }
         }
-        Ok(kind.map(|kind| Judged { parents, path, kind }))
+        Ok(kind.map(|kind| Judged { parents, path, kind, lost }))
     }
 
     /// Adds an entry to the tree, or refuses it. `None` for a directory that is there.
@@ -401,7 +451,11 @@ fn read_pax<R: Read>(entry: &mut Entry<'_, R>, extension: &mut Extension) -> Res
             key if key.starts_with(b"GNU.sparse.") => {
                 return Err(refused(key, EntryError::Sparse));
             }
-            _ => {}
+            key => {
+                let attribute = key.strip_prefix(b"SCHILY.xattr.");
+                let lost = attribute.map(Lost::with_attribute);
+                extension.lost = extension.lost.or(lost);
+            }
         }
     }
     Ok(())

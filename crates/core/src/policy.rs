@@ -389,9 +389,11 @@ impl Policy {
             return Err(format!("{} stages; the limit is {STAGES_MAX}", self.stages.len()));
         }
         if update.max_parallel.0.iter().any(|size| matches!(size, Size::Count(0))) {
-            return Err("update.max_parallel is 0: no server would get a release; to stop, use \
-                        `cohort rollout pause` or `cohort kill on`"
-                .into());
+            return Err(
+                "update.max_parallel is 0: no server would get a release; to stop all, use \
+                        `cohort kill on`"
+                    .into(),
+            );
         }
         if update.healthy_deadline < update.min_healthy_time {
             return Err("update.healthy_deadline is shorter than update.min_healthy_time".into());

@@ -79,7 +79,7 @@ async fn judge(
     let (body, end) = read(response, limit, is_enough).await;
     if !has_text(&body) {
         // What there is of it tells more than that it did not end.
-        if body.is_empty() {
+        if body.is_empty() || end != Err(CheckFailure::TimedOut) {
             end?;
         }
         let (found, expected) = (quoted(&body), probe.expect_body.clone().unwrap_or_default());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cohort_base::archive::{Content, Contents, SERVICE_FILE};
+use cohort_base::archive::{Content, Contents, Lost, SERVICE_FILE};
 use cohort_base::chain;
 use cohort_core::ids::Platform;
 
@@ -29,6 +29,26 @@ const MACHINES: [(&str, [u16; 2]); 6] = [
 /// # Errors
 /// Why no server could run it, for people.
 pub fn judge_release(
+    contents: &Contents,
+    service_file: Option<&[u8]>,
+    platform: &Platform,
+) -> Result<Vec<String>, String> {
+    let mut warnings = judge_programs(contents, service_file, platform)?;
+    warnings.extend(contents.lost().iter().map(|(path, lost)| lost_in_words(path, *lost)));
+    Ok(warnings)
+}
+
+fn lost_in_words(path: &Path, lost: Lost) -> String {
+    let path = path.display();
+    let what = match lost {
+        Lost::SetId => "servers do not make it setuid or setgid",
+        Lost::Capabilities => "its capabilities are not kept",
+        Lost::Attributes => return format!("{path}: its extended attributes are not kept"),
+    };
+    format!("{path}: {what}: a service has those in `service.capabilities` of {SERVICE_FILE}")
+}
+
+fn judge_programs(
     contents: &Contents,
     service_file: Option<&[u8]>,
     platform: &Platform,

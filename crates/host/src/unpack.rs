@@ -155,7 +155,7 @@ impl Unpacker {
     }
 
     fn one(&mut self, entry: &mut impl Read, judged: Judged) -> Result<(), UnpackError> {
-        let Judged { parents, path, kind } = judged;
+        let Judged { parents, path, kind, lost: _ } = judged;
         for parent in parents {
             self.folder(&parent)?;
         }
