@@ -100,6 +100,7 @@ pub struct TlsProbe {
     pub insecure: bool,
 }
 
+/// How an HTTP check asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {

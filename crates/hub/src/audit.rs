@@ -1,9 +1,9 @@
 //! The audit trail: files of lines in `audit/`, each named by the number of its first line.
 //!
 //! A handler records what it is about to change, and changes it once the entry is durable: a full
-//! disk or a crash leaves no change without its entry. A request that fails after its entry gets a
-//! second one that says so; a crash can leave an entry whose change was not made. What groups decide
-//! is in their own logs (`rollout history`).
+//! disk or a crash leaves no change without its entry. A request that fails after its entry gets
+//! a second one that says so; a crash can leave an entry whose change was not made. What groups
+//! decide is in their own logs (`rollout history`).
 
 use std::fs::{self, File};
 use std::future::Future;

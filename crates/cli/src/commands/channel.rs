@@ -80,8 +80,8 @@ async fn set(global: &Global, args: &SetArgs) -> Result<Exit, Failure> {
         let error = format!("app {app} has no channel {channel}; it has {known}");
         let (app, version) = (Some(app.clone()), Some(version.clone()));
         let channel = Some(channel.to_string());
-        let anew = HintCommand::ChannelSet { app, channel, version, create: true };
-        return Err(Failure::new("channel", error).hint(Hint::run_to("create it", anew)));
+        let again = HintCommand::ChannelSet { app, channel, version, create: true };
+        return Err(Failure::new("channel", error).hint(Hint::run_to("create it", again)));
     }
     let set = async |copy: &Repository| copy.set_channel(&keys, app, channel, version).await;
     let mut pointer = set(repository).await.or_fail("channel")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_core::ids::{AppId, GroupId, ServerId};
-use cohort_core::policy::Duration as Age;
+use cohort_core::policy::{Duration as Age, InvalidValue};
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::Command;
 use cohort_view::hint::Hint;
@@ -54,8 +54,8 @@ pub(crate) struct LogsArgs {
     direct: Direct,
 }
 
-fn age(text: &str) -> Result<Age, String> {
-    Age::try_from(text.to_owned()).map_err(|error| error.to_string())
+fn age(text: &str) -> Result<Age, InvalidValue> {
+    text.to_owned().try_into()
 }
 
 pub(crate) async fn run(global: &Global, args: &LogsArgs) -> Result<Exit, Failure> {
