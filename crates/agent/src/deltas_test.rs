@@ -63,7 +63,7 @@ impl Lab {
         let maker = DeltaMaker::new(&new, whole.root(), whole.length(), folder.path());
         let maker = maker.unwrap().unwrap();
         let file = File::options().read(true).write(true).create_new(true).open(at("delta"));
-        let made = maker.delta_from(&old, &file.unwrap()).unwrap().unwrap();
+        let made = maker.delta_from(&old, &file.unwrap(), &|| false).unwrap().unwrap();
         let (old, blob) = (artifact(&old), artifact(&at("delta")));
         let delta = Delta {
             from: old.hashes.root().clone(),

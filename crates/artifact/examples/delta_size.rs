@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("the new artifact is compressed in a way that servers cannot repeat")?;
     let path = scratch.path().join("delta");
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    let made = maker.delta_from(&old, &file)?;
+    let made = maker.delta_from(&old, &file, &|| false)?;
     let make_s = begun.elapsed().as_secs_f64();
     let Some(made) = made else {
         println!("{{\"whole_bytes\": {}, \"delta_bytes\": null}}", whole.length());

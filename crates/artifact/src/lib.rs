@@ -63,7 +63,7 @@ pub use manifest::{
 };
 pub use pack::{Inspection, PackError, inspect_tarball, pack_folder};
 pub use package_file::{PACKAGE_FILE, PackageFile, PackageFileError};
-pub use publish::{DeltaTried, Judge, PublishRequest, Published, Told, try_out};
+pub use publish::{DELTA_BUDGET, DeltaTried, Judge, PublishRequest, Published, Told, try_out};
 pub use publish_deltas::NoDelta;
 pub use remove::{Collected, UNUSED_AGE_MIN};
 pub use repository::{ReleaseName, Repository, RepositoryError};

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cohort_core::ids::{AppId, Channel, Digest, Platform, ProgramName, Version};
 use cohort_core::release::Rollback;
@@ -28,6 +29,9 @@ use crate::units::{UnitHashes, hash_file};
 use cohort_base::OnPath as _;
 use cohort_base::durable::{create_folders, unfinished};
 
+/// How long deltas may take unless the publisher says otherwise: most are made in seconds.
+pub const DELTA_BUDGET: Duration = Duration::from_secs(60);
+
 /// A release to publish.
 #[derive(Clone)]
 pub struct PublishRequest {
@@ -44,8 +48,9 @@ pub struct PublishRequest {
     pub schemas: Option<BTreeSet<String>>,
     /// A channel to point to this version in the same step.
     pub channel: Option<Channel>,
-    /// Whether to make deltas from earlier versions; see [`crate::DeltaMaker`].
-    pub deltas: bool,
+    /// How long deltas from earlier versions may take, all together; `None`: none are made. See
+    /// [`crate::DeltaMaker`].
+    pub delta_budget: Option<Duration>,
     /// Artifacts of earlier versions outside the repository, by root.
     pub bases: BTreeMap<Digest, PathBuf>,
     pub told: Told,
@@ -73,7 +78,7 @@ impl PublishRequest {
             protocols: None,
             schemas: None,
             channel: None,
-            deltas: true,
+            delta_budget: Some(DELTA_BUDGET),
             bases: BTreeMap::new(),
             told: Arc::new(|_| ()),
             judge: Arc::new(|_| Ok(Vec::new())),
@@ -140,7 +145,7 @@ impl Repository {
             None => {
                 self.not_removed(targets, &manifest)?;
                 let mut manifest = manifest;
-                if request.deltas {
+                if request.delta_budget.is_some() {
                     let earlier = self.earlier(targets, &request.app, &request.platform)?;
                     let artifact = file.path().to_owned();
                     (deltas, delta_files) =

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cohort_core::ids::{AppId, Platform, Version};
 use tough::schema::Targets;
@@ -50,8 +51,10 @@ pub enum NoDelta {
     Damaged,
     #[error("the delta would not be much smaller than the artifact")]
     TooLarge,
+    #[error("the time for deltas is over: allow more with --delta-budget")]
+    Budget,
     #[error("delta failed")]
-    Failed(#[from] DeltaError),
+    Failed(#[source] DeltaError),
     #[error("cannot write the delta")]
     Disk(#[from] io::Error),
 }
@@ -144,9 +147,12 @@ impl Repository {
         manifest: &Manifest,
         artifact: PathBuf,
     ) -> Result<(Vec<DeltaTried>, Vec<Step>), RepositoryError> {
+        let Some(budget) = request.delta_budget else { return Ok((Vec::new(), Vec::new())) };
         if earlier.is_empty() || manifest.length < ARTIFACT_BYTES_MIN {
             return Ok((Vec::new(), Vec::new()));
         }
+        // All of them together; the newest version is the one that most servers run.
+        let begun = Instant::now();
         let (held, request, manifest) = (lock.clone(), request.clone(), manifest.clone());
         let repository = self.clone();
         let making = tokio::task::spawn_blocking(move || {
@@ -159,7 +165,9 @@ impl Repository {
                 let outcome = match &maker {
                     Ok(Some(maker)) => {
                         (request.told)(&format!("making the delta from {}", base.version));
-                        repository.make_delta(&request, &base, &manifest, maker, &mut files)
+                        let is_over = || begun.elapsed() >= budget;
+                        let made = (maker, &is_over as &(dyn Fn() -> bool + Sync));
+                        repository.make_delta(&request, &base, &manifest, made, &mut files)
                     }
                     Ok(None) => Err(NoDelta::Compression),
                     Err(error) => Err(NoDelta::Artifact(Arc::clone(error))),
@@ -176,7 +184,7 @@ impl Repository {
         request: &PublishRequest,
         base: &Manifest,
         manifest: &Manifest,
-        maker: &DeltaMaker,
+        (maker, is_over): (&DeltaMaker, &(dyn Fn() -> bool + Sync)),
         files: &mut Vec<Step>,
     ) -> Result<Delta, NoDelta> {
         if base.root == manifest.root {
@@ -190,7 +198,11 @@ impl Repository {
             return Err(NoDelta::Damaged);
         }
         let file = unfinished(&self.dir().join(BLOBS_DIR))?;
-        let hashes = maker.delta_from(path, file.as_file())?.ok_or(NoDelta::TooLarge)?;
+        let made = maker.delta_from(path, file.as_file(), is_over).map_err(|error| match error {
+            DeltaError::Stopped => NoDelta::Budget,
+            error => NoDelta::Failed(error),
+        });
+        let hashes = made?.ok_or(NoDelta::TooLarge)?;
         let (from, root) = (base.root.clone(), hashes.root().clone());
         files.push(Step::file(PathBuf::from(blob_path(&root)), file));
         files.push(Step::bytes(PathBuf::from(units_path(&root)), hashes.to_bytes()));

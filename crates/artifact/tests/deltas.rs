@@ -83,7 +83,14 @@ async fn deltas_that_are_not_worth_it_or_not_wanted() {
     assert_eq!(published.deltas.len(), 1);
     assert!(matches!(published.deltas[0].outcome, Err(NoDelta::TooLarge)));
     assert!(published.manifest.deltas.is_empty());
-    let request = PublishRequest { deltas: false, ..fixture.similar("1.2.0") };
+    let at_once = Some(std::time::Duration::ZERO);
+    let request = PublishRequest { delta_budget: at_once, ..fixture.similar("1.1.5") };
+    let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
+    assert!(!published.deltas.is_empty());
+    for tried in &published.deltas {
+        assert!(matches!(tried.outcome, Err(NoDelta::Budget | NoDelta::TooLarge)), "{tried:?}");
+    }
+    let request = PublishRequest { delta_budget: None, ..fixture.similar("1.2.0") };
     let published = fixture.repository.publish(&fixture.keys, &request).await.unwrap();
     assert!(published.deltas.is_empty() && published.manifest.deltas.is_empty());
     // Another platform starts without deltas.

@@ -44,7 +44,7 @@ impl Pair {
         let maker = maker.unwrap().unwrap();
         let path = folder.path().join("delta");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        let made = maker.delta_from(&old, &file).unwrap().unwrap();
+        let made = maker.delta_from(&old, &file, &|| false).unwrap().unwrap();
         let (old, new) = (sample(&old), sample(&new));
         let delta = Delta {
             from: old.digest().clone(),

@@ -35,6 +35,7 @@ mod isolation;
 mod judge;
 mod lacking;
 mod launch;
+mod not_started;
 mod orphan;
 mod output;
 mod port;

@@ -302,15 +302,6 @@ pub(crate) fn user_of(pid: Pid) -> Option<u32> {
     Some(Process::new(pid.as_raw_nonzero().get()).ok()?.status().ok()?.ruid)
 }
 
-/// Whether a program could not be started because of the file itself: missing, not executable, not
-/// allowed. Anything else (memory, process numbers, descriptors) is the machine's fault.
-pub(crate) fn is_the_programs_fault(error: &io::Error) -> bool {
-    use rustix::io::Errno as E;
-    let faults = [E::NOENT, E::ACCESS, E::NOEXEC, E::NOTDIR, E::ISDIR, E::LOOP, E::PERM];
-    let errno = error.raw_os_error().map(E::from_raw_os_error);
-    errno.is_some_and(|errno| faults.contains(&errno))
-}
-
 /// The signal that asks a service to stop, by its usual name, with or without `SIG`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]

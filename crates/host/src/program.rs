@@ -15,8 +15,9 @@ use tokio::net::unix::pipe::Receiver;
 use crate::cgroup::{Cgroup, Cgroups, Limits};
 use crate::confine::Confined;
 use crate::launch::Launch;
+use crate::not_started::{Fault, fault_of};
 use crate::output::Tail;
-use crate::process::{Descendants, Exit, GroupChild, is_the_programs_fault};
+use crate::process::{Descendants, Exit, GroupChild};
 
 /// Time between TERM and KILL for a program over its time limit. 2 s: enough to remove a lock file.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -145,9 +146,9 @@ pub(crate) async fn run(program: &Program<'_>, tail: &mut Tail) -> Result<End, P
     let confined = Confined { cgroups, ..confined.clone() };
     let (reader, writer) = io::pipe().map_err(watch)?;
     let started = programs.confine.start(&confined, writer.into(), &[]).await;
-    let child = started.map_err(|source| match is_the_programs_fault(&source) {
-        true => ProgramError::Spawn { path: path(), source },
-        false => watch(source),
+    let child = started.map_err(|error| match fault_of(&confined.program, error) {
+        Fault::Program(source) => ProgramError::Spawn { path: path(), source },
+        Fault::Machine(source) => watch(source),
     })?;
     let child = running.child.insert(child);
     let ended = finish(program, child, running.cgroup.as_ref(), reader, tail).await;

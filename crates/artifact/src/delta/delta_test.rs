@@ -228,7 +228,7 @@ fn lab_of(folder: tempfile::TempDir, old: PathBuf, new: PathBuf) -> Option<Lab> 
     let maker = DeltaMaker::new(&new, whole.root(), whole.length(), folder.path()).unwrap()?;
     let delta = folder.path().join("delta");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&delta);
-    let made = maker.delta_from(&old, &file.unwrap()).unwrap()?;
+    let made = maker.delta_from(&old, &file.unwrap(), &|| false).unwrap()?;
     assert_eq!(made, hash_file(&delta).unwrap());
     Some(Lab { folder, old, new, whole, delta, made, method: maker.method() })
 }

@@ -69,10 +69,15 @@ impl DeltaMaker {
     /// Returns `None` if it would be longer than three fifths of the artifact.
     ///
     /// # Errors
-    /// If a file cannot be read or written.
-    pub fn delta_from(&self, base: &Path, out: &File) -> Result<Option<UnitHashes>, DeltaError> {
+    /// If a file cannot be read or written; [`DeltaError::Stopped`] once `stopped` says so.
+    pub fn delta_from(
+        &self,
+        base: &Path,
+        out: &File,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<UnitHashes>, DeltaError> {
         let most = self.length * SHARE_MAX / 100;
-        if !self.write_delta(base, out, most)? {
+        if !self.write_delta(base, out, most, stopped)? {
             return Ok(None);
         }
         let mut reader = out;
@@ -85,7 +90,7 @@ impl DeltaMaker {
             length: self.length,
             scratch: &self.scratch,
             scratch_bytes_max: ARCHIVE_BYTES_MAX,
-            stopped: &|| false,
+            stopped,
         };
         apply_delta(&input, &mut io::sink())?;
         reader.seek(SeekFrom::Start(0)).map_err(DeltaError::Delta)?;
@@ -93,8 +98,14 @@ impl DeltaMaker {
     }
 
     /// Writes the delta; false if it exceeds `most` bytes.
-    fn write_delta(&self, base: &Path, out: &File, most: u64) -> Result<bool, DeltaError> {
-        let old = unpack(base, &self.scratch, ARCHIVE_BYTES_MAX, &|| false)?;
+    fn write_delta(
+        &self,
+        base: &Path,
+        out: &File,
+        most: u64,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<bool, DeltaError> {
+        let old = unpack(base, &self.scratch, ARCHIVE_BYTES_MAX, stopped)?;
         let old_members = members(&old.file, old.length).map_err(DeltaError::Base)?;
         let records = records(&old_members, &self.members);
         let mut out = BufWriter::new(out);
@@ -102,6 +113,9 @@ impl DeltaMaker {
         write_header(&mut out, header).map_err(DeltaError::Delta)?;
         let workers = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         for batch in records.chunks(workers) {
+            if stopped() {
+                return Err(DeltaError::Stopped);
+            }
             let bodies = thread::scope(|scope| {
                 let bodies: Vec<_> =
                     batch.iter().map(|record| scope.spawn(|| self.body(&old, record))).collect();

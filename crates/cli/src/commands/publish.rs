@@ -12,7 +12,7 @@ use cohort_artifact::{
 };
 use cohort_base::chain;
 use cohort_core::ids::CheckName;
-use cohort_core::policy::{Check, Policy, Probe};
+use cohort_core::policy::{Check, Duration as Time, InvalidValue, Policy, Probe};
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::Command;
 use cohort_view::figures::bytes;
@@ -56,6 +56,10 @@ pub(crate) struct PublishArgs {
     /// Make no deltas from earlier versions; every server then downloads the whole artifact
     #[arg(long)]
     no_deltas: bool,
+    /// How long deltas may take, all together; those that are made by then are published
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1m")]
+    #[arg(conflicts_with = "no_deltas")]
+    delta_budget: Time,
     /// Refuse what is probably wrong, too
     #[arg(long)]
     strict: bool,
@@ -66,13 +70,18 @@ pub(crate) struct PublishArgs {
     place: Place,
 }
 
+fn time(text: &str) -> Result<Time, InvalidValue> {
+    text.to_owned().try_into()
+}
+
 impl PublishArgs {
     fn request(&self) -> PublishRequest {
         let PublishArgs { path, app, version, platform, .. } = self;
         let mut request = PublishRequest::new(path, app.clone(), version.clone(), platform.clone());
         request.channel.clone_from(&self.channel);
         request.rollback = self.rollback;
-        request.deltas = !self.no_deltas;
+        let budget = Duration::from_millis(self.delta_budget.ms);
+        request.delta_budget = (!self.no_deltas).then_some(budget);
         request.judge = judge(self.platform.clone(), self.strict);
         request
     }
@@ -104,7 +113,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     let spinner = spinner(global, format!("packing and hashing {}", args.path.display()));
     let shown = spinner.clone();
     request.told = Arc::new(move |what| shown.set_message(what.to_owned()));
-    if request.deltas {
+    if request.delta_budget.is_some() {
         request.bases = workplace.bases(&args.app, &args.platform, &request.told).await?;
     }
     let published = workplace.repository().publish(&keys, &request).await;

@@ -17,10 +17,9 @@ use crate::cgroup::{Cgroup, Cgroups};
 use crate::clock::boot_time;
 use crate::confine::Confined;
 use crate::launch::Launch;
+use crate::not_started::{Fault, fault_of};
 use crate::port::holder_of;
-use crate::process::{
-    Exit, GroupChild, Watched, is_the_programs_fault, session_has_others, started_ticks,
-};
+use crate::process::{Exit, GroupChild, Watched, session_has_others, started_ticks};
 use crate::service::{
     RunService, ServiceCommand, ServiceSpec, ServiceState, ServiceStatus, ServiceType,
 };
@@ -194,11 +193,10 @@ impl Home {
             cgroup.clone().end().await;
         }
         let (child, notify) = started.map_err(|error| {
-            let reason = format!("{}: {error}", command.program.display());
-            if is_the_programs_fault(&error) {
-                CannotSpawn::Program(reason)
-            } else {
-                CannotSpawn::Machine(reason)
+            let program = command.program.display();
+            match fault_of(&command.program, error) {
+                Fault::Program(error) => CannotSpawn::Program(format!("{program}: {error}")),
+                Fault::Machine(error) => CannotSpawn::Machine(format!("{program}: {error}")),
             }
         })?;
         let leader = Leader::Child(child);

@@ -167,7 +167,7 @@ impl Fixture {
         let platform = "linux/amd64".parse().unwrap();
         let mut request = PublishRequest::new(&source, "web".parse().unwrap(), version, platform);
         request.channel = Some("stable".parse().unwrap());
-        request.deltas = false;
+        request.delta_budget = None;
         self.repository.publish(&self.keys, &request).await.unwrap();
     }
 

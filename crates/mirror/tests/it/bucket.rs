@@ -116,7 +116,7 @@ async fn publish(dir: &Path, repository: &Repository, keys: &Keys, version: &str
     let (version, platform) = (version.parse().unwrap(), "linux/amd64".parse().unwrap());
     let mut request = PublishRequest::new(&source, "web".parse().unwrap(), version, platform);
     request.channel = Some("stable".parse().unwrap());
-    request.deltas = false;
+    request.delta_budget = None;
     repository.publish(keys, &request).await.unwrap();
 }
 
