@@ -116,6 +116,9 @@ pub struct AgentConfig {
     /// Where to read pressure stall information: the whole machine's folder, or a cgroup's.
     #[serde(default = "default_pressure_dir")]
     pub pressure_dir: PathBuf,
+    /// Where this server's own variables for apps are: `APP.env`.
+    #[serde(default = "default_env_dir")]
+    pub env_dir: PathBuf,
     /// While this file exists, nothing new starts on this server.
     #[serde(default = "default_kill_file")]
     pub kill_file: PathBuf,
@@ -223,6 +226,10 @@ fn default_yield_floor() -> ByteRate {
 
 fn default_pressure_dir() -> PathBuf {
     "/proc/pressure".into()
+}
+
+fn default_env_dir() -> PathBuf {
+    "/etc/cohort/env.d".into()
 }
 
 fn default_kill_file() -> PathBuf {

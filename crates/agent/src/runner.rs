@@ -278,6 +278,7 @@ impl Runner {
             service_port: config.service_port,
             run_as: self.user.as_ref().map(|user| user.run_as),
             home: self.user.as_ref().map(|user| user.home.clone()),
+            env_file: config.env_dir.join(format!("{app}.env")),
             programs: Arc::clone(&self.programs),
             systemd_units: Arc::new(config.systemd_units.clone()),
             host_programs: Arc::new(config.exec_programs.clone()),

@@ -54,6 +54,8 @@ pub struct AppHostConfig {
     pub run_as: Option<RunAs>,
     /// The home directory of `run_as`.
     pub home: Option<PathBuf>,
+    /// Variables of the server's own for the app, if the file is there.
+    pub env_file: PathBuf,
     /// How hooks and checks are run.
     pub programs: Arc<Programs>,
     /// The server's units that a release may name.
@@ -214,6 +216,8 @@ impl AppHost {
             service_port: self.config.service_port,
             release: release.map(of_release),
             variables: release.map(|release| self.service_variables(release)).unwrap_or_default(),
+            // One that cannot be read is told where the service is started.
+            own_env: self.own_env().unwrap_or_default(),
             host_programs: Arc::clone(&self.config.host_programs),
             programs: Arc::clone(&self.config.programs),
             run_as: self.config.run_as,

@@ -5,7 +5,6 @@ use cohort_core::release::Release;
 use crate::app_host::AppHost;
 use crate::interrupt::Interrupt;
 use crate::record::HostError;
-use crate::run_service::RunningService;
 use crate::run_step::fence_text;
 use crate::service::RunService;
 
@@ -83,19 +82,17 @@ impl AppHost {
         if self.releases.current().as_ref() != Some(release) {
             self.releases.switch(Some(release))?;
         }
-        let Some(RunningService { control, mut spec }) = self.service_of(release, "boot")? else {
-            return Ok(false);
-        };
-        let status = control.status(&spec.name).await?;
+        let Some(mut service) = self.service_of(release, "boot")? else { return Ok(false) };
+        let status = service.control.status(&service.spec.name).await?;
         if status.runs(release) {
             return Ok(status.is_young());
         }
         if let Some(activation) = &self.record.local.activation
             && activation.order.release.as_ref() == Some(release)
         {
-            spec.key = fence_text(activation.order.fence);
+            service.spec.key = fence_text(activation.order.fence);
         }
-        control.start(&spec).await?;
+        self.start_service(service).await?;
         Ok(true)
     }
 }

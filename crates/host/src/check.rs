@@ -44,6 +44,8 @@ pub struct CheckContext {
     pub(crate) release: Option<ReleaseChecks>,
     /// `COHORT_*` variables for `exec`.
     pub(crate) variables: BTreeMap<String, String>,
+    /// The server's own variables for the app's programs.
+    pub(crate) own_env: BTreeMap<String, String>,
     /// The server's own programs, which `exec` may name as `host:NAME`.
     pub(crate) host_programs: Arc<BTreeMap<ProgramName, HostProgram>>,
     pub(crate) programs: Arc<Programs>,

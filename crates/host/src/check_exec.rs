@@ -98,6 +98,14 @@ impl CheckContext {
     }
 }
 
+fn own(
+    mut env: BTreeMap<String, String>,
+    own: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    env.extend(own.clone());
+    env
+}
+
 /// Runs the check's program once, for at most `limit`.
 pub(crate) async fn look(
     name: &CheckName,
@@ -120,7 +128,7 @@ pub(crate) async fn look(
         Found::Declared(release, _) => Confined {
             run_as: context.run_as,
             isolation: release.isolation.clone(),
-            env: base_environment(context.home.as_deref()),
+            env: own(base_environment(context.home.as_deref()), &context.own_env),
             ..Confined::new(program_path(&release.folder, program), release.folder.clone())
         },
         Found::Own(_) => Confined {

@@ -12,6 +12,7 @@ use cohort_core::report::Blame;
 use crate::app_host::AppHost;
 use crate::check::{fill_in, names_port};
 use crate::interrupt::{Interrupt, failure};
+use crate::own_env;
 use crate::program::base_environment;
 use crate::service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceType,
@@ -65,6 +66,22 @@ impl AppHost {
         let (key, release) = (key.to_owned(), release.artifact.to_string());
         let spec = ServiceSpec { name, key, release, run };
         Ok(Some(RunningService { control: Arc::clone(control), spec }))
+    }
+
+    /// Starts a service, with the server's own variables.
+    pub(crate) async fn start_service(&self, service: RunningService) -> Result<(), ServiceError> {
+        let RunningService { control, mut spec } = service;
+        if let RunService::Command(command) = &mut spec.run {
+            // Cohort's own stay what they are: the file has none of them.
+            command.env.extend(self.own_env()?);
+        }
+        control.start(&spec).await
+    }
+
+    /// The server's own variables for the app.
+    pub(crate) fn own_env(&self) -> Result<BTreeMap<String, String>, ServiceError> {
+        let read = own_env::read(&self.config.env_file, self.config.run_as);
+        read.map_err(|source| ServiceError::Environment { source })
     }
 
     fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, Interrupt> {

@@ -84,6 +84,7 @@ impl AppHost {
         }
         // What cannot run here is detected while the old release still runs.
         self.service_of(release, "prepare")?;
+        self.own_env()?;
         // The way back does not wait for a program that the server no longer lists.
         if order.purpose != Purpose::Wave {
             return Ok(());
@@ -162,8 +163,8 @@ impl AppHost {
     async fn start(&self, work: &Work<'_>) -> Result<(), Interrupt> {
         let Some(release) = &work.activation.order.release else { return Ok(()) };
         self.cuts.point()?;
-        if let Some(RunningService { control, spec }) = self.service_of(release, &work.fence())? {
-            control.start(&spec).await?;
+        if let Some(service) = self.service_of(release, &work.fence())? {
+            self.start_service(service).await?;
         }
         self.cuts.point()?;
         self.hook(Hook::ApplicationStart, release, work).await
@@ -244,11 +245,13 @@ impl AppHost {
             Err(ServiceFileError::Absent) => ServiceFile::default(),
             file => file?,
         };
+        let mut variables = self.own_env()?;
+        variables.extend(self.hook_variables(hook, release, work));
         let run = HookRun {
             hook,
             folder: &folder,
             limit: file.limit_of(hook),
-            variables: &self.hook_variables(hook, release, work),
+            variables: &variables,
             programs: &self.config.programs,
             run_as: self.config.run_as,
             home: self.config.home.as_deref(),

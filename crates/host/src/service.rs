@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Limits, Usage};
 use crate::confine::Capability;
 use crate::isolation::Isolation;
+use crate::own_env::OwnEnvError;
 use crate::process::{Exit, StopSignal, age};
 use crate::program::RunAs;
 
@@ -194,6 +195,8 @@ pub enum ServiceError {
     /// The guard or systemd did not respond.
     #[error("{manager} is unreachable")]
     Unreachable { manager: &'static str, source: Cause },
+    #[error("cannot use this server's own variables for the app")]
+    Environment { source: OwnEnvError },
     /// Something else on the server has what the service needs.
     #[error("cannot start the service: {reason}")]
     Taken { reason: String },
@@ -206,7 +209,8 @@ impl ServiceError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             ServiceError::Start { .. } => Blame::Release,
-            ServiceError::Taken { .. }
+            ServiceError::Environment { .. }
+            | ServiceError::Taken { .. }
             | ServiceError::Unreachable { .. }
             | ServiceError::Failed { .. } => Blame::Surroundings,
         }

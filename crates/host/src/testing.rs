@@ -135,6 +135,7 @@ impl TestServer {
                 gid: rustix::process::getgid().as_raw(),
             }),
             home: None,
+            env_file: self.folder.path().join("env.d/web.env"),
             systemd_units: Arc::new(["web.service".to_owned()].into()),
             programs: Programs::new(
                 Launch::confine_for_tests(),

@@ -64,8 +64,8 @@ impl AppHost {
         self.cuts.point()?;
         let Some(previous) = previous else { return Ok(()) };
         let key = format!("{}/undo", work.fence());
-        if let Some(RunningService { control, spec }) = self.service_of(previous, &key)? {
-            control.start(&spec).await?;
+        if let Some(service) = self.service_of(previous, &key)? {
+            self.start_service(service).await?;
         }
         self.cuts.point()?;
         self.try_hook(Hook::ApplicationStart, previous, work).await;
