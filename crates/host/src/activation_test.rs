@@ -1,6 +1,7 @@
 //! Whole activations with real processes: what runs, what is recorded, what is reported.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use cohort_core::orders::{ActivationOrder, Purpose};
@@ -278,6 +279,31 @@ async fn failures_of_the_surroundings_are_not_the_releases() {
     assert_eq!((step, blame), (Step::Stop, Blame::Surroundings));
 }
 
+/// Secrets that no release has; an unusable file costs nothing that runs.
+#[tokio::test]
+async fn the_servers_own_variables_reach_service_and_hooks() {
+    let server = TestServer::start().await;
+    let path = server.folder.path().join("env.d/web.env");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "SECRET='of this server'\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let wants = "[ \"$SECRET\" = 'of this server' ] || exit 9";
+    let script = format!("{wants}\n{SLEEP}");
+    let release = server.release("1.0.0", &script, &[("after-install", wants)]);
+    let mut host = server.host();
+    settle(&mut host, &order(1, Some(&release))).await.unwrap();
+    assert_eq!(host.local().current.as_ref(), Some(&release), "{:?}", host.local().activation);
+    assert_eq!(*host.traffic().borrow(), Traffic::Ready);
+
+    fs::write(&path, "not a variable\n").unwrap();
+    let next = server.release("2.0.0", SLEEP, &[]);
+    settle(&mut host, &order(2, Some(&next))).await.unwrap();
+    let (step, blame, _) = failure(&host);
+    assert_eq!((step, blame), (Step::Prepare, Blame::Surroundings));
+    assert!(server.guard.status("web").await.unwrap().is_running(), "the old one runs on");
+    server.end().await;
+}
+
 #[tokio::test]
 async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let server = TestServer::start().await;
@@ -290,10 +316,18 @@ async fn an_unhealthy_service_fails_at_the_deadline_with_the_kind_of_failure() {
     let mut order = order(1, Some(&release));
     order.healthy_deadline_ms = 1_500;
     order.checks = vec![check];
+    let mut not_yet = host.not_yet();
+    let seen =
+        tokio::spawn(
+            async move { not_yet.wait_for(Option::is_some).await.unwrap().clone().unwrap() },
+        );
     settle(&mut host, &order).await.unwrap();
     let (step, blame, output) = failure(&host);
     assert_eq!((step, blame), (Step::Check, Blame::Release));
     assert!(output.contains("running 1.0.0"), "{output}");
+    // What it sees is told while it waits, and no longer.
+    assert!(seen.await.unwrap().saw.contains(&port.to_string()));
+    assert_eq!(*host.not_yet().borrow(), None);
     server.end().await;
 }
 
