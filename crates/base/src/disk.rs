@@ -25,6 +25,14 @@ pub fn is_read_only(path: &Path) -> io::Result<bool> {
     Ok(statvfs(path)?.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
+/// Whether the file system of `path` is mounted so that no program on it can run.
+///
+/// # Errors
+/// If the file system cannot be asked.
+pub fn is_noexec(path: &Path) -> io::Result<bool> {
+    Ok(statvfs(path)?.f_flag.contains(StatVfsMountFlags::NOEXEC))
+}
+
 /// Allocates a range of a file, in bytes, which grows it if needed; `false` if the file system
 /// cannot, and a check of [`free_bytes`] has to suffice.
 ///

@@ -5,13 +5,13 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use rustix::fs::StatVfsMountFlags;
+use cohort_base::disk;
 use rustix::io::Errno;
 
 /// How much of a program is read for the name of its interpreter, in bytes: as the kernel does.
 const HEAD_BYTES: u64 = 256;
 
-/// Whose fault it is, and the error in words that help.
+/// Whose fault it is, and an error that helps.
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// Missing, not executable, not a program: so on every server.
@@ -54,8 +54,7 @@ fn is_executable(program: &Path) -> bool {
 }
 
 fn is_noexec(path: &Path) -> bool {
-    let about = rustix::fs::statvfs(path);
-    about.is_ok_and(|about| about.f_flag.contains(StatVfsMountFlags::NOEXEC))
+    disk::is_noexec(path).unwrap_or(false)
 }
 
 /// What a script's first line names.
