@@ -91,7 +91,7 @@ fn group_waits(report: &GroupReport) -> Vec<Wait> {
         waits.extend(shown.map(|waiting| {
             let mut wait = Wait::of(group, id, app, waiting);
             wait.sentence.push_str(&details(&waiting.on, app));
-            wait.hints.get_or_insert_default().extend(fetch_hint(&waiting.on, app));
+            wait.hints.get_or_insert_default().extend(hint_of(&waiting.on, id, app));
             wait
         }));
         waits.extend(broken);
@@ -213,16 +213,25 @@ fn details(on: &WaitingOn, app: &AppStatus) -> String {
     servers.into_iter().filter_map(says).take(DETAILS_MAX).collect()
 }
 
-/// What to do about a download that has failed more than once. It is tried again, but what it
-/// fails at (a full disk, a network) may need somebody.
-fn fetch_hint(on: &WaitingOn, app: &AppStatus) -> Option<Hint> {
-    let WaitingOn::Download { servers } = on else { return None };
-    let fails = |server: &&ServerId| {
-        let doing = app.servers.get(*server).and_then(|here| here.doing.as_ref());
-        matches!(doing, Some(Doing::Download(Download::Failed { tries: 2.., .. })))
-    };
-    let server = servers.iter().find(fails)?;
-    Some(inspect_download(server))
+/// What to do about a download that has failed more than once, or a check that does not pass. Both
+/// go on, but what they fail at (a full disk, a network, a database) may need somebody.
+fn hint_of(on: &WaitingOn, id: &AppId, app: &AppStatus) -> Option<Hint> {
+    let doing = |server: &ServerId| app.servers.get(server)?.doing.as_ref();
+    match on {
+        WaitingOn::Download { servers } => {
+            let fails = |server: &&ServerId| {
+                matches!(doing(server), Some(Doing::Download(Download::Failed { tries: 2.., .. })))
+            };
+            servers.iter().find(fails).map(inspect_download)
+        }
+        WaitingOn::Steps { servers } => {
+            let fails = |server: &&ServerId| matches!(doing(server), Some(Doing::Checking { .. }));
+            let server = servers.iter().map(|(server, _)| server).find(fails)?.clone();
+            let logs = Command::Logs { server, app: id.clone() };
+            Some(Hint::run_to("read what its service writes", logs))
+        }
+        _ => None,
+    }
 }
 
 /// How long offenders are still shown after their transfer has ended, in milliseconds. 10 min: long

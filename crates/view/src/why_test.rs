@@ -124,6 +124,19 @@ fn a_download_that_keeps_failing_needs_somebody() {
 }
 
 #[test]
+fn a_check_that_does_not_pass_yet_says_what_it_sees_and_where_to_read_on() {
+    let mut status = rolling();
+    let here = status.apps.get_mut(&app()).unwrap().servers.get_mut(&server("web-2")).unwrap();
+    here.doing = Some(Doing::Checking { saw: "status 503".to_owned(), left_ms: 60_000 });
+    let waits = waits(&report([status]));
+    let wait = waits.iter().find(|wait| matches!(wait.on, Some(WaitingOn::Steps { .. }))).unwrap();
+    assert!(wait.sentence.contains("status 503"), "{wait:?}");
+    let logs = Command::Logs { server: server("web-2"), app: app() };
+    let is_logs = |hint: &Hint| matches!(hint, Hint::Run(_, command) if *command == logs);
+    assert!(wait.hints.as_ref().unwrap().iter().any(is_logs), "{wait:?}");
+}
+
+#[test]
 fn a_rollback_that_waits_says_that_it_is_one() {
     let mut status = held();
     let app = status.apps.get_mut(&app()).unwrap();
