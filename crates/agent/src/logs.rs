@@ -70,7 +70,11 @@ impl Log {
     fn find(data_dir: &Path, request: &LogRequest) -> Result<Self, ApiError> {
         let logs = data_dir.join("guard/logs");
         let app = match &request.app {
-            Some(app) => app.clone(),
+            Some(app) if apps(data_dir).contains(app) => app.clone(),
+            Some(app) => {
+                let error = format!("this server has no app {app}");
+                return Err(ApiError::not_found(error).hint(named(&apps(data_dir))));
+            }
             None => only_app(data_dir)?,
         };
         let files = match &request.hook {
@@ -86,10 +90,13 @@ impl Log {
             }
         };
         if !files.iter().any(|path| path.exists()) {
-            let what = request.hook.as_ref().map_or("its service", |_| "that hook");
-            let error = format!("nothing of app {app} is here: {what} has written nothing yet");
-            return Err(ApiError::not_found(error)
-                .hint("a systemd unit writes to the journal: journalctl --unit UNIT"));
+            return Err(match &request.hook {
+                Some(hook) => {
+                    ApiError::not_found(format!("the hook {hook} of app {app} has not run here"))
+                }
+                None => ApiError::not_found(format!("app {app} has written nothing here yet"))
+                    .hint("a systemd unit writes to the journal: journalctl --unit UNIT"),
+            });
         }
         Ok(Log { app, files })
     }
@@ -194,19 +201,27 @@ fn lines(bytes: &[u8]) -> Vec<String> {
 
 /// The app of a server that has one.
 fn only_app(data_dir: &Path) -> Result<AppId, ApiError> {
+    match &apps(data_dir)[..] {
+        [only] => Ok(only.clone()),
+        [] => Err(ApiError::not_found("this server has no app yet")),
+        several => {
+            let error = "this server has several apps: name one with --app";
+            Err(ApiError::bad_request(error).hint(named(several)))
+        }
+    }
+}
+
+fn apps(data_dir: &Path) -> Vec<AppId> {
     let entries = std::fs::read_dir(data_dir.join("apps")).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut apps: Vec<AppId> = names.filter_map(|name| AppId::new(name).ok()).collect();
     apps.sort();
-    match &apps[..] {
-        [only] => Ok(only.clone()),
-        [] => Err(ApiError::not_found("this server has no app yet")),
-        several => {
-            let names: Vec<&str> = several.iter().map(AppId::as_str).collect();
-            let error = format!("this server has several apps: {}", names.join(", "));
-            Err(ApiError::bad_request(error).hint("name one: --app APP"))
-        }
-    }
+    apps
+}
+
+fn named(apps: &[AppId]) -> String {
+    let names: Vec<&str> = apps.iter().map(AppId::as_str).collect();
+    format!("it has: {}", names.join(", "))
 }
 
 #[cfg(test)]

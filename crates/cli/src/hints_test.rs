@@ -49,7 +49,8 @@ fn next(command: Option<&Command>) -> Option<Command> {
         Some(Command::KillOff { scope: Some(_) }) => Command::KillOff { scope: None },
         Some(Command::KillOff { scope: None }) => Command::KillStatus,
         Some(Command::KillStatus) => Command::ServerRevoked,
-        Some(Command::ServerRevoked) => Command::Logs { server: server(), app: app() },
+        Some(Command::ServerRevoked) => Command::ReleaseList,
+        Some(Command::ReleaseList) => Command::Logs { server: server(), app: app() },
         Some(Command::Logs { .. }) => {
             Command::Publish { app: Some(app()), channel: text("stable") }
         }

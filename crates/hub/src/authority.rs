@@ -117,10 +117,10 @@ fn may_finish(
     if let [first, ..] = behind {
         let names: Vec<&str> = behind.iter().take(NAMED_MAX).map(ServerId::as_str).collect();
         let more = if behind.len() > names.len() { ", …" } else { "" };
-        let (count, names) = (behind.len(), names.join(", "));
+        let names = names.join(", ");
         return refused(format!(
-            "{count} servers have no certificate of the new authority, as far as this hub has \
-             heard since its start: {names}{more}"
+            "servers have no certificate of the new authority yet, as far as this hub has heard \
+             since its start: {names}{more}"
         ))
         .map_err(|error| {
             error

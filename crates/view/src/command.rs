@@ -64,6 +64,7 @@ pub enum Command {
         app: Option<AppId>,
         channel: Option<String>,
     },
+    ReleaseList,
     RolloutApprove {
         group: GroupId,
         app: AppId,
@@ -143,6 +144,7 @@ impl Command {
                 .add("--version VERSION")
                 .add("--channel")
                 .or(channel.as_ref(), "CHANNEL"),
+            Command::ReleaseList => words.add("release list"),
             Command::RolloutApprove { group, app } => {
                 words.add("rollout approve").one(group).flag("--app", Some(app))
             }

@@ -165,10 +165,10 @@ impl Reader {
                     None => {}
                 }
             }
+            request.app = Some(answer.app);
             if !answer.more && !follow {
                 break;
             }
-            request.app = Some(answer.app);
             request.wait_ms = if answer.more { 0 } else { LOG_WAIT_MS_MAX };
             if let Some(place) = answer.end {
                 request.from = LogFrom::After { place };

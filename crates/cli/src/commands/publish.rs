@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use cohort_artifact::{
-    AppId, Channel, DeltaTried, Judge, Needs, Platform, PublishRequest, Published, Rollback,
-    Version, parse_rollback,
+    AppId, Channel, ChannelPointer, DeltaTried, Judge, Needs, Platform, PublishRequest, Published,
+    Rollback, Version, parse_rollback,
 };
 use cohort_base::chain;
 use cohort_core::ids::CheckName;
@@ -29,6 +29,9 @@ use crate::failure::{Exit, Failure, OrFail as _};
 use crate::output::{Output, note};
 use crate::policy_known::KnownPolicy;
 use crate::workplace::Place;
+
+/// The channel that the next step is shown with.
+const FIRST_CHANNEL: &str = "stable";
 
 /// How long the hub may take to say what the policy is, which is only for a warning.
 const POLICY_DEADLINE: Duration = Duration::from_secs(2);
@@ -116,6 +119,10 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
     if request.delta_budget.is_some() {
         request.bases = workplace.bases(&args.app, &args.platform, &request.told).await?;
     }
+    let known = workplace.repository().channels().unwrap_or_default();
+    let is_stable =
+        |known: &ChannelPointer| known.app == args.app && known.channel.as_str() == FIRST_CHANNEL;
+    let has_first = known.iter().any(is_stable);
     let published = workplace.repository().publish(&keys, &request).await;
     let finished = match &published {
         Ok(published) => {
@@ -136,7 +143,7 @@ pub(crate) async fn run(global: &Global, args: &PublishArgs) -> Result<Exit, Fai
             args.app, args.version
         ));
     }
-    global.output.answer(&answer(&published), || text(&published, &args.path));
+    global.output.answer(&answer(&published), || text(&published, &args.path, has_first));
     Ok(Exit::Done)
 }
 
@@ -219,7 +226,7 @@ fn delta_answer(tried: &DeltaTried) -> DeltaAnswer<'_> {
     }
 }
 
-fn text(published: &Published, path: &Path) -> String {
+fn text(published: &Published, path: &Path, has_first: bool) -> String {
     let manifest = &published.manifest;
     let (app, version) = (&manifest.app, &manifest.version);
     let mut text = format!(
@@ -249,8 +256,8 @@ fn text(published: &Published, path: &Path) -> String {
         }
         None => {
             let (app, version) = (Some(app.clone()), Some(version.clone()));
-            let channel = Some("stable".to_owned());
-            let next = Command::ChannelSet { app, channel, version, create: true };
+            let channel = Some(FIRST_CHANNEL.to_owned());
+            let next = Command::ChannelSet { app, channel, version, create: !has_first };
             text.push_str(&format!("next: {next}\n"));
         }
     }

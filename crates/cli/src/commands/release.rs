@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use cohort_artifact::{
     AppId, Collected, Keys, Manifest, Needs, Platform, Protocols, PublishRequest, ReleaseName,
-    Repository, RepositoryError, Rollback, Version,
+    Repository, Rollback, Version,
 };
 use cohort_core::ids::GroupId;
 use cohort_registry::fleet::Fleet;
@@ -24,7 +24,7 @@ use crate::commands::publish::{default_platform, dry_run, judge};
 use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::output::{look, note};
+use crate::output::look;
 use crate::workplace::{Place, Workplace};
 
 /// How long the hub may take to say what groups run, where that is only shown.
@@ -254,9 +254,8 @@ fn named(
         let before = chosen.len();
         chosen.extend(all.iter().filter(is_it).filter(on_platform).cloned());
         if chosen.len() == before {
-            let error =
-                RepositoryError::NoSuchRelease { app: app.clone(), version: version.clone() };
-            return Err(Failure::of("release", &error));
+            let error = format!("{app} {version} is not published");
+            return Err(Failure::new("no_such_release", error).hint(Command::ReleaseList));
         }
     }
     chosen.sort();
@@ -275,11 +274,23 @@ async fn removed(
     remove(workplace.repository()).await.or_fail("release")?;
     let collected = workplace.collect().await?;
     workplace.finish(remove).await?;
-    tell(global, &chosen, collected);
+    let freed = match collected {
+        Some(Collected { bytes: freed, .. }) => {
+            format!("{} freed; the rest once it is a day old\n", bytes(freed))
+        }
+        None => "the hub frees the space within a day\n".to_owned(),
+    };
+    tell(global, &chosen, collected, "removed", &freed);
     Ok(Exit::Done)
 }
 
-fn tell(global: &Global, chosen: &[ReleaseName], collected: Option<Collected>) {
+fn tell(
+    global: &Global,
+    chosen: &[ReleaseName],
+    collected: Option<Collected>,
+    done: &str,
+    end: &str,
+) {
     let releases = chosen.iter().map(|ReleaseName { app, version, platform }| ReleaseId {
         app,
         version,
@@ -292,15 +303,9 @@ fn tell(global: &Global, chosen: &[ReleaseName], collected: Option<Collected>) {
     global.output.answer(&answer, || {
         let mut text = String::new();
         for ReleaseName { app, version, platform } in chosen {
-            text.push_str(&format!("removed {app} {version} for {platform}\n"));
+            text.push_str(&format!("{done} {app} {version} for {platform}\n"));
         }
-        text.push_str(&match collected {
-            Some(Collected { files, bytes: freed }) => {
-                format!("{files} files, {} freed\n", bytes(freed))
-            }
-            None => "the hub removes their files within a day\n".to_owned(),
-        });
-        text
+        text + end
     });
 }
 
@@ -328,8 +333,7 @@ pub(crate) async fn keep_newest(
         *count > keep && !is_on_channel && !is_used && only.is_none_or(|only| only == app)
     });
     if is_dry_run {
-        note("nothing was removed (--dry-run)");
-        tell(global, &chosen, None);
+        tell(global, &chosen, None, "would remove", "");
         return Ok(Exit::Done);
     }
     removed(global, workplace, &keys, chosen).await
