@@ -70,7 +70,9 @@ fn over_budget(turn: &Turn<'_>, rollout: &Rollout) -> Option<Reason> {
     } else if rollout.surroundings_failures > policy.surroundings_allowed_of(size) {
         Some(first(Blame::Surroundings))
     } else if nobody_left() {
-        Some(Reason::NoServerLeft)
+        // What a server failed at says what to do.
+        let said = rollout.failures.iter().any(|failure| failure.blame == Blame::Surroundings);
+        Some(if said { first(Blame::Surroundings) } else { Reason::NoServerLeft })
     } else {
         None
     }
