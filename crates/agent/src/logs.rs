@@ -20,10 +20,9 @@ use tokio::time::Instant;
 
 use crate::shared::Shared;
 
-/// Most bytes of a log in one answer, unless lines are asked for from the end: whole files then,
-/// which the guard rotates at 2 MiB.
+/// Most bytes of a log in one answer.
 const PART_BYTES_MAX: u64 = 256 * 1024;
-/// Most bytes that are read of one file.
+/// Most bytes that are read of one file, which the guard rotates at 2 MiB.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// How often a log is looked at while an operator follows it.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -153,7 +152,13 @@ impl Log {
             answer.end = Some(LogPlace { file: file.id, offset: whole as u64 });
         }
         let count = count.min(LOG_LINES_MAX) as usize;
-        answer.output.drain(..answer.output.len().saturating_sub(count));
+        let mut bytes = 0;
+        let fits = |line: &&String| {
+            bytes += line.len() as u64;
+            bytes <= PART_BYTES_MAX
+        };
+        let kept = answer.output.iter().rev().take(count).take_while(fits).count();
+        answer.output.drain(..answer.output.len() - kept);
         Ok(answer)
     }
 
