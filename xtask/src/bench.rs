@@ -6,6 +6,7 @@
 mod distribute;
 mod failover;
 mod flood;
+mod publish;
 mod rollout;
 mod truth;
 
@@ -40,6 +41,8 @@ enum What {
     Failover,
     /// Whether a flood of connections from one address keeps out anybody else
     Flood,
+    /// Publishing a large directory and its next version: time, memory, and the delta
+    Publish(publish::PublishArgs),
     /// Cost of deciding and simulating; entries at rest; time until silence is told and healed
     Truth,
     /// Time until every server of a zone has an artifact, and bytes through the downlink
@@ -102,13 +105,16 @@ impl Row {
     }
 }
 
+type Measure<'a> = Box<dyn Fn(&Programs, PathBuf) -> Result<Vec<Row>> + 'a>;
+
 /// Measures and prints. Fails if a measurement failed, not if a goal is missed.
 pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
-    let measure: fn(&Programs, PathBuf) -> Result<Vec<Row>> = match &args.what {
-        What::Rollout => rollout::measure,
-        What::Failover => failover::measure,
-        What::Flood => flood::measure,
-        What::Truth => |programs, dir| Ok(truth::measure(programs, &dir)),
+    let measure: Measure<'_> = match &args.what {
+        What::Rollout => Box::new(rollout::measure),
+        What::Failover => Box::new(failover::measure),
+        What::Flood => Box::new(flood::measure),
+        What::Publish(of) => Box::new(|programs, dir| publish::measure(of, programs, &dir)),
+        What::Truth => Box::new(|programs, dir| Ok(truth::measure(programs, &dir))),
         What::Distribute(of) => return distribute::run(of, args),
     };
     let programs = args.programs()?;
