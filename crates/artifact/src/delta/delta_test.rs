@@ -489,3 +489,24 @@ fn the_format_of_deltas_is_held() {
         [env!("CARGO_MANIFEST_DIR"), "tests/golden/delta-streams.jsonl"].iter().collect();
     cohort_base::golden::hold(&path, &[hex::encode(streams)]);
 }
+
+/// Builds without an index whatever differs in a few bytes only.
+#[test]
+fn what_is_hardly_changed_is_a_few_steps() {
+    let old = noise("old", 1 << 20);
+    let mut new = old.clone();
+    for at in [1_000, 300_000, 300_050, 900_000] {
+        new[at] ^= 0xff;
+    }
+    new.splice(500_000..500_000, *b"an insertion");
+    new.drain(700_000..700_900);
+    new.extend_from_slice(b"another end");
+    let found = steps(&old, &new);
+    assert!(found.len() <= 4, "{found:?}");
+    let extra: usize = found.iter().map(|step| step.extra).sum();
+    assert!(extra < 100, "{found:?}");
+    assert!(round_trip(&old, &new) < 2_000);
+    // From the middle of a window.
+    let found = steps(&old, &old[200_000..400_000]);
+    assert_eq!((found.len(), found[0].from, found[0].same), (1, 200_000, 200_000));
+}

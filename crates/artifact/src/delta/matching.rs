@@ -4,7 +4,9 @@
 //! *nearly* the same. So a match is extended over differing bytes while more than half of them
 //! agree, and the differences are stored byte by byte. bsdiff finds its matches in a suffix array;
 //! here, a table contains all positions by their next eight bytes. It is built in one pass, and
-//! searched outwards from where the match is expected.
+//! searched outwards from where the match is expected. Data that is hardly changed needs no table.
+
+use memchr::memmem;
 
 /// Shortest match, in bytes: shorter ones gain nothing in bsdiff either.
 const SEED: usize = 8;
@@ -136,8 +138,66 @@ fn common(one: &[u8], other: &[u8]) -> usize {
     begun + rest.take_while(|(one, other)| one == other).count()
 }
 
+/// How many bytes have to agree to go on after a difference.
+const SURE: usize = 32;
+/// Longest run of differing bytes after which both go on in the same place.
+const CHANGED_MAX: usize = 64;
+/// Longest insertion or removal that is looked for without an index.
+const MOVED_MAX: usize = 64 << 10;
+/// New data with more differences than one in so many bytes is worth an index.
+const BYTES_PER_DIFFERENCE: usize = 4096;
+
+/// The steps of new data that is the old with a few bytes changed, inserted or removed: found by
+/// following both, without an index. `None` if there is more to it.
+fn follow(old: &[u8], new: &[u8]) -> Option<Vec<Step>> {
+    let mut from = memmem::find(old, new.get(..SURE)?)?;
+    let (mut steps, mut begun, mut scan) = (Vec::new(), 0, 0);
+    let mut left = new.len() / BYTES_PER_DIFFERENCE + 1;
+    loop {
+        // Where the old data is that belongs to `scan`.
+        let at = from + (scan - begun);
+        scan += common(&old[at..], &new[scan..]);
+        let (at, rest) = (from + (scan - begun), &new[scan..]);
+        if rest.is_empty() {
+            steps.push(Step { from, same: scan - begun, extra: 0 });
+            return Some(steps);
+        }
+        left = left.checked_sub(1)?;
+        let behind = &old[at..];
+        let changed = (1..=CHANGED_MAX).find(|length| {
+            let next = *length..*length + SURE;
+            rest.get(next.clone()).is_some_and(|bytes| Some(bytes) == behind.get(next))
+        });
+        if let Some(length) = changed {
+            scan += length;
+            continue;
+        }
+        let near = |bytes: &[u8]| bytes.len().min(MOVED_MAX);
+        let inserted = behind.get(..SURE).and_then(|it| memmem::find(&rest[..near(rest)], it));
+        let removed = rest.get(..SURE).and_then(|it| memmem::find(&behind[..near(behind)], it));
+        let (extra, skipped) = match (inserted, removed) {
+            (Some(extra), _) => (extra, 0),
+            (None, Some(skipped)) => (0, skipped),
+            // The end is another one.
+            (None, None) if rest.len() <= MOVED_MAX => (rest.len(), 0),
+            (None, None) => return None,
+        };
+        steps.push(Step { from, same: scan - begun, extra });
+        scan += extra;
+        if scan == new.len() {
+            return Some(steps);
+        }
+        (begun, from) = (scan, at + skipped);
+    }
+}
+
 /// Splits `new` into steps over `old`, which has at most `u32::MAX` bytes.
 pub(super) fn steps(old: &[u8], new: &[u8]) -> Vec<Step> {
+    follow(old, new).unwrap_or_else(|| search(old, new))
+}
+
+/// The same for any data, by an index.
+fn search(old: &[u8], new: &[u8]) -> Vec<Step> {
     let table = Table::new(old);
     let mut steps = Vec::new();
     // Start of the pending step, in the new and the old data.
