@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use cohort_consensus::Timing;
-use cohort_core::ids::{Platform, ProgramName, ServerId};
+use cohort_core::ids::{Platform, PortName, ProgramName, ServerId};
 use cohort_core::placement::Carriers;
 use cohort_core::policy::Duration;
 use cohort_host::HostProgram;
@@ -64,8 +64,12 @@ pub struct AgentConfig {
     /// The address of this server where the service listens, for checks; the loopback addresses if
     /// not set.
     pub service_address: Option<IpAddr>,
-    /// The port of the service: `{port}` in commands, and the port of checks that name none.
+    /// The port of the app: `{port}` in commands, and the port of checks that name none. Of apps
+    /// that have a port of their name, that one.
     pub service_port: Option<u16>,
+    /// Ports by name: `{port.NAME}` in commands, and `port` of checks.
+    #[serde(default)]
+    pub ports: BTreeMap<PortName, u16>,
     /// The user that services, hooks and `exec` checks run as: a name in `/etc/passwd`, `UID` or
     /// `UID:GID`; the agent's own user if not set.
     pub service_user: Option<String>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cohort_core::command::Rejection;
 use cohort_core::ids::{AppId, Incarnation};
-use cohort_host::{AppHost, AppHostConfig, Controls, Programs, boot_time_ms};
+use cohort_host::{AppHost, AppHostConfig, Controls, OwnValues, Programs, boot_time_ms};
 use cohort_server::asking::{
     ANSWER_MS_MAX, Asking, CHANGE_MS_MAX, Effect, Input, Members, Question, Received, Whom,
 };
@@ -268,6 +268,8 @@ impl Runner {
         reporter: &Reporter,
     ) -> Result<AppTask, AgentError> {
         let config = &self.shared.config;
+        let (port, ports) = (config.service_port, config.ports.clone());
+        let own_values = OwnValues::of(app, port, ports, config.labels.clone());
         let host_config = AppHostConfig {
             state_dir: config.data_dir.clone(),
             install_dir: config.install_dir.join(app.as_str()),
@@ -275,7 +277,7 @@ impl Runner {
             group: self.shared.group.clone(),
             platform: config.platform.clone(),
             service_address: config.service_address,
-            service_port: config.service_port,
+            own_values: Arc::new(own_values),
             run_as: self.user.as_ref().map(|user| user.run_as),
             home: self.user.as_ref().map(|user| user.home.clone()),
             env_file: config.env_dir.join(format!("{app}.env")),

@@ -17,6 +17,7 @@ pub(crate) const LAYOUT: Layout = Layout {
         (Kind::Number, "service_port voters standbys"),
         (Kind::List, "hub mirrors yield_to systemd_units"),
         (Kind::Map, "labels"),
+        (Kind::NumberMap, "ports"),
         (Kind::Path, "data_dir env_dir install_dir join_token_file kill_file pressure_dir"),
         (Kind::PathMap, "exec_programs"),
     ],

@@ -28,6 +28,9 @@ pub(crate) enum Kind {
     List,
     /// Names and strings, as comma-separated `name=text` in the environment. Layers are merged.
     Map,
+    /// Names and whole numbers, as comma-separated `name=number` in the environment. Layers are
+    /// merged.
+    NumberMap,
     /// A path, relative to the file that contains it.
     Path,
     /// Names, and paths or lists that start with one. Layers are merged.
@@ -139,7 +142,7 @@ impl Layers {
     fn put(&mut self, kind: Kind, key: &'static str, value: Value, source: Source) {
         let merged = match (self.values.remove(key), value) {
             (Some((Value::Table(mut below), _)), Value::Table(above))
-                if matches!(kind, Kind::Map | Kind::PathMap) =>
+                if matches!(kind, Kind::Map | Kind::NumberMap | Kind::PathMap) =>
             {
                 below.extend(above);
                 Value::Table(below)
@@ -270,10 +273,10 @@ fn parse_text(kind: Kind, text: &str) -> Result<Value, &'static str> {
         Kind::Bool => text.parse().map(Value::Boolean).map_err(|_| "`true` or `false`"),
         Kind::List => Ok(list_value(text.split(',').map(str::trim))),
         Kind::Map | Kind::PathMap => {
-            let pairs: Option<Vec<_>> = text.split(',').map(|pair| pair.split_once('=')).collect();
-            let pairs = pairs.ok_or("of the form `name=text,name=text`")?;
-            Ok(map_value(pairs.into_iter().map(|(name, text)| (name.trim(), text.trim()))))
+            map_value(text, |text| Some(text.into())).ok_or("of the form `name=text,name=text`")
         }
+        Kind::NumberMap => map_value(text, |text| text.parse().ok().map(Value::Integer))
+            .ok_or("of the form `name=number,name=number`"),
     }
 }
 
@@ -281,8 +284,12 @@ fn list_value<'t>(texts: impl Iterator<Item = &'t str>) -> Value {
     Value::Array(texts.map(|text| Value::String(text.to_owned())).collect())
 }
 
-fn map_value<'t>(pairs: impl Iterator<Item = (&'t str, &'t str)>) -> Value {
-    Value::Table(pairs.map(|(name, text)| (name.to_owned(), text.into())).collect())
+fn map_value(text: &str, value: impl Fn(&str) -> Option<Value>) -> Option<Value> {
+    let pair = |pair: &str| {
+        let (name, text) = pair.split_once('=')?;
+        Some((name.trim().to_owned(), value(text.trim())?))
+    };
+    text.split(',').map(pair).collect::<Option<_>>().map(Value::Table)
 }
 
 pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {

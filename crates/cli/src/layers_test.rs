@@ -78,12 +78,18 @@ fn later_layers_win_per_key_and_labels_are_merged() {
     );
     write(&dir.path().join("agent.d/20-listen.toml"), "listen = \"c:1\"\n");
     write(&dir.path().join("agent.d/ignored.txt"), "listen = \"d:1\"\n");
-    let env = [("COHORT_SERVICE_PORT", "81"), ("COHORT_HUB", "h1:1, h2:1"), ("COHORT_RACK", "env")];
+    let env = [
+        ("COHORT_SERVICE_PORT", "81"),
+        ("COHORT_PORTS", "metrics=9100, api=8081"),
+        ("COHORT_HUB", "h1:1, h2:1"),
+        ("COHORT_RACK", "env"),
+    ];
     let config = agent(dir.path(), &env).unwrap();
     assert_eq!(config.listen, "c:1");
     assert_eq!(config.labels["zone"], "zone-b");
     assert_eq!(config.labels["row"], "1");
     assert_eq!(config.service_port, Some(81));
+    assert_eq!((config.ports["metrics"], config.ports["api"]), (9100, 8081));
     assert_eq!(config.hub, ["h1:1", "h2:1"]);
     assert_eq!(config.rack.as_deref(), Some("rack-flag"));
     assert_eq!(config.data_dir, dir.path().join("data"), "relative to the file that says so");

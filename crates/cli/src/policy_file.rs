@@ -69,7 +69,8 @@ fn url_of(line: &str) -> Option<&str> {
     value.strip_prefix('"')?.split_once('"').map(|(url, _)| url)
 }
 
-/// The same as a path, its port unless that is `{port}`, and TLS; `None` if it leads elsewhere.
+/// The same as a path, its port unless that is the app's own, and TLS; `None` if it leads
+/// elsewhere.
 fn path_of(url: &str) -> Option<String> {
     let (tls, rest) = match url.strip_prefix("https://") {
         Some(rest) => ("\ntls = {}", rest),
@@ -79,10 +80,13 @@ fn path_of(url: &str) -> Option<String> {
     let rest = own.iter().find_map(|host| rest.strip_prefix(host))?.strip_prefix(':')?;
     let (port, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let path = toml::Value::from(path);
-    match port {
-        "{port}" => Some(format!("path = {path}{tls}")),
-        port => port.parse::<u16>().ok().map(|port| format!("path = {path}\nport = {port}{tls}")),
-    }
+    let named = port.strip_prefix("{port.").and_then(|port| port.strip_suffix('}'));
+    let port = match (port, named) {
+        ("{port}", _) => String::new(),
+        (_, Some(name)) => format!("\nport = {}", toml::Value::from(name)),
+        (number, None) => format!("\nport = {}", number.parse::<u16>().ok()?),
+    };
+    Some(format!("path = {path}{port}{tls}"))
 }
 
 /// Checks on metrics are reserved for a later version.

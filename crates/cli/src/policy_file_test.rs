@@ -119,11 +119,13 @@ fn a_url_of_the_server_itself_is_a_path_and_another_is_refused() {
     };
     for (url, port, path) in [
         ("http://127.0.0.1:{port}/healthz", None, "/healthz"),
-        ("http://localhost:8080", Some(8080), "/"),
-        ("http://[::1]:8080/a?b=c", Some(8080), "/a?b=c"),
+        ("http://localhost:8080", Some("8080"), "/"),
+        ("http://[::1]:8080/a?b=c", Some("8080"), "/a?b=c"),
+        ("http://[::1]:{port.metrics}/", Some("\"metrics\""), "/"),
         ("https://127.0.0.1:{port}/", None, "/"),
     ] {
         let tls = url.starts_with("https").then(TlsProbe::default);
+        let port = port.map(|port| serde_json::from_str(port).unwrap());
         let http = HttpProbe { port, path: path.to_owned(), tls, ..HttpProbe::default() };
         assert_eq!(check(url).unwrap(), Probe::Http(Box::new(http)), "{url}");
     }

@@ -104,6 +104,27 @@ fn policies_are_applied_compared_and_shown() {
     assert_eq!((code, &error["kind"]), (1, &"no_such_app".into()));
 }
 
+#[test]
+fn two_apps_do_not_check_one_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let apply = |app: &str, port: &str| {
+        let text = format!(
+            "app = \"{app}\"\nchannel = \"stable\"\n[[check]]\ntype = \"tcp\"\nport = {port}\n"
+        );
+        fs::write(dir.path().join("app.toml"), text).unwrap();
+        hub.json("fleet", &["app", "apply", "-f", "app.toml"])
+    };
+    for (app, port) in [("web", "8080"), ("web", "8081"), ("api", "8080"), ("old", "\"old\"")] {
+        let (code, answer) = apply(app, port);
+        assert_eq!(code, 0, "{app} {port}: {answer}");
+    }
+    for (app, port) in [("api", "8081"), ("api", "\"old\"")] {
+        let (code, error) = apply(app, port);
+        assert_eq!((code, &error["kind"]), (2, &"shared_port".into()), "{app} {port}");
+    }
+}
+
 /// The owner of the hub, who has its files, makes it hand out a root of its own.
 #[test]
 fn a_token_for_another_root_than_the_operators_is_not_given_out() {

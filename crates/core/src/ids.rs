@@ -173,6 +173,11 @@ name_type!(
     |text| is_label(text.strip_prefix(OF_HOST).unwrap_or(text))
 );
 name_type!(
+    /// A port of a server, by what it is for, such as `metrics`; or an app, whose own port it is.
+    PortName, "name of a port",
+    "use 1 to 63 of a-z, 0-9 and `-`, with no `-` at either end", is_label
+);
+name_type!(
     /// The platform an artifact is built for, such as `linux/amd64`.
     Platform, "platform",
     "use 1 to 64 of a-z, 0-9 and `/_.-`, without empty parts or `..`", is_platform

@@ -8,7 +8,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Channel};
-pub use crate::probe::{HttpProbe, Method, PATH_BYTES_MAX, Probe, Scalar, TcpProbe, TlsProbe};
+pub use crate::probe::{
+    HttpProbe, Method, PATH_BYTES_MAX, PortAt, Probe, Scalar, TcpProbe, TlsProbe,
+};
 use crate::shared::Shared;
 
 /// Most checks of an app: every server runs each of them every few seconds.
@@ -157,6 +159,18 @@ pub struct Check {
     pub timeout: Duration,
     #[serde(default = "default_phases")]
     pub phase: Vec<CheckPhase>,
+}
+
+impl Check {
+    /// The port that it names; `None` if it is for the app's own, or for none.
+    #[must_use]
+    pub fn port(&self) -> Option<&PortAt> {
+        match &self.probe {
+            Probe::Tcp(tcp) => tcp.port.as_ref(),
+            Probe::Http(http) => http.port.as_ref(),
+            Probe::Exec { .. } => None,
+        }
+    }
 }
 
 fn default_interval() -> Duration {

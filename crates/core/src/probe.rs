@@ -2,10 +2,13 @@
 //! path, so that whoever can forge one makes no server run or reach anything else.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU16;
 
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::CheckName;
+use crate::ids::{CheckName, PortName};
 
 /// Longest path of an HTTP check, in bytes. 1 KiB: a path with a query, not a payload.
 pub const PATH_BYTES_MAX: usize = 1024;
@@ -34,9 +37,9 @@ pub enum Probe {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TcpProbe {
-    /// `None`: the server's `service_port`.
+    /// `None`: the app's own port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
+    pub port: Option<PortAt>,
     /// Instead of a port: a Unix socket in the app's runtime directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
@@ -48,13 +51,64 @@ pub struct TcpProbe {
     pub expect: Option<String>,
 }
 
+/// A port of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum PortAt {
+    Number(NonZeroU16),
+    /// One that the server's configuration names.
+    Named(PortName),
+}
+
+impl fmt::Display for PortAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PortAt::Number(number) => number.fmt(f),
+            PortAt::Named(name) => name.fmt(f),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PortAt {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OfNumberOrName;
+
+        impl Visitor<'_> for OfNumberOrName {
+            type Value = PortAt;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port from 1 to 65535, or the name of one in `ports` of agent.toml")
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<PortAt, E> {
+                let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+                let wrong = || E::invalid_value(Unexpected::Unsigned(number), &self);
+                port.map(PortAt::Number).ok_or_else(wrong)
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<PortAt, E> {
+                match u64::try_from(number) {
+                    Ok(number) => self.visit_u64(number),
+                    Err(_) => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+                }
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<PortAt, E> {
+                name.parse().map(PortAt::Named).map_err(E::custom)
+            }
+        }
+
+        from.deserialize_any(OfNumberOrName)
+    }
+}
+
 /// An HTTP request, and the expected response. Redirects are not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpProbe {
-    /// `None`: the server's `service_port`.
+    /// `None`: the app's own port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
+    pub port: Option<PortAt>,
     /// Instead of a port: a Unix socket in the app's runtime directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
@@ -144,7 +198,7 @@ impl Probe {
     pub fn validate(&self) -> Result<(), String> {
         match self {
             Probe::Tcp(TcpProbe { port, socket, send, expect }) => {
-                is_somewhere(*port, socket.as_deref())?;
+                is_somewhere(port.as_ref(), socket.as_deref())?;
                 short("send", send.as_deref())?;
                 short("expect", expect.as_deref())
             }
@@ -156,7 +210,7 @@ impl Probe {
 
 impl HttpProbe {
     fn validate(&self) -> Result<(), String> {
-        is_somewhere(self.port, self.socket.as_deref())?;
+        is_somewhere(self.port.as_ref(), self.socket.as_deref())?;
         if !is_path(&self.path) {
             return Err(format!(
                 "a check's path must start with `/`, and have at most {PATH_BYTES_MAX} \
@@ -234,10 +288,7 @@ impl TlsProbe {
     }
 }
 
-fn is_somewhere(port: Option<u16>, socket: Option<&str>) -> Result<(), String> {
-    if port == Some(0) {
-        return Err("a check's port must be 1 to 65535".into());
-    }
+fn is_somewhere(port: Option<&PortAt>, socket: Option<&str>) -> Result<(), String> {
     let Some(socket) = socket else { return Ok(()) };
     if port.is_some() {
         return Err("a check goes to a port or to a socket: leave out one".into());

@@ -9,6 +9,7 @@ fn judged(text: &str) -> Result<(), String> {
 fn what_a_server_can_check_is_accepted() {
     for text in [
         r#"{"type": "tcp"}"#,
+        r#"{"type": "tcp", "port": "metrics"}"#,
         r#"{"type": "tcp", "socket": "redis.sock", "send": "PING\r\n", "expect": "+PONG"}"#,
         r#"{"type": "http", "path": "/", "method": "HEAD"}"#,
         r#"{"type": "http", "path": "/", "method": "POST", "body": "{}", "expect_status": 204}"#,
@@ -26,6 +27,8 @@ fn what_no_server_can_check_is_refused() {
     for text in [
         r#"{"type": "tcp", "port": 0}"#,
         r#"{"type": "tcp", "port": 99999}"#,
+        r#"{"type": "tcp", "port": -1}"#,
+        r#"{"type": "tcp", "port": "9100 "}"#,
         r#"{"type": "tcp", "port": 1, "socket": "a"}"#,
         r#"{"type": "tcp", "socket": "/run/docker.sock"}"#,
         r#"{"type": "tcp", "socket": "../docker.sock"}"#,
@@ -36,6 +39,7 @@ fn what_no_server_can_check_is_refused() {
         r#"{"type": "http", "path": "/", "expect_status": 999}"#,
         r#"{"type": "http", "path": "/", "method": "DELETE"}"#,
         r#"{"type": "http", "path": "/", "method": "POST", "port": 2375}"#,
+        r#"{"type": "http", "path": "/", "method": "POST", "port": "docker"}"#,
         r#"{"type": "http", "path": "/", "body": "x"}"#,
         r#"{"type": "http", "path": "/", "method": "HEAD", "expect_body": "x"}"#,
         r#"{"type": "http", "path": "/", "expect_json": {"status": "ok"}}"#,

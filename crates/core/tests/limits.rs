@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 
 use cohort_core::Observations;
 use cohort_core::command::{Body, Command, Limited, Rejection};
@@ -15,7 +16,7 @@ use cohort_core::ids::{
     ServerId,
 };
 use cohort_core::orders::{Fence, Purpose};
-use cohort_core::policy::{Check, CheckPhase, Duration, Policy, Probe, TcpProbe};
+use cohort_core::policy::{Check, CheckPhase, Duration, Policy, PortAt, Probe, TcpProbe};
 use cohort_core::reason::{DebtReason, Reason};
 use cohort_core::report::{Outcome, Report};
 use cohort_core::state::{
@@ -150,8 +151,9 @@ fn a_group_remembers_no_more_than_its_limits() {
     assert_eq!(state.apps[&app()].servers[&server(0)].holds.len(), HOLDS_MAX);
 
     // Each set of checks stays in use by one server.
+    let port = |n: u64| NonZeroU16::new(u16::try_from(n).ok()?).map(PortAt::Number);
     let checks = |n: u64| Check {
-        probe: Probe::Tcp(TcpProbe { port: u16::try_from(n).ok(), ..TcpProbe::default() }),
+        probe: Probe::Tcp(TcpProbe { port: port(n), ..TcpProbe::default() }),
         interval: Duration::from_secs(1),
         timeout: Duration::from_secs(1),
         phase: vec![CheckPhase::Running],

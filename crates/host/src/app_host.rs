@@ -25,6 +25,7 @@ use crate::clock::now;
 use crate::interrupt::Interrupt;
 use crate::isolation::Isolation;
 use crate::output::{first_text, last_text, with_last_line};
+use crate::own_values::OwnValues;
 use crate::preflight::NotYet;
 use crate::program::{Programs, RunAs};
 use crate::record::{self, Cuts, HostError};
@@ -48,8 +49,8 @@ pub struct AppHostConfig {
     pub platform: Platform,
     /// The address of this server that checks connect to; if absent, the loopback addresses.
     pub service_address: Option<IpAddr>,
-    /// Where the app's service listens: `{port}`, `COHORT_SERVICE_PORT`.
-    pub service_port: Option<u16>,
+    /// The server's ports and labels, for commands, variables and checks.
+    pub own_values: Arc<OwnValues>,
     /// The user that hooks and services run as; if absent, the agent's own.
     pub run_as: Option<RunAs>,
     /// The home directory of `run_as`.
@@ -213,7 +214,7 @@ impl AppHost {
         };
         CheckContext {
             service_address: self.config.service_address,
-            service_port: self.config.service_port,
+            own_values: Arc::clone(&self.config.own_values),
             release: release.map(of_release),
             variables: release.map(|release| self.service_variables(release)).unwrap_or_default(),
             // One that cannot be read is told where the service is started.

@@ -11,18 +11,16 @@ use std::time::Duration;
 
 use cohort_base::chain;
 use cohort_core::ids::{CheckName, ProgramName, Version};
-use cohort_core::policy::{Check, Probe, TcpProbe};
+use cohort_core::policy::{Check, PortAt, Probe, TcpProbe};
 use cohort_core::report::Blame;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::check_exec::{HostProgram, ReleaseChecks};
 use crate::inside::Inside;
+use crate::own_values::OwnValues;
 use crate::process::Exit;
 use crate::program::{Programs, RunAs};
-
-const NO_PORT: &str = "the check names no port, and this server has none: set `service_port` in \
-                       agent.toml, or `port` in the policy";
 
 /// How much of an answer is read, in bytes. 64 KiB: a status page, not a download.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -30,16 +28,13 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How much of a wrong answer is quoted.
 const QUOTED_CHARS_MAX: usize = 120;
 
-/// What stands for the server's port.
-const PORT: &str = "{port}";
-
 /// What checks need to know about this server and the release.
 #[derive(Debug, Clone, Default)]
 pub struct CheckContext {
     /// Where the service listens, if not on the loopback addresses.
     pub(crate) service_address: Option<IpAddr>,
-    /// The port of checks that name none, and the value of `{port}` in commands.
-    pub(crate) service_port: Option<u16>,
+    /// The server's ports and labels.
+    pub(crate) own_values: Arc<OwnValues>,
     /// What the release in use declares.
     pub(crate) release: Option<ReleaseChecks>,
     /// `COHORT_*` variables for `exec`.
@@ -190,8 +185,9 @@ impl fmt::Display for CheckFailure {
 
 /// A check's name for people: its kind and its target on this server.
 pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
-    let at = |port: &Option<u16>| {
-        port.or(context.service_port).map(|port| format!(":{port}")).unwrap_or_default()
+    let at = |port: &Option<PortAt>| match context.own_values.port_at(port.as_ref()) {
+        Ok(port) => format!(":{port}"),
+        Err(_) => port.iter().map(|named| format!(":{named}")).collect(),
     };
     match &check.probe {
         Probe::Tcp(TcpProbe { socket: Some(socket), .. }) => format!("tcp {socket}"),
@@ -213,12 +209,12 @@ pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), Ch
     let limit = Duration::from_millis(check.timeout.ms);
     match &check.probe {
         Probe::Tcp(tcp) => {
-            let at = context.place(tcp.port, tcp.socket.as_deref())?;
+            let at = context.place(tcp.port.as_ref(), tcp.socket.as_deref())?;
             let look = async { crate::check_tcp::look(at.connect().await?.0, tcp, limit).await };
             within(limit, Box::pin(look)).await
         }
         Probe::Http(http) => {
-            let at = context.place(http.port, http.socket.as_deref())?;
+            let at = context.place(http.port.as_ref(), http.socket.as_deref())?;
             let look = async {
                 let (stream, host) = at.connect().await?;
                 let stream = match &http.tls {
@@ -254,20 +250,20 @@ async fn within(
 
 impl CheckContext {
     pub(crate) fn fill_in(&self, text: &str) -> Result<String, CheckFailure> {
-        fill_in(text, self.service_port, &self.variables)
-            .map_err(|error| CheckFailure::CannotCheck(chain(&error)))
+        let filled = self.own_values.fill_in(text, &self.variables);
+        filled.map_err(|error| CheckFailure::CannotCheck(chain(&error)))
     }
 
-    /// Where a check goes: to a socket of the app, or to the port that it names, or the server's.
-    fn place(&self, port: Option<u16>, socket: Option<&str>) -> Result<Place, CheckFailure> {
+    /// Where a check goes: to a socket of the app, or to the port that it names, or its own.
+    fn place(&self, port: Option<&PortAt>, socket: Option<&str>) -> Result<Place, CheckFailure> {
         if let Some(name) = socket {
             let folder = self.variables.get("COHORT_RUNTIME_DIR").ok_or_else(|| {
                 CheckFailure::CannotCheck("the app has no runtime directory".to_owned())
             })?;
             return Ok(Place::Socket { folder: folder.into(), name: name.to_owned() });
         }
-        let port = port.or(self.service_port);
-        let port = port.ok_or_else(|| CheckFailure::CannotCheck(NO_PORT.to_owned()))?;
+        let port = self.own_values.port_at(port);
+        let port = port.map_err(|error| CheckFailure::CannotCheck(chain(&error)))?;
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let own: &[IpAddr] = match &self.service_address {
             Some(address) => std::slice::from_ref(address),
@@ -324,43 +320,6 @@ impl Place {
             }
         }
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("`{{port}}` is used, but this server has no `service_port`")]
-pub(crate) struct NoPort;
-
-/// What stands in commands and variables, besides `{port}`, for what a program also gets as a
-/// variable.
-const PLACEHOLDERS: [(&str, &str); 5] = [
-    ("{server}", "COHORT_SERVER"),
-    ("{release_dir}", "COHORT_RELEASE_DIR"),
-    ("{state_dir}", "COHORT_STATE_DIR"),
-    ("{cache_dir}", "COHORT_CACHE_DIR"),
-    ("{runtime_dir}", "COHORT_RUNTIME_DIR"),
-];
-
-/// Whether [`fill_in`] would fill in the server's port.
-pub(crate) fn names_port(text: &str) -> bool {
-    text.contains(PORT)
-}
-
-/// Replaces `{port}` by the server's port, and [`PLACEHOLDERS`] by their variables.
-pub(crate) fn fill_in(
-    text: &str,
-    port: Option<u16>,
-    variables: &BTreeMap<String, String>,
-) -> Result<String, NoPort> {
-    let mut text = text.to_owned();
-    if names_port(&text) {
-        text = text.replace(PORT, &port.ok_or(NoPort)?.to_string());
-    }
-    for (placeholder, variable) in PLACEHOLDERS {
-        if let Some(value) = variables.get(variable).filter(|_| text.contains(placeholder)) {
-            text = text.replace(placeholder, value);
-        }
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

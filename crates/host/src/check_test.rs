@@ -12,6 +12,7 @@ use super::{CheckContext, CheckFailure, HostProgram, ReleaseChecks, check_name, 
 use crate::cgroup::{Cgroups, Limits};
 use crate::isolation::Isolation;
 use crate::launch::Launch;
+use crate::own_values::OwnValues;
 use crate::process::Exit;
 use crate::program::Programs;
 
@@ -29,13 +30,18 @@ async fn server(answer: &'static str) -> u16 {
     port
 }
 
+fn at(port: u16) -> Arc<OwnValues> {
+    let app = "web".parse().unwrap();
+    Arc::new(OwnValues::of(&app, Some(port), BTreeMap::new(), BTreeMap::new()))
+}
+
 fn check(text: &str) -> Check {
     serde_json::from_str(text).unwrap()
 }
 
 fn http(port: u16, more: &str) -> (Check, CheckContext) {
     let text = format!("{{\"type\":\"http\",\"path\":\"/healthz\",\"timeout\":\"2s\"{more}}}");
-    (check(&text), CheckContext { service_port: Some(port), ..CheckContext::default() })
+    (check(&text), CheckContext { own_values: at(port), ..CheckContext::default() })
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\nx-role: follower\r\ncontent-length: 2\r\n\r\nok";
@@ -263,7 +269,7 @@ async fn https_verifies_the_name_and_the_authority_unless_told_otherwise() {
 #[tokio::test]
 async fn tcp_sends_and_expects() {
     let port = server("+PONG\r\n").await;
-    let context = CheckContext { service_port: Some(port), ..CheckContext::default() };
+    let context = CheckContext { own_values: at(port), ..CheckContext::default() };
     let of = |expect: &str| {
         check(&format!("{{\"type\":\"tcp\",\"send\":\"PING\",\"expect\":\"{expect}\"}}"))
     };
@@ -271,7 +277,7 @@ async fn tcp_sends_and_expects() {
     let wrong = CheckFailure::WrongAnswer { found: "+PONG".into(), expected: "OK".into() };
     assert_eq!(look(&of("OK"), &context).await, Err(wrong));
     let silent = server("").await;
-    let context = CheckContext { service_port: Some(silent), ..CheckContext::default() };
+    let context = CheckContext { own_values: at(silent), ..CheckContext::default() };
     assert_eq!(look(&of("PONG"), &context).await, Err(CheckFailure::Reset));
 }
 
@@ -279,7 +285,7 @@ async fn tcp_sends_and_expects() {
 async fn tcp_is_there_or_not() {
     let port = server(OK).await;
     let tcp = check("{\"type\":\"tcp\"}");
-    let context = CheckContext { service_port: Some(port), ..CheckContext::default() };
+    let context = CheckContext { own_values: at(port), ..CheckContext::default() };
     assert_eq!(look(&tcp, &context).await, Ok(()));
     let own = check(&format!("{{\"type\":\"tcp\",\"port\":{port}}}"));
     assert_eq!(look(&own, &CheckContext::default()).await, Ok(()));
@@ -298,7 +304,7 @@ fn declaring(folder: &Path, checks: &[(&str, &[&str])]) -> CheckContext {
     let listed =
         BTreeMap::from([("probe".parse().unwrap(), serde_json::from_value(listed).unwrap())]);
     CheckContext {
-        service_port: Some(7),
+        own_values: at(7),
         release: Some(ReleaseChecks {
             version: "1.2.0".parse().unwrap(),
             folder: folder.to_owned(),

@@ -6,8 +6,8 @@ use cohort_base::{FileError, chain};
 use cohort_core::report::Blame;
 use cohort_core::steps::Failure;
 
-use crate::check::NoPort;
 use crate::hooks::Hook;
+use crate::own_values::NotSet;
 use crate::program::ProgramError;
 use crate::record::HostError;
 use crate::service::ServiceError;
@@ -54,7 +54,7 @@ macro_rules! fails_the_step {
 
 fails_the_step! {
     FileError => |_| Blame::Surroundings,
-    NoPort => |_| Blame::Surroundings,
+    NotSet => |_| Blame::Surroundings,
     ProgramError => |_| Blame::Surroundings,
     ServiceError => ServiceError::blame,
     ServiceFileError => ServiceFileError::blame,

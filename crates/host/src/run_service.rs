@@ -10,9 +10,9 @@ use cohort_core::release::Release;
 use cohort_core::report::Blame;
 
 use crate::app_host::AppHost;
-use crate::check::{fill_in, names_port};
 use crate::interrupt::{Interrupt, failure};
 use crate::own_env;
+use crate::own_values::names_port;
 use crate::program::base_environment;
 use crate::service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceType,
@@ -88,7 +88,7 @@ impl AppHost {
         let folder = self.releases.path_of(release);
         let config = &self.config;
         let variables = self.service_variables(release);
-        let filled = |text: &String| fill_in(text, config.service_port, &variables);
+        let filled = |text: &String| config.own_values.fill_in(text, &variables);
         let words: Vec<String> = service.command.iter().map(filled).collect::<Result<_, _>>()?;
         let (program, args) =
             words.split_first().expect("cohort.toml is refused when it has no command and no unit");
@@ -128,13 +128,13 @@ impl AppHost {
         })
     }
 
-    /// Where the service listens itself, as far as it says so: at the server's port.
+    /// Where the service listens itself, as far as it says so: at the app's own port.
     fn ports_of(
         &self,
         service: &Service,
         listen: &BTreeMap<String, SocketAddr>,
     ) -> Vec<SocketAddr> {
-        let port = self.config.service_port;
+        let port = self.config.own_values.port();
         let mut words = service.command.iter().chain(service.env.values());
         let is_named = words.any(|word| names_port(word));
         let own = port.filter(|port| is_named && listen.values().all(|at| at.port() != *port));
@@ -165,7 +165,7 @@ impl AppHost {
     /// Variables for a release's service and its checks.
     pub(crate) fn service_variables(&self, release: &Release) -> BTreeMap<String, String> {
         let config = &self.config;
-        let mut variables = BTreeMap::new();
+        let mut variables = config.own_values.variables();
         let mut set = |name: &str, value: String| variables.insert(name.to_owned(), value);
         set("COHORT_APP", self.app.to_string());
         set("COHORT_VERSION", release.version.to_string());
@@ -176,9 +176,6 @@ impl AppHost {
         set("COHORT_STATE_DIR", self.releases.state_dir().display().to_string());
         set("COHORT_CACHE_DIR", self.releases.cache_dir().display().to_string());
         set("COHORT_RUNTIME_DIR", self.releases.runtime_dir().display().to_string());
-        if let Some(port) = config.service_port {
-            set("COHORT_SERVICE_PORT", port.to_string());
-        }
         variables
     }
 }

@@ -72,7 +72,7 @@ pub(crate) struct ServiceFile {
 pub(crate) struct Service {
     /// The program and its arguments; empty for a unit. A relative program with a `/`, such as
     /// `./run`, is inside the artifact; a bare name, such as `java`, is looked up in the agent's
-    /// `PATH`. `{port}` is replaced by the server's `service_port`.
+    /// `PATH`. `{port}` and the like are filled in by the server: [`OwnValues`](crate::OwnValues).
     #[serde(default)]
     pub(crate) command: Vec<String>,
     /// When it counts as started.
@@ -82,12 +82,12 @@ pub(crate) struct Service {
     pub(crate) pid_file: Option<String>,
     /// Of a service that notifies: it is killed after so long without `WATCHDOG=1`.
     pub(crate) watchdog: Option<Duration>,
-    /// Where the guard listens for it, by name: `PORT` or `ADDRESS:PORT`, with `{port}` as above.
+    /// Where the guard listens for it, by name: `PORT` or `ADDRESS:PORT`, filled in as above.
     #[serde(default)]
     pub(crate) listen: BTreeMap<String, String>,
     /// A unit such as `web.service`, defined by the server, not the release.
     pub(crate) systemd_unit: Option<String>,
-    /// Variables for the command; `{port}` as above.
+    /// Variables for the command, filled in as above.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
     /// Capabilities that the command keeps as another user than root.

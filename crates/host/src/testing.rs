@@ -20,6 +20,7 @@ use crate::app_host::{Acted, AppHost, AppHostConfig, Controls};
 use crate::cgroup::Cgroups;
 use crate::guard::{GuardClient, GuardConfig};
 use crate::launch::Launch;
+use crate::own_values::OwnValues;
 use crate::program::{Programs, RunAs};
 use crate::record::HostError;
 use crate::service::ServiceControl as _;
@@ -128,7 +129,12 @@ impl TestServer {
             group: "intel.zone-a".parse().unwrap(),
             platform: "linux/amd64".parse().unwrap(),
             service_address: None,
-            service_port: Some(1),
+            own_values: Arc::new(OwnValues::of(
+                &"web".parse().unwrap(),
+                Some(1),
+                BTreeMap::new(),
+                BTreeMap::new(),
+            )),
             // The current user, which needs no privileges; so the code for another user runs too.
             run_as: Some(RunAs {
                 uid: rustix::process::getuid().as_raw(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use cohort_core::ids::{AppId, GroupId};
+use cohort_core::policy::{Check, Policy};
+use cohort_identity::Identity;
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::Command;
 use cohort_view::difference::{Change, difference};
@@ -14,6 +16,7 @@ use cohort_wire::hub::{
     remove_app_path,
 };
 use cohort_wire::intent::Wanted;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::answer::Answer;
@@ -90,6 +93,7 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let (hub, identity) = (Hub::of(&context)?, context.identity()?);
     let fleet: Fleet = hub.call(Call::get(FLEET)).await?;
+    share_no_port(&policy, &fleet, &identity)?;
     let known = KnownPolicy::in_fleet(&fleet, app, &identity)?;
     let value = serde_json::to_value(&policy).or_fail("policy")?;
     let checks = |policy: &Value| policy.get("check").cloned();
@@ -118,6 +122,27 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
         false => format!("policy of {app} is unchanged\n"),
     });
     Ok(Exit::Done)
+}
+
+/// Refuses checks that look at the port of another app: one of the two is not what is meant.
+fn share_no_port(policy: &Policy, fleet: &Fleet, identity: &Identity) -> Result<(), Failure> {
+    for other in fleet.policies.keys().filter(|app| **app != policy.app) {
+        let Some(known) = KnownPolicy::in_fleet(fleet, other, identity)? else { continue };
+        // One that cannot be read is that app's matter.
+        let Ok(theirs) = Policy::deserialize(&known.policy) else { continue };
+        let shared = policy.checks.iter().filter_map(Check::port).find(|port| {
+            let mut theirs = theirs.checks.iter().filter_map(Check::port);
+            theirs.any(|their| their == *port)
+        });
+        if let Some(port) = shared {
+            let error =
+                format!("a check of {} is for port {port}, as is one of {other}", policy.app);
+            return Err(Failure::new("shared_port", error)
+                .hint("give each app a port of its own: `ports` in agent.toml")
+                .exit(Exit::Usage));
+        }
+    }
+    Ok(())
 }
 
 async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
