@@ -212,7 +212,7 @@ async fn a_leader_that_cannot_write_tells_operators_what_its_disk_lacks() {
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
     let say = async || {
-        let body = Body::Pause { app: web(), reason: String::new() };
+        let body = Body::Pause { app: web(), reason: String::new(), for_ms: None };
         let body = submits(&operator(), &handle, signed(&lab, &operator(), command("r", body)));
         super::command(Context(Arc::clone(&shared)), body).await
     };
@@ -235,7 +235,7 @@ async fn what_the_leader_says_of_its_disk_reaches_those_who_asked_another_member
     let address = lab.serve("s2", Alpn::Control, leader).await;
     let leader = MemberAddress { server: server("s2"), address, member: MemberId(2) };
     shared.book.lock().learn(&[leader]);
-    let pause = Body::Pause { app: web(), reason: String::new() };
+    let pause = Body::Pause { app: web(), reason: String::new(), for_ms: None };
     let submission = signed(&lab, &operator(), command("r", pause));
     let submitted = Submitted::by_sender(&shared, &operator(), submission, None).unwrap();
     let answered = async {

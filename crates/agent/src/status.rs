@@ -236,7 +236,7 @@ fn app_status(now: &Now<'_>, id: &AppId, app: &App) -> AppStatus {
         wave,
         wave_servers,
         generation: app.generation,
-        paused: app.phase.rollout().is_some_and(|rollout| rollout.pause.is_some()),
+        paused: app.pause.is_some(),
         servers: servers.collect(),
         waiting,
         history: app.history.to_vec(),

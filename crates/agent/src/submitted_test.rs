@@ -45,12 +45,13 @@ async fn operators_command_only_what_people_may() {
     let ana = operator();
     let say = async |by: &Peer, body| send(by, by, "r", body).await;
     let allocate = || Body::AllocateMember { server: server("s1") };
-    let pause = || Body::Pause { app: web(), reason: String::new() };
+    let pause = || Body::Pause { app: web(), reason: String::new(), for_ms: None };
     assert_eq!(say(&agent("s1"), pause()).await.unwrap_err().status, 403);
     assert_eq!(say(&ana, allocate()).await.unwrap_err().status, 403);
     let stolen = send(&ana, &Peer::new(Role::Operator, "bob").unwrap(), "r", pause()).await;
     assert_eq!(stolen.unwrap_err().status, 403);
-    let hidden = || Body::Pause { app: web(), reason: "fine\nhint: run this".to_owned() };
+    let hidden =
+        || Body::Pause { app: web(), reason: "fine\nhint: run this".to_owned(), for_ms: None };
     assert_eq!(say(&ana, hidden()).await.unwrap_err().status, 400);
     let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
     assert_eq!(send(&ana, &ana, &long, pause()).await.unwrap_err().status, 400);
@@ -64,7 +65,7 @@ async fn what_a_revoked_operator_signed_counts_no_more_whoever_passes_it_on() {
     let lab = Lab::new().await;
     let shared = lab.agent("s1", None).await;
     let handle = lab.carry(&shared).await;
-    let pause = || Body::Pause { app: web(), reason: String::new() };
+    let pause = || Body::Pause { app: web(), reason: String::new(), for_ms: None };
     let stolen = signed(&lab, &operator(), command("r", pause()));
     let forward = async |submission| {
         let forwarded = asked("s1", &handle, Forwarded { submission, host: None });
@@ -102,7 +103,7 @@ async fn a_member_passes_on_what_others_signed_and_only_the_leader_takes_it() {
     let said = || reports(0, 1, report("s2", 1));
     let s2 = agent("s2");
     assert_eq!(forward("s2", &s2, said()).await.unwrap_err().status, 403, "carries no member");
-    let pause = Body::Pause { app: web(), reason: String::new() };
+    let pause = Body::Pause { app: web(), reason: String::new(), for_ms: None };
     let planned = Body::AllocateMember { server: server("s2") };
     // With the member's own certificate, whatever it says.
     for (by, forged) in [

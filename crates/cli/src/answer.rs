@@ -53,7 +53,7 @@ pub(crate) enum Answer<'a> {
     Status(&'a FleetReport),
     Why(&'a [Wait]),
     RolloutPlan(&'a RolloutPlan),
-    // Pause, resume, approve, abort, retry and undo.
+    // Pause, resume, approve, abort, retry and undo, and a restart of services.
     RolloutSteer { group: &'a GroupId, app: &'a AppId, index: u64 },
     RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
     // One for each line.

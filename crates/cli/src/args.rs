@@ -99,6 +99,9 @@ pub(crate) enum Command {
     /// Watch and steer a rollout
     #[command(subcommand)]
     Rollout(commands::rollout::RolloutCommand),
+    /// Restart services
+    #[command(subcommand)]
+    Service(commands::service::ServiceCommand),
     /// Show groups, and manage their servers and voters
     #[command(subcommand)]
     Group(commands::group::GroupCommand),

@@ -76,6 +76,14 @@ pub(crate) async fn know(context: &Context) -> Result<(Known, Origin), Failure> 
     }
 }
 
+/// What the hub knows, for a command that could also ask an agent by name.
+pub(crate) async fn of_hub(context: &Context) -> Result<Fleet, Failure> {
+    Hub::of(context)?.call(Call::get(FLEET)).await.map_err(|error| match error.is_away() {
+        true => Failure::from(error).hint(Hint::add("or ask an agent", Flag::Agent)),
+        false => error.into(),
+    })
+}
+
 /// The groups that a command is about.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Groups<'a> {

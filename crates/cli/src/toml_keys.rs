@@ -45,12 +45,28 @@ pub(crate) fn read<T: DeserializeOwned>(
     known: KnownKeys<'_>,
 ) -> Result<T, Failure> {
     let malformed = |error: &toml::de::Error| {
-        let error = format!("cannot parse {file}: {}", chain(error));
+        let error = format!("cannot parse {file}: {}", without_types(&chain(error)));
         Failure::new("malformed", error).exit(Exit::Usage)
     };
     let document = DeTable::parse(text).map_err(|error| malformed(&error))?;
     File { text, name: file }.check("", document.get_ref(), known)?;
     toml::from_str(text).map_err(|error| malformed(&error))
+}
+
+/// A parser's message without the names of our types, which mean nothing to people.
+fn without_types(message: &str) -> String {
+    let kinds = ["u8", "u16", "u32", "u64", "usize", "i64"];
+    let named = |word: &str| kinds.contains(&word.trim_end_matches([',', ':', '`']));
+    let mut words = message.split(' ').peekable();
+    let mut plain = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "struct" | "enum" if words.next().is_some() => plain.push("a table"),
+            word if named(word) => plain.push("a whole number"),
+            word => plain.push(word),
+        }
+    }
+    plain.join(" ")
 }
 
 struct File<'t> {

@@ -85,7 +85,7 @@ impl State {
             }
             Body::Adopt { app, release } => self.turn(app, actor, events)?.adopt(release),
             Body::StartRollout { app, release, revision, lead } => {
-                self.turn(app, actor, events)?.start_rollout(release, *revision, lead)
+                self.turn(app, actor, events)?.start_offered(release, *revision, lead)
             }
             Body::RecordWritten { app, record } => {
                 self.turn(app, actor, events)?.record_written(*record)
@@ -93,12 +93,15 @@ impl State {
             Body::VerdictWritten { app, version, good } => {
                 self.turn(app, actor, events)?.verdict_written(version, *good)
             }
-            Body::Pause { app, reason } => self.turn(app, actor, events)?.pause(reason),
+            Body::Pause { app, reason, for_ms } => {
+                self.turn(app, actor, events)?.pause(reason, *for_ms)
+            }
             Body::Resume { app } => self.turn(app, actor, events)?.resume(),
             Body::Approve { app } => self.turn(app, actor, events)?.approve(),
             Body::Abort { app, reason } => self.turn(app, actor, events)?.abort(reason),
             Body::Retry { app } => self.turn(app, actor, events)?.retry(),
             Body::Undo { app, lead } => self.turn(app, actor, events)?.undo(lead),
+            Body::Restart { app, servers } => self.turn(app, actor, events)?.restart(servers),
         }
     }
 

@@ -81,9 +81,16 @@ pub enum Body {
     Plan { app: AppId, generation: Generation, step: Planned },
     /// A server's report of what it did.
     Report { report: Report },
-    /// Operator: stop starting new servers; let those in progress finish. The reason may be empty.
-    Pause { app: AppId, reason: String },
-    /// Operator: continue a paused rollout.
+    /// Operator: start no rollout and no new servers, for this long or until it is resumed; let
+    /// those in progress finish. The reason may be empty.
+    Pause {
+        app: AppId,
+        reason: String,
+        /// In milliseconds of the group clock.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_ms: Option<u64>,
+    },
+    /// Operator: end a pause.
     Resume { app: AppId },
     /// Operator: continue after the wave that is waiting for approval.
     Approve { app: AppId },
@@ -93,6 +100,8 @@ pub enum Body {
     Retry { app: AppId },
     /// Operator: roll out the good release before this one.
     Undo { app: AppId, lead: ServerId },
+    /// Operator: these servers start the release that they run again; all if there are none.
+    Restart { app: AppId, servers: BTreeSet<ServerId> },
 }
 
 /// One step of a rollout, planned by the leader.
@@ -126,6 +135,8 @@ pub enum Planned {
     Fail { reason: Reason },
     /// Another group found the release bad: pauses the rollout.
     PauseForVerdict { group: GroupId, reason: Reason },
+    /// The time of a pause is over.
+    EndPause {},
     /// Servers that pass the checks of this revision of the policy use them from now on.
     TakeChecks { revision: Revision, servers: BTreeSet<ServerId> },
 }
@@ -163,6 +174,7 @@ impl Body {
                 Planned::FindServer { .. } => "find-server",
                 Planned::Fail { .. } => "fail",
                 Planned::PauseForVerdict { .. } => "pause-for-verdict",
+                Planned::EndPause {} => "end-pause",
                 Planned::TakeChecks { .. } => "take-checks",
             },
             Body::Report { .. } => "report",
@@ -172,6 +184,7 @@ impl Body {
             Body::Abort { .. } => "abort",
             Body::Retry { .. } => "retry",
             Body::Undo { .. } => "undo",
+            Body::Restart { .. } => "restart",
         }
     }
 }

@@ -136,12 +136,13 @@ pub fn plan(state: &State, seen: &Observations) -> Plan {
 /// for an operator needs no time.
 fn needs_time(app: &App, seen: &Observations) -> bool {
     let pays = |(server, here): (&ServerId, &Shared<ServerApp>)| {
-        here.debt.as_ref().is_some_and(|debt| debt.tries < DEBT_TRIES_MAX)
+        here.debt.as_ref().is_some_and(|debt| debt.tries < DEBT_TRIES_MAX || here.surrounded())
             && seen.has_heard(server, app.policy_in_force().update.unreachable_after.ms)
     };
     app.phase.rollout().is_some()
         || app.servers.iter().any(pays)
         || app.in_flight().next().is_some()
+        || app.pause.as_ref().is_some_and(|pause| pause.until.is_some())
 }
 
 /// One pass over everything: new policies, then the apps, those rolling back first: they have the
@@ -300,9 +301,17 @@ impl<'a> Planner<'a> {
         if app.phase.rollout().is_some_and(|rollout| rollout.lead != *self.leader) {
             // The leader's server does the fetching.
             self.propose(Planned::TakeLead { lead: self.leader.clone() });
+        } else if app
+            .pause
+            .as_ref()
+            .and_then(|it| it.until)
+            .is_some_and(|it| it <= self.state.clock)
+        {
+            self.propose(Planned::EndPause {});
         } else {
             self.phase();
         }
+        self.say_paused();
         self.withdraw();
         if let Some(rollout) = app.phase.forward() {
             self.not_yet_fetching(rollout);
@@ -336,7 +345,8 @@ impl<'a> Planner<'a> {
     /// Servers whose download the policy postpones until their wave is near.
     fn not_yet_fetching(&mut self, rollout: &Rollout) {
         let servers = prestage::not_yet(self.state, self.app, rollout);
-        if servers.is_empty() || self.seen.killed.is_some() || rollout.pause.is_some() {
+        if servers.is_empty() || self.seen.killed.is_some() || self.app.pause_of(rollout).is_some()
+        {
             return;
         }
         let version = rollout.release.version.clone();
@@ -358,11 +368,13 @@ impl<'a> Planner<'a> {
             Phase::Empty => self.empty(),
             Phase::Running { since } => {
                 self.debts(|_| true);
+                self.restarts();
                 self.consider(*since);
             }
             Phase::Held { since, in_place, .. } => {
                 if in_place.is_none() {
                     self.debts(|_| true);
+                    self.restarts();
                 }
                 self.consider(*since);
             }

@@ -21,7 +21,7 @@ pub(crate) fn is_due(
     is_next: impl FnOnce() -> bool,
 ) -> bool {
     // Found bad in another group: do not fetch it until an operator resumes.
-    if matches!(rollout.pause, Some(Pause { by: PausedBy::Verdict { .. }, .. })) {
+    if matches!(app.pause, Some(Pause { by: PausedBy::Verdict { .. }, .. })) {
         return false;
     }
     rollout.lead == *server

@@ -68,6 +68,8 @@ pub enum WhyNot {
     NoApprovalNeeded,
     /// Nothing is held and no server is in debt.
     NothingToRetry,
+    /// No server, or none of those that were named, runs the good release.
+    NothingToRestart,
     /// A rollout is in progress: only an abort ends it.
     NotRunning,
     /// The rollout was stopped in place: only an abort takes it back.

@@ -29,7 +29,8 @@ pub struct Rollout {
     pub lead: ServerId,
     /// Waves started so far; the number of the current one.
     pub waves: u32,
-    pub pause: Option<Pause>,
+    /// An operator started it while the app was paused, which does not hold it.
+    pub despite_pause: bool,
     /// An operator approved the waves after `approve_after_wave`.
     pub approved: bool,
     /// Failures counted against `failures_allowed`.
@@ -63,12 +64,13 @@ impl Rollout {
     }
 }
 
-/// A pause of a rollout: who ordered it, and since when.
+/// A pause of an app: who ordered it, since when, and until when, if not until it is resumed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pause {
     pub by: PausedBy,
     pub since: ClockMs,
+    pub until: Option<ClockMs>,
 }
 
 /// A failure on one server, kept with the rollout.

@@ -51,7 +51,7 @@ pub const FAILURES_KEPT_MAX: usize = 16;
 pub const OVERRULED_MAX: usize = 64;
 /// Verdicts kept per app until the registry acknowledges them.
 pub const VERDICTS_DUE_MAX: usize = 16;
-/// Automatic attempts to pay a debt before an operator has to step in.
+/// Automatic attempts to pay a debt that the release fails, before an operator has to step in.
 pub const DEBT_TRIES_MAX: u32 = 3;
 
 /// Everything that a group has decided.
@@ -160,6 +160,8 @@ pub struct App {
     /// Earlier good releases, newest last.
     pub good_before: Shared<Vec<Release>>,
     pub phase: Phase,
+    /// No rollout starts, and the one in progress starts nothing new.
+    pub pause: Option<Pause>,
     /// What is known about each server; the keys are the group's servers.
     pub servers: Shared<BTreeMap<ServerId, Shared<ServerApp>>>,
     /// Releases not retried without an operator, newest last.
@@ -198,6 +200,8 @@ pub struct ServerApp {
     pub activation: Option<Activation>,
     /// Set while the server has to return to `last_good`.
     pub debt: Option<Debt>,
+    /// Since when an operator wants the server to start its release again; any change does.
+    pub restart: Option<ClockMs>,
     /// The last hook that failed and was ignored since the latest change was granted, and how.
     pub ignored_hook: Option<String>,
 }
@@ -272,7 +276,8 @@ pub struct Debt {
     pub since: ClockMs,
     /// Why it is in debt; after a failed attempt to pay, why that failed.
     pub reason: DebtReason,
-    /// Attempts to pay it, at most [`DEBT_TRIES_MAX`] without an operator.
+    /// Attempts to pay it; after [`DEBT_TRIES_MAX`], only what its surroundings kept it from is
+    /// tried again without an operator.
     pub tries: u32,
 }
 
@@ -337,6 +342,7 @@ impl App {
             last_good: None,
             good_before: Shared::default(),
             phase: Phase::Empty,
+            pause: None,
             servers: Shared::default(),
             rejected: Shared::default(),
             history: Shared::default(),
@@ -344,6 +350,12 @@ impl App {
             record_written: 0,
             verdicts_due: Vec::new(),
         }
+    }
+
+    /// The pause that holds this rollout, if any.
+    #[must_use]
+    pub fn pause_of(&self, rollout: &Rollout) -> Option<&Pause> {
+        self.pause.as_ref().filter(|_| !rollout.despite_pause)
     }
 
     /// Whether no server runs the app, as far as every server has said.
@@ -481,7 +493,15 @@ impl ServerApp {
     pub(crate) fn owe_after_failure(&mut self, at: ClockMs, text: String) {
         let reason = DebtReason::Failed { text };
         let debt = Debt { since: at, reason: reason.clone(), tries: 0 };
+        self.restart = None;
         self.debt.get_or_insert(debt).reason = reason;
+    }
+
+    /// Whether its last change failed through no fault of the release.
+    pub(crate) fn surrounded(&self) -> bool {
+        self.activation.as_ref().is_some_and(|change| {
+            matches!(change.stage, ActivationStage::Failed { blame: Blame::Surroundings, .. })
+        })
     }
 
     /// Drops a change that has failed or was undone.

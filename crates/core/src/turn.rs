@@ -5,7 +5,7 @@ use crate::command::{Event, Planned, Rejection, WhyNot};
 use crate::ids::{AppId, ClockMs, Generation, Incarnation, Platform, ServerId};
 use crate::orders::Purpose;
 use crate::phase::{Milestone, Phase, PhaseName, arrow};
-use crate::reason::Reason;
+use crate::reason::{PausedBy, Reason};
 use crate::release::Release;
 use crate::state::{
     App, Ending, HISTORY_MAX, HistoryEntry, REJECTED_MAX, REMOVED_MAX, Rejected, Rollout, State,
@@ -100,6 +100,7 @@ impl Turn<'_> {
             Planned::FindServer { server } => self.find(server),
             Planned::Fail { reason } => self.fail(reason.clone(), false),
             Planned::PauseForVerdict { group, reason } => self.pause_for_verdict(group, reason),
+            Planned::EndPause {} => self.end_pause(),
             Planned::TakeChecks { servers, .. } => {
                 servers.iter().for_each(|server| self.app.take_checks(server, self.clock));
                 Ok(())
@@ -126,6 +127,8 @@ impl Turn<'_> {
     fn enter(&mut self, to: Phase) {
         let from = self.app.phase.name();
         self.app.phase = to;
+        // Another group's verdict is about one release.
+        self.app.pause.take_if(|pause| matches!(pause.by, PausedBy::Verdict { .. }));
         self.entered(from);
     }
 

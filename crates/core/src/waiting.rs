@@ -65,7 +65,13 @@ pub enum WaitingOn {
     /// Rejected here: waiting for an operator or a newer release.
     Person { version: Version, reason: Reason },
     /// Paused by an operator, or by another group's verdict.
-    Paused { by: PausedBy },
+    Paused {
+        by: PausedBy,
+        /// For how long; `None`: until it is resumed.
+        left_ms: Option<u64>,
+        /// The release that would go on, or start.
+        holds: Option<Version>,
+    },
     /// `rollout approve` after this wave.
     Approval { wave: u32 },
     /// A newer release takes over once these servers have finished their step.
@@ -102,8 +108,9 @@ pub enum WaitingOn {
     ChecksTried { servers: BTreeSet<ServerId> },
     /// A server still runs a removed app, and why.
     NotStopped { server: ServerId, reason: DebtReason },
-    /// A server is not on `last_good`, and why.
-    Debt { server: ServerId, reason: DebtReason },
+    /// A server has to start `last_good` again, and why; in how long that is tried again, unless an
+    /// operator has to say so.
+    Debt { server: ServerId, reason: DebtReason, again_ms: Option<u64> },
 }
 
 /// What the next change of the voters is waiting for.

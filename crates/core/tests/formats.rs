@@ -86,12 +86,14 @@ fn bodies() -> Vec<Body> {
         },
         Body::RecordWritten { app: app(), record: 4 },
         Body::VerdictWritten { app: app(), version: release(1).version, good: true },
-        Body::Pause { app: app(), reason: reason() },
+        Body::Pause { app: app(), reason: reason(), for_ms: None },
         Body::Resume { app: app() },
         Body::Approve { app: app() },
         Body::Abort { app: app(), reason: reason() },
         Body::Retry { app: app() },
         Body::Undo { app: app(), lead: server(1) },
+        Body::Restart { app: app(), servers: [server(1)].into() },
+        Body::Pause { app: app(), reason: String::new(), for_ms: Some(60_000) },
     ];
     let planned = planned().into_iter();
     let planned = planned.map(|step| Body::Plan { app: app(), generation: Generation(5), step });
@@ -117,6 +119,7 @@ fn planned() -> Vec<Planned> {
         Planned::LeaveOut { server: server(1) },
         Planned::FindServer { server: server(1) },
         Planned::TakeChecks { revision: Revision(4), servers: [server(1)].into() },
+        Planned::EndPause {},
         Planned::PauseForVerdict {
             group: GroupId::new("amd.zone-a").expect("a name"),
             reason: Reason::ServersLost { servers: vec![server(2)] },
@@ -196,7 +199,8 @@ fn has_an_example(body: &Body) -> bool {
         | Body::Approve { .. }
         | Body::Abort { .. }
         | Body::Retry { .. }
-        | Body::Undo { .. } => true,
+        | Body::Undo { .. }
+        | Body::Restart { .. } => true,
         Body::Plan { step, .. } => match step {
             Planned::TakeLead { .. }
             | Planned::LeaderHolds { .. }
@@ -208,7 +212,8 @@ fn has_an_example(body: &Body) -> bool {
             | Planned::LeaveOut { .. }
             | Planned::FindServer { .. }
             | Planned::TakeChecks { .. }
-            | Planned::PauseForVerdict { .. } => true,
+            | Planned::PauseForVerdict { .. }
+            | Planned::EndPause {} => true,
             Planned::Grant { purpose, .. } => match purpose {
                 Purpose::Wave | Purpose::RollBack | Purpose::Debt => true,
             },

@@ -79,7 +79,7 @@ proptest! {
     #[test]
     fn a_repeated_request_is_applied_once(wishes in prop::collection::vec(wish(), 1..60)) {
         let (mut state, _) = played(&wishes);
-        let wish = Body::Pause { app: app(), reason: "twice".into() };
+        let wish = Body::Pause { app: app(), reason: "twice".into(), for_ms: None };
         let twice = command(Some(250), wish);
         let first = state.apply(&twice);
         let before = state.clone();

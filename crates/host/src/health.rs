@@ -1,7 +1,8 @@
 //! The checks that run while a release is in use.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cohort_core::policy::{Check, CheckPhase};
 use cohort_core::report::Health;
@@ -19,6 +20,11 @@ const AGREE: u32 = 2;
 
 /// How often the guard is asked whether the service is running.
 const SERVICE_EVERY: Duration = Duration::from_secs(1);
+
+/// A service that exited so often within [`CRASHES_WITHIN`] crashes again and again: what its
+/// checks see between two crashes is not health.
+const CRASHES: usize = 3;
+const CRASHES_WITHIN: Duration = Duration::from_secs(60);
 
 /// The running checks of one app. Dropping this stops them.
 #[derive(Debug)]
@@ -47,7 +53,10 @@ impl RunningChecks {
             .iter()
             .filter(running)
             .map(|check| Subject::Check { check: check.clone(), context: Arc::clone(&context) })
-            .chain(service.map(|(control, name)| Subject::Service { control, name }))
+            .chain(service.map(|(control, name)| {
+                let crashes = Mutex::new(Crashes::default());
+                Subject::Service { control, name, crashes }
+            }))
             .collect();
         let opinions = Opinions::new(subjects.len(), first);
         let (sender, health) = watch::channel(opinions.together());
@@ -87,7 +96,29 @@ impl RunningChecks {
 #[derive(Debug)]
 enum Subject {
     Check { check: Check, context: Arc<CheckContext> },
-    Service { control: Arc<dyn ServiceControl>, name: String },
+    Service { control: Arc<dyn ServiceControl>, name: String, crashes: Mutex<Crashes> },
+}
+
+/// When a service exited on its own, the last times.
+#[derive(Debug, Default)]
+struct Crashes {
+    exits: Option<u64>,
+    at: VecDeque<Instant>,
+}
+
+impl Crashes {
+    /// Takes the number of exits so far. Returns whether the service crashes again and again.
+    fn saw(&mut self, exits: u64, now: Instant) -> bool {
+        let new = exits.saturating_sub(self.exits.replace(exits).unwrap_or(exits));
+        for _ in 0..new.min(CRASHES as u64) {
+            self.at.push_back(now);
+        }
+        let lately = |at: &Instant| now.duration_since(*at) < CRASHES_WITHIN;
+        while self.at.len() > CRASHES || self.at.front().is_some_and(|at| !lately(at)) {
+            self.at.pop_front();
+        }
+        self.at.len() >= CRASHES
+    }
 }
 
 impl Subject {
@@ -104,9 +135,12 @@ impl Subject {
             Subject::Check { check, context } => look(check, context)
                 .await
                 .map_err(|failure| format!("{}: {failure}", check_name(check, context))),
-            Subject::Service { control, name } => match control.status(name).await {
-                Ok(status) if status.is_running() => Ok(()),
-                Ok(status) => Err(status.not_running()),
+            Subject::Service { control, name, crashes } => match control.status(name).await {
+                Ok(status) => match (crashes.lock().saw(status.exits, Instant::now()), &status) {
+                    (true, status) => Err(status.crashes_on()),
+                    (false, status) if status.is_running() => Ok(()),
+                    (false, status) => Err(status.not_running()),
+                },
                 // A guard that does not respond says nothing about the service.
                 Err(error) => {
                     tracing::debug!(reason = cohort_base::chain(&error), "cannot ask the guard");
@@ -187,6 +221,28 @@ impl Board {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_crashes_within_a_minute_are_one_after_the_other() {
+        let begin = Instant::now();
+        let at = |s: u64| begin + Duration::from_secs(s);
+        let mut crashes = Crashes::default();
+        // What was before the checks is not known to be of now.
+        assert!(!crashes.saw(7, at(0)));
+        assert!(!crashes.saw(8, at(10)));
+        assert!(!crashes.saw(9, at(20)));
+        assert!(crashes.saw(10, at(30)));
+        assert!(crashes.saw(10, at(69)));
+        assert!(!crashes.saw(10, at(71)), "the first was more than a minute ago");
+        // Another start counts from the beginning.
+        assert!(!crashes.saw(0, at(72)));
+        assert!(crashes.saw(5, at(73)));
     }
 }
 

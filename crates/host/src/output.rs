@@ -23,6 +23,10 @@ impl Tail {
         self.bytes.extend(bytes);
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
     pub(crate) fn bytes(&mut self) -> &[u8] {
         self.bytes.make_contiguous()
     }

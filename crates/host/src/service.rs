@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Limits, Usage};
 use crate::confine::Capability;
 use crate::isolation::Isolation;
+use crate::output::with_last_line;
 use crate::own_env::OwnEnvError;
 use crate::process::{Exit, StopSignal, age};
 use crate::program::RunAs;
@@ -180,9 +181,17 @@ impl ServiceStatus {
             (ServiceState::Unready { .. }, _) => {
                 format!("the service runs, and is not ready: {}", self.says)
             }
-            (_, Some(exit)) => format!("the service is not running ({exit})"),
+            (_, Some(exit)) => {
+                with_last_line(&format!("the service is not running ({exit})"), &self.output)
+            }
             (_, None) => "the service is not running".to_owned(),
         }
+    }
+
+    /// Says that it crashes again and again, and how, for people.
+    pub(crate) fn crashes_on(&self) -> String {
+        let exit = self.last_exit.as_ref().map(|exit| format!(" ({exit})")).unwrap_or_default();
+        with_last_line(&format!("the service crashes again and again{exit}"), &self.output)
     }
 }
 

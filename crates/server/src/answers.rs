@@ -75,6 +75,7 @@ pub fn for_people(body: &Body) -> bool {
             | Body::Abort { .. }
             | Body::Retry { .. }
             | Body::Undo { .. }
+            | Body::Restart { .. }
             | Body::RemoveServer { .. }
             | Body::PlaceMember { .. }
     )

@@ -168,6 +168,9 @@ pub struct AppReport {
     pub unknown: usize,
     /// How long it has been in this phase, in milliseconds.
     pub for_ms: u64,
+    /// Whether every server runs `release`, and none is being changed.
+    #[serde(skip)]
+    pub rests: bool,
     /// Why it is not healthy; empty if it is.
     pub reason: String,
     /// What it is waiting for, in sentences.
@@ -188,13 +191,19 @@ impl FleetReport {
         FleetReport { healthy: sound && groups.iter().all(|group| group.healthy), origin, groups }
     }
 
-    /// Whether every group is healthy on this version of the app. One that is named and that a
-    /// group does not have is not settled: it may be misspelt.
+    /// Whether every group is healthy on this version of the app, or rests on it although it holds
+    /// another one. One that is named and that a group does not have is not settled: it may be
+    /// misspelt.
     #[must_use]
     pub fn settled_on(&self, app: Option<&AppId>, version: Option<&Version>) -> bool {
         let wanted = |id: &AppId| app.is_none_or(|app| app == id);
-        let right = |report: &AppReport| {
-            report.healthy && version.is_none_or(|version| report.release.as_ref() == Some(version))
+        let right = |report: &AppReport| match version {
+            None => report.healthy,
+            Some(version) => {
+                let all = report.in_service == report.servers && report.servers > 0;
+                report.release.as_ref() == Some(version)
+                    && (report.healthy || (report.rests && all))
+            }
         };
         !self.groups.is_empty()
             && self.groups.iter().all(|group| {
@@ -399,6 +408,10 @@ impl AppReport {
             in_service,
             unknown,
             for_ms: group.clock.since(app.since).max(age_ms),
+            rests: matches!(app.state, PhaseName::Running | PhaseName::Held)
+                && app.servers.values().all(|here| {
+                    here.activation.is_none() && here.running == app.last_good && !here.unknown
+                }),
             reason,
             waiting: waiting.map(|waiting| wait_sentence(app, &waiting.on)).collect(),
         }
@@ -459,7 +472,7 @@ pub(crate) fn server_problems<'a>(
                 "was lost in a change, and has not said since what it runs".to_owned()
             }
             Some(ServerAppStatus { debt: Some(debt), .. }) if settled => {
-                format!("is not back on the last good release: {}", words::debt(debt))
+                format!("is to start the last good release again: {}", words::debt(debt))
             }
             Some(here) if settled && here.running.as_ref() != good => runs(here),
             Some(here) if !here.in_service && (settled || is_broken(here)) => {

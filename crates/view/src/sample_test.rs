@@ -162,7 +162,7 @@ pub(crate) fn held() -> GroupStatus {
     app.servers.get_mut(&server("web-3")).unwrap().debt = Some(debt.clone());
     app.waiting = vec![
         waiting(WaitingOn::Person { version: version("1.1.0"), reason }, 75_000),
-        waiting(WaitingOn::Debt { server: server("web-3"), reason: debt }, 75_000),
+        waiting(WaitingOn::Debt { server: server("web-3"), reason: debt, again_ms: None }, 75_000),
     ];
     status
 }

@@ -348,7 +348,9 @@ pub(crate) fn step(here: &ServerAppStatus) -> Option<String> {
 
 fn note_text(here: &ServerAppStatus) -> String {
     match (&here.debt, &here.unfit, here.in_service) {
-        (Some(debt), _, _) => format!("not back on the last good release: {}", words::debt(debt)),
+        (Some(debt), _, _) => {
+            format!("to start the last good release again: {}", words::debt(debt))
+        }
         (None, Some(why), false) => words::unfit(why),
         (None, _, _) => match &here.ignored_hook {
             Some(why) => format!("stopped although a hook failed: {}", words::line(why)),

@@ -68,7 +68,11 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::Person { version, reason } => {
             format!("{version} is held: {}", words::reason(reason))
         }
-        WaitingOn::Paused { by } => words::paused(by),
+        WaitingOn::Paused { by, left_ms, .. } => {
+            let left =
+                left_ms.map(|ms| format!(" (for another {})", brief(ms.next_multiple_of(1000))));
+            format!("{}{}", words::paused(by), left.unwrap_or_default())
+        }
         WaitingOn::Approval { wave } => format!("wave {wave} is done and needs approval"),
         WaitingOn::NewerRelease { version, servers } => {
             format!("{version} takes over once the current step ends on {}", list(servers))
@@ -123,8 +127,14 @@ pub fn sentence(on: &WaitingOn) -> String {
         WaitingOn::NotStopped { server, reason } => {
             format!("{server} has not stopped it: {}", words::debt(reason))
         }
-        WaitingOn::Debt { server, reason } => {
-            format!("{server} is not back on the last good release: {}", words::debt(reason))
+        WaitingOn::Debt { server, reason, again_ms } => {
+            let again =
+                again_ms.map(|ms| format!(" (again in {})", brief(ms.next_multiple_of(1000))));
+            let reason = words::debt(reason);
+            format!(
+                "{server} is to start the last good release again: {reason}{}",
+                again.unwrap_or_default()
+            )
         }
     }
 }
@@ -183,9 +193,8 @@ fn is_taken(command: &Command, phase: PhaseName) -> bool {
         Command::AppApply | Command::ChannelSet { .. } | Command::Publish { .. } => {
             phase != PhaseName::Removing
         }
-        Command::RolloutApprove { .. } | Command::RolloutResume { .. } => {
-            matches!(phase, PhaseName::Forward(_))
-        }
+        Command::RolloutApprove { .. } => matches!(phase, PhaseName::Forward(_)),
+        Command::RolloutResume { .. } => phase != PhaseName::Removing,
         _ => true,
     }
 }
@@ -277,8 +286,9 @@ fn all_hints(on: &WaitingOn, group: &GroupId, app: &AppId) -> Vec<Hint> {
             let look = format!("check {app} and the agent's log on {server}");
             vec![look.into(), Hint::run_to("then", retry())]
         }
-        WaitingOn::Debt { server, .. } => {
-            vec![format!("start {server}").into(), Hint::run_to("if it runs", retry())]
+        WaitingOn::Debt { again_ms: Some(_), .. } => vec!["mend the cause; or wait".into()],
+        WaitingOn::Debt { again_ms: None, .. } => {
+            vec![Hint::run_to("once the cause is mended", retry())]
         }
         WaitingOn::ChecksFail { .. } => vec![mend()],
         WaitingOn::ChecksFlap { .. } => vec![Hint::run_to("try again", retry()), mend()],
@@ -340,7 +350,7 @@ fn refused_hint(why: &WhyRefused, app: &AppId) -> Hint {
     match why {
         WhyRefused::NoChannel { app, .. } => {
             let app = Some(app.clone());
-            Command::ChannelSet { app, channel: None, version: None, create: false }.into()
+            Command::ChannelSet { app, channel: None, version: None, create: true }.into()
         }
         WhyRefused::NotRead => {
             "it is read within poll_interval; if this lasts, check the mirrors".into()
@@ -432,11 +442,11 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
 /// policies away is found while somebody may still be waiting for one.
 pub(crate) const AWAY_TOLERATED_MS: u64 = 5 * 60 * 1_000;
 
-/// Whether the group runs the release that its channel names, as far as known while the mirrors
+/// Whether nothing keeps the group from the release that its channel names, as far as known while the mirrors
 /// have been unreachable for a short time.
 pub(crate) fn is_healthy(waiting: &WaitingStatus) -> bool {
     match &waiting.on {
-        WaitingOn::NewRelease => true,
+        WaitingOn::NewRelease | WaitingOn::Paused { holds: None, .. } => true,
         WaitingOn::NotRefreshed(refused) => {
             refused.why.is_unreachable() && waiting.for_ms < AWAY_TOLERATED_MS
         }

@@ -67,7 +67,9 @@ fn next(on: Option<&WaitingOn>) -> Option<WaitingOn> {
         Some(WaitingOn::Person { reason: Reason::ServerFailed { .. }, .. }) => {
             WaitingOn::Person { version: version(), reason: Reason::Undone { by: "ann".into() } }
         }
-        Some(WaitingOn::Person { .. }) => WaitingOn::Paused { by: by() },
+        Some(WaitingOn::Person { .. }) => {
+            WaitingOn::Paused { by: by(), left_ms: None, holds: None }
+        }
         Some(WaitingOn::Paused { .. }) => WaitingOn::Approval { wave: 1 },
         Some(WaitingOn::Approval { .. }) => {
             WaitingOn::NewerRelease { version: version(), servers: vec![server()] }
@@ -108,7 +110,7 @@ fn next(on: Option<&WaitingOn>) -> Option<WaitingOn> {
             WaitingOn::NotStopped { server: server(), reason: reason() }
         }
         Some(WaitingOn::NotStopped { .. }) => {
-            WaitingOn::Debt { server: server(), reason: reason() }
+            WaitingOn::Debt { server: server(), reason: reason(), again_ms: None }
         }
         Some(WaitingOn::Debt { .. }) => return None,
     })
@@ -158,10 +160,10 @@ fn state_in(phase: PhaseName) -> State {
         apply(&mut state, body).unwrap();
     }
     let web = state.apps.get_mut(&app()).unwrap();
-    let mut rollout = Box::new(web.phase.rollout().unwrap().clone());
+    let rollout = Box::new(web.phase.rollout().unwrap().clone());
     let by = PausedBy::Person { name: "ann".into(), text: String::new() };
     let since = ClockMs(0);
-    rollout.pause = Some(Pause { by, since });
+    web.pause = Some(Pause { by, since, until: None });
     for here in web.servers.values_mut() {
         let reason = DebtReason::Failed { text: "exit 3".into() };
         here.debt = Some(Debt { since, reason, tries: 1 });

@@ -352,7 +352,7 @@ fn own_sentence(here: Option<&ServerAppStatus>, app: &AppStatus) -> String {
     let step = step(here).map_or_else(String::new, |step| format!(", step {step}"));
     let debt = here.debt.as_ref();
     let debt = debt.map_or_else(String::new, |why| {
-        format!(", not back on the last good: {}", words::debt(why))
+        format!(", to start the last good again: {}", words::debt(why))
     });
     format!("{}{goal}, {}{step}{debt}", runs(here), traffic(here))
 }

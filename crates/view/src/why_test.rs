@@ -25,9 +25,8 @@ intel.zone-a
   web: 1.1.0 is held: check failed on web-1: http: status 500 (for 1m 15s)
     -> publish a fix
     -> or: cohort rollout retry intel.zone-a --app web
-  web: web-3 is not back on the last good release: unreachable (for 1m 15s)
-    -> start web-3
-    -> if it runs: cohort rollout retry intel.zone-a --app web
+  web: web-3 is to start the last good release again: unreachable (for 1m 15s)
+    -> once the cause is mended: cohort rollout retry intel.zone-a --app web
 "
     );
 }
@@ -72,7 +71,7 @@ fn a_rollout_that_waits_for_a_broken_server_says_what_is_wrong_with_it() {
     assert_eq!(told(&seen), 1, "{seen:?}");
     // Its debt says that already.
     let reason = DebtReason::Failed { text: "http: status 503".to_owned() };
-    let debt = WaitingOn::Debt { server: server("web-3"), reason };
+    let debt = WaitingOn::Debt { server: server("web-3"), reason, again_ms: None };
     status.apps.values_mut().for_each(|app| app.waiting = vec![waiting(debt.clone(), 5_000)]);
     assert_eq!(told(&waits(&report([status]))), 1);
 }
@@ -214,7 +213,7 @@ fn a_download_shows_its_progress_and_offenders_are_named() {
 fn a_held_release_can_be_retried_and_a_pause_resumed() {
     let (group, app) = (GroupId::new("a.b").unwrap(), AppId::new("web").unwrap());
     let by = PausedBy::Person { name: "ann".to_owned(), text: String::new() };
-    let paused = WaitingOn::Paused { by };
+    let paused = WaitingOn::Paused { by, left_ms: None, holds: None };
     let resume = Command::RolloutResume { group: group.clone(), app: app.clone() };
     assert_eq!(hints(&paused, &group, &app, PhaseName::WAVE_ASSIGNED), [Hint::run(resume)]);
     assert_eq!(sentence(&paused), "paused by ann");

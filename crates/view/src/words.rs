@@ -159,6 +159,7 @@ fn why_not(why: WhyNot) -> &'static str {
         WhyNot::NotPaused => "nothing is paused",
         WhyNot::NoApprovalNeeded => "nothing waits for approval",
         WhyNot::NothingToRetry => "nothing is held and no server owes",
+        WhyNot::NothingToRestart => "no release runs there that could be restarted",
         WhyNot::NotRunning => "a rollout is in progress; use `abort`",
         WhyNot::HeldInPlace => "the rollout was stopped in place; use `abort`",
         WhyNot::NoEarlierRelease => "no earlier release is known to be good",

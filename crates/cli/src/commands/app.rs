@@ -118,9 +118,17 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
         }
     };
     global.output.answer(&Answer::AppApply { app, revision, changed }, || match changed {
-        true => format!("policy of {app} applied (revision {revision})\n{}", tried(rechecks)),
+        true => {
+            let tried = tried(rechecks && !policy.checks.is_empty());
+            format!("policy of {app} applied (revision {revision})\n{tried}")
+        }
         false => format!("policy of {app} is unchanged\n"),
     });
+    if policy.checks.is_empty() {
+        note(&format!(
+            "the policy of {app} has no [[check]]: a release counts as good while its process lives"
+        ));
+    }
     Ok(Exit::Done)
 }
 

@@ -28,7 +28,8 @@ pub(crate) struct InitArgs {
     /// --listen]
     #[arg(long = "hub-address", value_name = "HOST:PORT")]
     hub_addresses: Vec<String>,
-    /// Listen address of the hub's API (mutual TLS) [default: 0.0.0.0:7418]
+    /// Listen address of the hub's API (mutual TLS) [default: 0.0.0.0 with the port of the first
+    /// --hub-address, or 7418]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// Listen address of the repository (plain HTTP, signed content) [default: 0.0.0.0:7419]
@@ -139,6 +140,11 @@ fn hub_config(dir: &Path, args: &InitArgs) -> Result<HubConfig, Failure> {
     let mut config = HubConfig::new(dir);
     if let Some(listen) = args.listen {
         config.listen = listen;
+    } else if let Some(port) =
+        args.hub_addresses.first().and_then(|it| it.rsplit_once(':')?.1.parse().ok())
+    {
+        // Where it is said to be; a hub behind a forwarded port says both.
+        config.listen.set_port(port);
     }
     if let Some(listen) = args.repository_listen {
         config.repository_listen = listen;

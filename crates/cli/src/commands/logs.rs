@@ -7,22 +7,19 @@ use clap::Args;
 use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_core::policy::{Duration as Age, InvalidValue};
 use cohort_registry::fleet::Fleet;
-use cohort_view::command::Command;
-use cohort_view::hint::Hint;
 use cohort_wire::agent::{
     LOG, LOG_LINES_MAX, LOG_STARTED, LOG_WAIT_MS_MAX, LogAnswer, LogFrom, LogRequest,
 };
 use cohort_wire::http::{Call, Client, Target};
-use cohort_wire::hub::FLEET;
 use jiff::Timestamp;
 
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
-use crate::commands::context_of;
-use crate::connect::{AGENT_DEADLINE, Hub, agent_target, ask};
+use crate::commands::{context_of, no_such_name};
+use crate::connect::{AGENT_DEADLINE, agent_target, ask};
 use crate::failure::{Exit, Failure};
+use crate::fleet::of_hub;
 use crate::output::{Output, note};
-use crate::toml_keys::nearest;
 
 /// Most servers of a group that are asked: more lines than these have, nobody reads.
 const SERVERS_MAX: usize = 50;
@@ -64,7 +61,7 @@ pub(crate) async fn run(global: &Global, args: &LogsArgs) -> Result<Exit, Failur
     let places = match args.direct.agent() {
         Some((server, address)) => BTreeMap::from([(server.clone(), address.to_owned())]),
         None => {
-            let fleet: Fleet = Hub::of(&context)?.call(Call::get(FLEET)).await?;
+            let fleet = of_hub(&context).await?;
             places(&fleet, &args.about)?
         }
     };
@@ -123,10 +120,7 @@ fn places(fleet: &Fleet, about: &str) -> Result<BTreeMap<ServerId, String>, Fail
     if !group.is_empty() {
         return Ok(group);
     }
-    let servers = fleet.servers.iter().map(|it| it.server.as_str());
-    let hint = nearest(about, fleet.groups.keys().map(GroupId::as_str).chain(servers))
-        .map_or_else(|| Command::GroupList.into(), |near| Hint::Meant(near.to_owned()));
-    Err(Failure::new("no_such_name", format!("no group or server `{about}`")).hint(hint))
+    Err(no_such_name(fleet, about))
 }
 
 struct Reader {

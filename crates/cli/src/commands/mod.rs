@@ -21,12 +21,16 @@ pub(crate) mod repository_keys;
 pub(crate) mod revoke;
 pub(crate) mod rollout;
 pub(crate) mod rollout_plan;
+pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod why;
 
 use std::future::Future;
 
+use cohort_core::ids::GroupId;
+use cohort_registry::fleet::Fleet;
+use cohort_view::hint::Hint;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Cli, Command, Global};
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::logging;
+use crate::toml_keys::nearest;
 
 /// Threads of a hub or mirror: requests are mostly I/O.
 const SERVER_THREADS: usize = 2;
@@ -72,6 +77,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Why(args) => once(why::run(&global, &args)),
         Command::Logs(args) => once(logs::run(&global, &args)),
         Command::Rollout(args) => once(rollout::run(&global, &args)),
+        Command::Service(args) => once(service::run(&global, &args)),
         Command::Group(args) => once(group::run(&global, &args)),
         Command::Kill(args) => once(kill::run(&global, &args)),
         Command::Server(args) => once(revoke::server(&global, &args)),
@@ -116,6 +122,16 @@ fn stopping() -> Result<CancellationToken, Failure> {
 
 fn runtime(builder: &mut Builder) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().or_fail("runtime")
+}
+
+/// Nothing in the fleet has that name.
+fn no_such_name(fleet: &Fleet, about: &str) -> Failure {
+    let servers = fleet.servers.iter().map(|it| it.server.as_str());
+    let hint = nearest(about, fleet.groups.keys().map(GroupId::as_str).chain(servers)).map_or_else(
+        || cohort_view::command::Command::GroupList.into(),
+        |near| Hint::Meant(near.to_owned()),
+    );
+    Failure::new("no_such_name", format!("no group or server `{about}`")).hint(hint)
 }
 
 fn context_of(global: &Global) -> Result<crate::context::Context, Failure> {

@@ -30,10 +30,15 @@ pub(crate) enum RepositoryCommand {
     Keys(KeyCommand),
 }
 
+fn at_least_two(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count >= 2);
+    count.ok_or_else(|| "at least 2: groups may have to go back".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {
-    /// How many releases of each app and platform remain
-    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    /// How many releases of each app and platform remain, at least 2: one to go back to
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = at_least_two)]
     keep: usize,
     /// Only of this app
     #[arg(long)]

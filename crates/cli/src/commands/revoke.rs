@@ -174,6 +174,13 @@ async fn signed_by(context: &Context, peer: &Peer) -> Result<Vec<AppId>, Failure
     Ok(signed.cloned().collect())
 }
 
+/// A revocation does not wait for the hub, which alone knows the names.
+#[expect(clippy::unnecessary_wraps, reason = "the result of a check that could not be made")]
+fn unsure(peer: &Peer) -> Result<(), Failure> {
+    note(&format!("the hub does not answer: nobody has checked that there is a {peer}"));
+    Ok(())
+}
+
 /// Refuses a name that somebody else has, as far as the hub knows: the right certificate would stay
 /// valid. The first operator, and people of an authority of one's own, have joined by no token.
 async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
@@ -184,7 +191,9 @@ async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
     match peer.role {
         Role::Hub => Ok(()),
         Role::Agent => {
-            let Ok((known, Origin::Hub { .. })) = know(context).await else { return Ok(()) };
+            let Ok((known, Origin::Hub { .. })) = know(context).await else {
+                return unsure(peer);
+            };
             match known.group_of(name.as_str()) {
                 Some(_) => Ok(()),
                 None => Err(unknown(format!("no group has a server `{name}`"))),
@@ -192,9 +201,9 @@ async fn check_known(context: &Context, peer: &Peer) -> Result<(), Failure> {
         }
         Role::Viewer | Role::Operator | Role::Publisher => {
             // A revocation needs no hub.
-            let Ok(hub) = Hub::of(context) else { return Ok(()) };
+            let Ok(hub) = Hub::of(context) else { return unsure(peer) };
             let Ok(tokens) = hub.call::<Vec<TokenListed>>(Call::get(TOKEN)).await else {
-                return Ok(());
+                return unsure(peer);
             };
             let joined = tokens.into_iter().filter_map(|token| match token.state {
                 TokenState::Used { peer, .. } => Some(peer),

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use cohort_core::Body;
 use cohort_core::ids::{AppId, GroupId, RequestId};
+use cohort_core::policy::{Duration, InvalidValue};
 use cohort_core::state::Ending;
 use cohort_view::command::{Command, Flag};
 use cohort_view::figures::brief;
@@ -14,6 +15,7 @@ use cohort_wire::agent::{
     ToGroup,
 };
 use cohort_wire::http::Call;
+use jiff::Timestamp;
 
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
@@ -32,9 +34,11 @@ pub(crate) enum RolloutCommand {
     Plan(rollout_plan::PlanArgs),
     /// Show progress, same as `cohort status GROUP`
     Status(status::StatusArgs),
-    /// Stop starting new servers; let those in progress finish
-    Pause(Because),
-    /// Continue after a pause; overrules a bad verdict from another group
+    /// Start no rollout and no new servers until resumed; let those in progress finish
+    #[command(visible_alias = "freeze")]
+    Pause(PauseArgs),
+    /// End a pause; overrules a bad verdict from another group
+    #[command(visible_alias = "unfreeze")]
     Resume(Several),
     /// Continue after a wave that needs approval
     Approve(Several),
@@ -87,12 +91,40 @@ pub(crate) struct Because {
     reason: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    #[command(flatten)]
+    because: Because,
+    /// How long, such as 12h; without it, until it is resumed
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    lasting: Option<Duration>,
+    /// Until when, such as 2026-12-27T06:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "lasting")]
+    until: Option<Timestamp>,
+}
+
+fn duration(text: &str) -> Result<Duration, InvalidValue> {
+    text.to_owned().try_into()
+}
+
+impl PauseArgs {
+    /// How long, in milliseconds.
+    fn for_ms(&self) -> Result<Option<u64>, Failure> {
+        let Some(until) = self.until else { return Ok(self.lasting.map(|lasting| lasting.ms)) };
+        let left = until.as_millisecond() - Timestamp::now().as_millisecond();
+        let left = u64::try_from(left).ok().filter(|left| *left > 0);
+        left.map(Some).ok_or_else(|| Failure::usage(format!("{until} has passed")))
+    }
+}
+
 pub(crate) async fn run(global: &Global, command: &RolloutCommand) -> Result<Exit, Failure> {
     match command {
         RolloutCommand::Plan(args) => rollout_plan::run(global, args).await,
         RolloutCommand::Status(args) => status::run(global, args).await,
-        RolloutCommand::Pause(Because { which, reason }) => {
-            let body = |app, _: &GroupStatus| Ok(Body::Pause { app, reason: reason.clone() });
+        RolloutCommand::Pause(args) => {
+            let (Because { which, reason }, for_ms) = (&args.because, args.for_ms()?);
+            let body =
+                |app, _: &GroupStatus| Ok(Body::Pause { app, reason: reason.clone(), for_ms });
             steer(global, which, body, "paused").await
         }
         RolloutCommand::Resume(which) => {
@@ -175,7 +207,7 @@ pub(crate) async fn command(
     body: Body,
 ) -> Result<CommandAnswer, Failure> {
     // Unique: time in nanoseconds, and process id.
-    let now = jiff::Timestamp::now().as_nanosecond();
+    let now = Timestamp::now().as_nanosecond();
     let request = RequestId(format!("cli-{now:x}-{:x}", std::process::id()));
     let submission = Submission::Command(CommandRequest { request, body });
     let signed =

@@ -7,13 +7,26 @@ use crate::command::Planned;
 use crate::ids::{ClockMs, ServerId};
 use crate::orders::Purpose;
 use crate::phase::Phase;
+use crate::reason::DebtReason;
 use crate::release::Release;
+use crate::report::Blame;
 use crate::state::{ActivationStage, DEBT_TRIES_MAX, Debt, Rollout, ServerApp};
 use crate::waiting::WaitingOn;
 
 /// Pause between two attempts to pay a debt, in milliseconds. 10 s: longer than a slow service
 /// takes to start, short compared to an operator's response.
 const DEBT_RETRY_MS: u64 = 10_000;
+
+/// Pause between two further attempts, in milliseconds, where the server's surroundings were at
+/// fault: a taken port or a full disk is mended without a word to the group. 1 min: soon after the
+/// repair, and rare enough for a log.
+const SURROUNDINGS_RETRY_MS: u64 = 60_000;
+
+/// A debt that is left alone for now.
+pub(super) struct Rest {
+    /// When it is tried again; `None`: once an operator says so.
+    again_ms: Option<u64>,
+}
 
 impl Planner<'_> {
     pub(super) fn roll_back(&mut self, rollout: &Rollout, by_person: bool, since: ClockMs) {
@@ -109,14 +122,15 @@ impl Planner<'_> {
             self.propose(Planned::FindServer { server: server.clone() });
         } else if here.in_flight().is_some_and(|change| self.app.wants(change)) {
             self.steps(debt.since, &BTreeSet::from([server.clone()]));
-        } else if self.is_resting(here, debt) {
+        } else if let Some(rest) = self.rest(here, debt) {
             let (server, reason) = (server.clone(), debt.reason.clone());
+            let again_ms = rest.again_ms;
             let removing = matches!(self.app.phase, Phase::Removing { .. });
             self.wait(
                 debt.since,
                 match removing {
                     true => WaitingOn::NotStopped { server, reason },
-                    false => WaitingOn::Debt { server, reason },
+                    false => WaitingOn::Debt { server, reason, again_ms },
                 },
             );
         } else if !self.is_killed(debt.since) {
@@ -126,6 +140,33 @@ impl Planner<'_> {
             self.wait_for_good(server, debt.since, good);
         }
         false
+    }
+
+    /// Servers that an operator wants to start their release again, as many at a time as
+    /// `max_unavailable` allows. One that failed holds the others.
+    pub(super) fn restarts(&mut self) {
+        let app = self.app;
+        let wanted = app.servers.iter().filter_map(|(id, here)| Some((id, here, here.restart?)));
+        let Some(since) = wanted.clone().map(|(.., since)| since).min() else { return };
+        let failed = app.servers.values().filter_map(|here| here.debt.as_ref());
+        let mut failed = failed.filter(|debt| matches!(debt.reason, DebtReason::Failed { .. }));
+        if failed.any(|debt| debt.since >= since) || self.is_killed(since) {
+            return;
+        }
+        let mut ready = Vec::new();
+        for (server, here, _) in wanted {
+            if self.is_silent(server) {
+                let for_ms = self.silent_ms(server);
+                self.wait(since, WaitingOn::ServerUnreachable { server: server.clone(), for_ms });
+            } else if here.in_flight().is_some() {
+                self.steps(since, &BTreeSet::from([server.clone()]));
+            } else if here.debt.is_none() && !self.waits_for_another_app(server) {
+                ready.push(server.clone());
+            }
+        }
+        // One at a time, as debts are.
+        ready.truncate(1);
+        self.grants(&ready, Purpose::Debt, since);
     }
 
     /// A server in debt is downloading the good release; if that takes long, it needs help.
@@ -139,17 +180,22 @@ impl Planner<'_> {
         self.wait(since, on);
     }
 
-    /// Whether to leave the debt alone for now: no tries are left, or the last one just failed.
-    pub(super) fn is_resting(&self, here: &ServerApp, debt: &Debt) -> bool {
-        let ended = match here.activation.as_ref().map(|change| &change.stage) {
-            Some(ActivationStage::Failed { at, .. } | ActivationStage::Undone { at, .. }) => {
-                Some(*at)
-            }
-            Some(_) => return false,
-            None => None,
+    /// Why to leave the debt alone for now, if so: the last try just failed, or no more are left.
+    pub(super) fn rest(&self, here: &ServerApp, debt: &Debt) -> Option<Rest> {
+        let (at, blame) = match here.activation.as_ref().map(|change| &change.stage) {
+            Some(ActivationStage::Failed { at, blame, .. }) => (*at, *blame),
+            Some(ActivationStage::Undone { at, .. }) => (*at, Blame::Release),
+            Some(_) => return None,
+            None => return (debt.tries >= DEBT_TRIES_MAX).then_some(Rest { again_ms: None }),
         };
-        let just = ended.is_some_and(|at| self.state.clock.since(at) < DEBT_RETRY_MS);
-        debt.tries >= DEBT_TRIES_MAX || (debt.tries > 0 && just)
+        let pause_ms = match (debt.tries, blame) {
+            (0, _) => return None,
+            (1..DEBT_TRIES_MAX, _) => DEBT_RETRY_MS,
+            (_, Blame::Surroundings) => SURROUNDINGS_RETRY_MS,
+            (_, Blame::Release) => return Some(Rest { again_ms: None }),
+        };
+        let left_ms = pause_ms.saturating_sub(self.state.clock.since(at));
+        (left_ms > 0).then_some(Rest { again_ms: Some(left_ms) })
     }
 
     /// Whether the kill switch is on; if so, waits for it.

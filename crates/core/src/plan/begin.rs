@@ -9,8 +9,8 @@ use crate::ids::{ClockMs, ServerId};
 use crate::phase::Phase;
 use crate::refused::WhyRefused;
 use crate::release::Release;
-use crate::state::Rollout;
-use crate::waiting::WaitingOn;
+use crate::state::{Pause, Rollout};
+use crate::waiting::{Waiting, WaitingOn};
 
 impl Planner<'_> {
     /// Starts the offered release, or says why not. Call only while no rollout is in progress.
@@ -154,6 +154,24 @@ impl Planner<'_> {
         })
     }
 
+    fn paused(&self, pause: &Pause, holds: Option<&Release>) -> WaitingOn {
+        let left_ms = pause.until.map(|until| until.since(self.state.clock));
+        let holds = holds.map(|release| release.version.clone());
+        WaitingOn::Paused { by: pause.by.clone(), left_ms, holds }
+    }
+
+    /// Says that the app is paused where nothing else does: what is not offered yet, or could take
+    /// over from a rollback, does not start.
+    pub(super) fn say_paused(&mut self) {
+        let Some(pause) = &self.app.pause else { return };
+        let said = |waiting: &Waiting| {
+            waiting.app == *self.id && matches!(waiting.on, WaitingOn::Paused { .. })
+        };
+        if !self.plan.waiting.iter().any(said) {
+            self.wait(pause.since, self.paused(pause, None));
+        }
+    }
+
     /// What keeps an offered release from starting, if anything.
     fn obstacle(&self, release: &Release) -> Option<WaitingOn> {
         let app = self.app;
@@ -164,6 +182,8 @@ impl Planner<'_> {
             Some(WaitingOn::Person { version, reason: rejected.reason.clone() })
         } else if let Some(reason) = &self.seen.killed {
             Some(WaitingOn::KillSwitch { reason: reason.clone() })
+        } else if let Some(pause) = &app.pause {
+            Some(self.paused(pause, Some(release)))
         } else if self.state.servers.is_empty() {
             Some(WaitingOn::NoServers)
         } else if let Some(view) = &self.seen.registry {
@@ -181,8 +201,8 @@ impl Planner<'_> {
 
     /// Whether the rollout is paused, killed, or found bad by another group.
     pub(super) fn is_stopped(&mut self, rollout: &Rollout) -> bool {
-        if let Some(pause) = &rollout.pause {
-            self.wait(pause.since, WaitingOn::Paused { by: pause.by.clone() });
+        if let Some(pause) = self.app.pause_of(rollout) {
+            self.wait(pause.since, self.paused(pause, Some(&rollout.release)));
             return true;
         }
         if self.is_killed(rollout.progress) {

@@ -127,7 +127,7 @@ impl Planner<'_> {
             !self.app.servers[server].has(&rollout.release.artifact) || self.acts(server)
         };
         let stuck = self.seen.killed.is_none()
-            && rollout.pause.is_none()
+            && self.app.pause_of(rollout).is_none()
             && open.iter().any(acts)
             && self.state.clock.since(rollout.progress) > within.ms;
         let late = if stuck { self.cannot_download(rollout, open) } else { Vec::new() };
@@ -183,10 +183,9 @@ impl Planner<'_> {
                 && here.in_flight().is_none()
                 && capacity::is_down(self.app, server)
                 && self.is_heard(server)
-                && here
-                    .debt
-                    .as_ref()
-                    .is_none_or(|debt| self.is_resting(here, debt) || self.app.last_good.is_none())
+                && here.debt.as_ref().is_none_or(|debt| {
+                    self.rest(here, debt).is_some() || self.app.last_good.is_none()
+                })
         });
         if let Some(server) = broken.cloned() {
             self.propose(Planned::WidenWave { server });

@@ -133,7 +133,13 @@ impl Turn<'_> {
     fn release_for(&self, server: &ServerId, purpose: Purpose) -> Result<Option<Release>, WhyNot> {
         let rolling_back = matches!(self.app.phase, Phase::RollingBack { .. });
         match purpose {
-            Purpose::Debt => Ok(self.app.last_good.clone()),
+            Purpose::Debt => {
+                let here = self.app.servers.get(server);
+                match here.is_none_or(|here| here.debt.is_some() || here.restart.is_some()) {
+                    true => Ok(self.app.last_good.clone()),
+                    false => Err(WhyNot::NothingToGrant),
+                }
+            }
             Purpose::RollBack if rolling_back => Ok(self.app.last_good.clone()),
             Purpose::RollBack => Err(WhyNot::NothingToGrant),
             Purpose::Wave => match (self.app.phase.wave(), self.app.phase.forward()) {

@@ -72,7 +72,7 @@ impl Turn<'_> {
             started: self.clock,
             lead: lead.clone(),
             waves: 0,
-            pause: None,
+            despite_pause: false,
             approved: false,
             release_failures: 0,
             surroundings_failures: 0,
@@ -85,6 +85,19 @@ impl Turn<'_> {
         });
         self.enter(Phase::Forward { rollout, at: Milestone::MarkedOld { recorded: false } });
         Ok(())
+    }
+
+    /// The leader found it on the channel: not while the app is paused.
+    pub(crate) fn start_offered(
+        &mut self,
+        release: &Release,
+        revision: Revision,
+        lead: &ServerId,
+    ) -> Applied {
+        match self.app.pause {
+            Some(_) => self.not_now(WhyNot::Paused),
+            None => self.start_rollout(release, revision, lead),
+        }
     }
 
     fn why_not_start(&self, release: &Release, revision: Revision) -> Option<WhyNot> {
@@ -175,7 +188,7 @@ impl Turn<'_> {
         let Some(rollout) = self.app.phase.between_waves() else {
             return self.not_now(WhyNot::WaveInProgress);
         };
-        if rollout.pause.is_some() {
+        if self.app.pause_of(rollout).is_some() {
             return self.not_now(WhyNot::Paused);
         }
         if rollout.awaits_approval() {

@@ -1,13 +1,15 @@
 //! Operators' decisions.
 
+use std::collections::BTreeSet;
+
 use super::{Applied, Turn};
-use crate::command::WhyNot;
+use crate::command::{Rejection, WhyNot};
 use crate::ids::{GroupId, Revision, ServerId};
 use crate::phase::Phase;
 use crate::policy::Proof;
 use crate::reason::{DebtReason, PausedBy, Reason};
 use crate::release::Rollback;
-use crate::state::{OVERRULED_MAX, Pause, Rollout};
+use crate::state::{App, OVERRULED_MAX, Pause, Rollout};
 
 impl Turn<'_> {
     /// The rollout going forward, under a new generation: earlier plans are now stale.
@@ -18,12 +20,17 @@ impl Turn<'_> {
         self.app.phase.rollout_mut()
     }
 
-    pub(crate) fn pause(&mut self, reason: &str) -> Applied {
+    /// Holds a rollout in progress, and keeps the next one from starting: whoever moves a channel
+    /// does not end the pause of another person.
+    pub(crate) fn pause(&mut self, reason: &str, for_ms: Option<u64>) -> Applied {
+        if matches!(self.app.phase, Phase::Removing { .. }) {
+            return self.not_now(WhyNot::BeingRemoved);
+        }
         let by = PausedBy::Person { name: self.actor.to_owned(), text: reason.to_owned() };
-        let pause = Pause { by, since: self.clock };
-        match self.replan() {
-            Some(rollout) => rollout.pause = Some(pause),
-            None => return self.not_now(WhyNot::NoRollout),
+        let until = for_ms.map(|for_ms| self.clock.plus(for_ms));
+        self.app.pause = Some(Pause { by, since: self.clock, until });
+        if let Some(rollout) = self.replan() {
+            rollout.despite_pause = false;
         }
         Ok(())
     }
@@ -32,11 +39,12 @@ impl Turn<'_> {
     /// operator overruled that group.
     pub(crate) fn pause_for_verdict(&mut self, group: &GroupId, reason: &Reason) -> Applied {
         let by = PausedBy::Verdict { group: group.clone(), reason: reason.clone() };
-        let pause = Pause { by, since: self.clock };
+        let pause = Pause { by, since: self.clock, until: None };
         match self.replan() {
             Some(rollout) if rollout.overruled.contains(group) => {}
             Some(rollout) => {
-                rollout.pause.get_or_insert(pause);
+                rollout.despite_pause = false;
+                self.app.pause.get_or_insert(pause);
             }
             None => return self.not_now(WhyNot::NoRollout),
         }
@@ -45,11 +53,11 @@ impl Turn<'_> {
 
     /// Continues a paused rollout, overruling the verdict that paused it.
     pub(crate) fn resume(&mut self) -> Applied {
-        if self.app.phase.forward().is_none_or(|rollout| rollout.pause.is_none()) {
+        let Some(pause) = self.app.pause.take() else {
             return self.not_now(WhyNot::NotPaused);
-        }
+        };
         if let Some(rollout) = self.replan()
-            && let Some(Pause { by: PausedBy::Verdict { group, .. }, .. }) = rollout.pause.take()
+            && let PausedBy::Verdict { group, .. } = pause.by
         {
             rollout.overruled.insert(group);
             if rollout.overruled.len() > OVERRULED_MAX {
@@ -58,6 +66,15 @@ impl Turn<'_> {
         }
         self.progress();
         Ok(())
+    }
+
+    /// The time of a pause is over.
+    pub(crate) fn end_pause(&mut self) -> Applied {
+        let until = self.app.pause.as_ref().and_then(|pause| pause.until);
+        match until {
+            Some(until) if until <= self.clock => self.resume(),
+            Some(_) | None => self.not_now(WhyNot::NotPaused),
+        }
     }
 
     pub(crate) fn approve(&mut self) -> Applied {
@@ -116,9 +133,10 @@ impl Turn<'_> {
         app.good_before.clear();
         app.rejected.clear();
         app.verdicts_due.clear();
+        app.pause = None;
         for here in app.servers.values_mut() {
             here.forget_ended();
-            here.debt = None;
+            (here.debt, here.restart) = (None, None);
             if here.running.is_some() || here.activation.is_some() {
                 here.owe(self.clock, DebtReason::Removed);
             }
@@ -155,9 +173,38 @@ impl Turn<'_> {
             self.app.rejected = rejected;
             return Err(rejection);
         }
+        if let Some(rollout) = self.app.phase.rollout_mut() {
+            rollout.despite_pause = true;
+        }
         if let Some(current) = current {
             self.reject(&current, Reason::Undone { by: self.actor.to_owned() });
         }
         Ok(())
+    }
+
+    /// Has servers start the good release again, those of `only` or all that run it.
+    pub(crate) fn restart(&mut self, only: &BTreeSet<ServerId>) -> Applied {
+        match self.app.phase {
+            Phase::Running { .. } | Phase::Held { in_place: None, .. } => {}
+            Phase::Empty => return self.not_now(WhyNot::NothingToRestart),
+            Phase::Held { in_place: Some(_), .. } => return self.not_now(WhyNot::HeldInPlace),
+            Phase::Forward { .. } | Phase::RollingBack { .. } => {
+                return self.not_now(WhyNot::NotRunning);
+            }
+            Phase::Removing { .. } => return self.not_now(WhyNot::BeingRemoved),
+        }
+        let App { servers, last_good, .. } = &mut *self.app;
+        if let Some(server) = only.iter().find(|server| !servers.contains_key(*server)) {
+            return Err(Rejection::NoServer { server: server.clone() });
+        }
+        let mut any = false;
+        for (server, here) in servers.iter_mut() {
+            let wanted = only.is_empty() || only.contains(server);
+            if wanted && last_good.is_some() && here.running == *last_good {
+                here.restart = Some(self.clock);
+                any = true;
+            }
+        }
+        if any { Ok(()) } else { self.not_now(WhyNot::NothingToRestart) }
     }
 }

@@ -279,7 +279,7 @@ impl Turn<'_> {
         let Some(change) = here.activation.take_if(|_| same) else { return false };
         let passed = self.app.preflight_set(change.purpose).revision;
         let Some(here) = self.app.servers.get_mut(&report.server) else { return false };
-        (here.checks, here.trial) = (passed, None);
+        (here.checks, here.trial, here.restart) = (passed, None, None);
         here.running = change.release;
         here.unsure = false;
         here.in_service = here.running.is_some();

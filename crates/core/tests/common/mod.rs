@@ -184,10 +184,11 @@ impl Wish {
                     reason: Reason::ServersLost { servers: Vec::new() },
                 })
             }
-            23 => Body::Pause { app, reason },
+            23 => Body::Pause { app, reason, for_ms: None },
             24 => Body::Resume { app },
             25 => Body::Abort { app, reason },
             26 => Body::Retry { app },
+            27 if n % 2 == 0 => Body::Restart { app, servers: [server].into() },
             27 => Body::Undo { app, lead: server },
             _ => Body::Report { report: self.report(state, server) },
         }

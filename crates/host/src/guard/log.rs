@@ -94,6 +94,11 @@ impl ServiceLog {
         }
     }
 
+    /// What comes from now on is of another start of the service: it explains no earlier one.
+    pub(crate) fn forget(&self) {
+        self.tail.lock().clear();
+    }
+
     /// Notes in the log that a process was started.
     pub(crate) fn started(&self, pid: i32) {
         let begin = if self.file.lock().in_line { "\n" } else { "" };

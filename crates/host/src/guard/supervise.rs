@@ -51,6 +51,7 @@ impl Restarts {
 impl Supervised {
     /// Starts the service for the first time; the result says whether its program could be run.
     pub(crate) async fn start(home: &Home, spec: ServiceSpec) -> Result<Self, CannotSpawn> {
+        home.log.forget();
         let running = home.spawn(&spec).await?;
         Ok(Self::watch(home, Kept::new(spec), Some(running)))
     }

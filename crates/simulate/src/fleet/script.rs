@@ -195,13 +195,11 @@ impl Script {
             "reaches" => self.reaches(line),
             "mirrors" => self.fleet.mirrors = line.words[0] != "away",
             "fetch" => self.fleet.fetch_ms = ms_of(line.words[0]),
-            "weather" => {
-                let part = |key| line.pairs.get(key).map_or(0, |n| n.parse().expect("a number"));
-                let (lost, twice, late) = (part("lost"), part("twice"), part("late"));
-                self.fleet.weather = Weather { lost, twice, late, delay_ms_max: 0 };
-            }
+            "weather" => self.weather(line),
             "verdict" => self.verdict(line),
-            "pause" | "resume" | "approve" | "abort" | "retry" | "undo" => self.person(line, out),
+            "pause" | "resume" | "approve" | "abort" | "retry" | "undo" | "restart" => {
+                self.person(line, out);
+            }
             "heed" => self.heed(out),
             "keep-orders" | "replay-orders" => self.orders(line),
             "reports" => self.reports(line, out),
@@ -429,10 +427,23 @@ impl Script {
         });
     }
 
+    fn weather(&mut self, line: &Line<'_>) {
+        let part = |key| line.pairs.get(key).map_or(0, |n| n.parse().expect("a number"));
+        let (lost, twice, late) = (part("lost"), part("twice"), part("late"));
+        self.fleet.weather = Weather { lost, twice, late, delay_ms_max: 0 };
+    }
+
     fn person(&mut self, line: &Line<'_>, out: &mut String) {
         let (app, reason) = (line.app(), line.rest());
         let body = match line.verb {
-            "pause" => Body::Pause { app, reason },
+            "pause" => {
+                let for_ms = line.pairs.get("for").map(|text| ms_of(text));
+                Body::Pause { app, reason, for_ms }
+            }
+            "restart" => Body::Restart {
+                app,
+                servers: line.words.iter().copied().flat_map(servers_of).collect(),
+            },
             "resume" => Body::Resume { app },
             "approve" => Body::Approve { app },
             "abort" => Body::Abort { app, reason },

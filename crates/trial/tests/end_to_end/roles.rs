@@ -86,7 +86,7 @@ fn only_those_who_may() -> Result<()> {
     let operators_own = || Identity::load(&trial.context_dir().join("operator"));
     let own = agents_own()?;
     let agent = Caller::as_whom(&trial, agents_own()?, first)?;
-    let pause = Body::Pause { app: app.clone(), reason: String::new() };
+    let pause = Body::Pause { app: app.clone(), reason: String::new(), for_ms: None };
     let pauses = to_group(signed(&own, command(pause.clone()))?);
     agent.refused("an agent sends a command", Call::post(COMMAND, &pauses))?;
     let report = Report {

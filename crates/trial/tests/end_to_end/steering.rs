@@ -25,7 +25,7 @@ fn by_a_person() -> Result<()> {
     trial.run(&["rollout", "pause", GROUP, "--reason", "lunch"])?;
     trial.until(GROUP, PATIENCE, |status| {
         let paused = |by: &PausedBy| matches!(by, PausedBy::Person { text, .. } if text == "lunch");
-        waits(status, |on| matches!(on, WaitingOn::Paused { by } if paused(by)))
+        waits(status, |on| matches!(on, WaitingOn::Paused { by, .. } if paused(by)))
             && app(status).is_some_and(|app| {
                 app.paused && app.servers.values().all(|here| here.activation.is_none())
             })
@@ -69,6 +69,16 @@ fn by_a_person() -> Result<()> {
         ensure!(took_1_3 == 1, "{server} started 1.3.0 {took_1_3} times");
     }
     ensure!(took_1_2 < 3, "every server took 1.2.0 although 1.3.0 was available");
+
+    // What runs is started again, on every server.
+    trial.run(&["service", "restart", GROUP])?;
+    let starts = |server: &str| {
+        let said = trial.said(server).unwrap_or_default();
+        said.iter().filter(|s| s.event == "start" && s.version == "1.3.0").count()
+    };
+    trial.until(GROUP, PATIENCE, |status| {
+        runs(status, "1.3.0") && trial.servers().iter().all(|server| starts(server) == 2)
+    })?;
     let status = trial.status(GROUP)?;
     let history = &app(&status).context("the group has the app")?.history;
     for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0"] {

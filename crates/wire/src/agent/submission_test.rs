@@ -45,7 +45,7 @@ fn report(of: &str) -> Submission {
 }
 
 fn pause() -> Submission {
-    let body = Body::Pause { app: "web".parse().unwrap(), reason: String::new() };
+    let body = Body::Pause { app: "web".parse().unwrap(), reason: String::new(), for_ms: None };
     Submission::Command(CommandRequest { request: RequestId("r".to_owned()), body })
 }
 

@@ -1,5 +1,7 @@
 //! What can happen, and how often: faults, their ends, and wishes of persons.
 
+use std::collections::BTreeSet;
+
 use cohort_core::command::Body;
 use cohort_core::ids::ServerId;
 use cohort_core::kill::KillScope;
@@ -195,14 +197,17 @@ impl Chaos {
                 self.fleet.weather = weather;
             }
             (Kind::Policy, _) => self.policy(&app),
-            (Kind::Pause, _) => self.wish(&group, Body::Pause { app, reason: "lunch".into() }),
+            (Kind::Pause, _) => {
+                self.wish(&group, Body::Pause { app, reason: "lunch".into(), for_ms: None });
+            }
             (Kind::Resume, _) => {
                 self.wish(&group, Body::Resume { app: app.clone() });
                 self.wish(&group, Body::Approve { app });
             }
-            (Kind::Decide, _) => match self.draw(3) {
+            (Kind::Decide, _) => match self.draw(4) {
                 0 => self.wish(&group, Body::Abort { app, reason: "no".into() }),
                 1 => self.wish(&group, Body::Retry { app }),
+                2 => self.wish(&group, Body::Restart { app, servers: BTreeSet::new() }),
                 _ => {
                     if let Some(lead) = self.fleet.groups[&group].leader() {
                         self.wish(&group, Body::Undo { app, lead });
