@@ -9,6 +9,7 @@ use cohort_core::ids::{ServerId, Version};
 use cohort_core::state::HistoryEntry;
 use cohort_host::Lack;
 use cohort_identity::{Peer, PeerName};
+use cohort_registry::records::ServerRecord;
 use cohort_view::difference::Change;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::RolloutPlan;
@@ -59,6 +60,7 @@ pub(crate) enum Answer<'a> {
     // One for each line.
     Log { server: &'a ServerId, app: &'a AppId, line: &'a str },
     GroupList(Vec<GroupSummary<'a>>),
+    ServerList(&'a [&'a ServerRecord]),
     GroupShow(&'a GroupStatus),
     GroupTransferLeader(&'a TransferLeaderAnswer),
     // Without an index if the group had already removed the server.

@@ -7,6 +7,7 @@ use cohort_core::reason::Reason;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_host::Lack;
 use cohort_identity::{Peer, PeerName, Role, TokenState};
+use cohort_registry::records::ServerRecord;
 use cohort_view::difference::difference;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::{Offered, plan};
@@ -54,6 +55,7 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::RolloutHistory { .. } => "rollout history",
         Answer::Log { .. } => "logs",
         Answer::GroupList(_) => "group list",
+        Answer::ServerList(_) => "server list",
         Answer::GroupShow(_) => "group show",
         Answer::GroupTransferLeader(_) => "group transfer-leader",
         Answer::GroupRemove { .. } => "group remove-server",
@@ -195,6 +197,14 @@ fn every_answer_is_as_its_golden_file_says() {
     };
     let failure = Failure::new("held", "web is held").hint("publish a fix");
     let reported = report();
+    let joined = ServerRecord {
+        schema: 1,
+        server: "web-1".parse().unwrap(),
+        address: "10.0.0.11:7417".to_owned(),
+        labels: [("zone".to_owned(), "zone-a".to_owned())].into(),
+        rack: None,
+        group: "web.zone-a".parse().unwrap(),
+    };
     let (scope, reason) = (KillScope::Fleet, "the hub: file x.kill is damaged".to_owned());
     let damaged = DamagedKill { scope, epoch: 3, reason };
     let warnings = ["hooks/pre-start is not run".to_owned()];
@@ -256,6 +266,7 @@ fn every_answer_is_as_its_golden_file_says() {
         Answer::RolloutHistory { group: &group, app: &app, history: &history },
         Answer::Log { server: &server, app: &app, line: "2027-01-15T08:00:00.000Z ready" },
         Answer::GroupList(reported.groups.iter().map(GroupSummary::of).collect()),
+        Answer::ServerList(&[&joined]),
         Answer::GroupShow(&status()),
         Answer::GroupTransferLeader(&transferred),
         Answer::GroupRemove { group: &group, server: &server, index: Some(42), forgotten: true },

@@ -108,7 +108,7 @@ pub(crate) enum Command {
     /// Stop everything: the kill switch
     #[command(subcommand)]
     Kill(commands::kill::KillCommand),
-    /// Revoke servers' certificates
+    /// List servers, and revoke their certificates
     #[command(subcommand)]
     Server(commands::revoke::ServerCommand),
     /// Revoke people's certificates
@@ -125,6 +125,8 @@ pub(crate) enum Command {
     Context(commands::context::ContextCommand),
     /// Print completions for a shell
     Completions(commands::completions::CompletionsArgs),
+    /// Write manual pages
+    Man(commands::man::ManArgs),
 }
 
 /// Flags to ask one agent instead of the hub.

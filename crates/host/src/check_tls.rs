@@ -35,11 +35,16 @@ pub(crate) async fn wrap(stream: Stream, probe: &TlsProbe) -> Result<Stream, Che
     match connected {
         Ok(stream) => Ok(Box::new(stream)),
         // What TLS itself says is in the error of the connection.
-        Err(error) if error.get_ref().is_some_and(|source| source.is::<Error>()) => {
-            Err(CheckFailure::NotTrusted(chain(&error)))
+        Err(error) if matches!(said(&error), Some(Error::InvalidMessage(_))) => {
+            Err(CheckFailure::NotTrusted("the service does not speak it".to_owned()))
         }
+        Err(error) if said(&error).is_some() => Err(CheckFailure::NotTrusted(chain(&error))),
         Err(error) => Err(CheckFailure::from_io(&error)),
     }
+}
+
+fn said(error: &std::io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// What the check trusts: its own authority, or what this server's system trusts.

@@ -46,6 +46,10 @@ impl Bench {
         run.run().await.unwrap()
     }
 
+    fn has_cgroups(&self) -> bool {
+        Cgroups::of(self.0.path()).is_ok_and(|cgroups| !cgroups.is_empty())
+    }
+
     fn pid(&self, name: &str) -> Option<Pid> {
         Pid::from_raw(fs::read_to_string(self.0.path().join(name)).ok()?.trim().parse().ok()?)
     }
@@ -105,6 +109,8 @@ async fn what_a_hook_leaves_behind_ends_with_it() {
     let bench = Bench::new("sleep 600 & echo $! > child");
     let began = Instant::now();
     assert_eq!(bench.run(LONG).await, HookEnd::Passed);
+    let log = fs::read_to_string(bench.0.path().join("after-install.log")).unwrap();
+    assert_eq!(log.is_empty(), !bench.has_cgroups(), "its log says so: {log}");
     assert!(began.elapsed() < LONG / 2, "it did not wait for the child's end of the pipe");
     let child = bench.pid("child").unwrap();
     until("the child is gone", || async { crate::process::start_ticks(child).is_none() }).await;

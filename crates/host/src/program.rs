@@ -67,6 +67,10 @@ pub(crate) struct Program<'a> {
     pub(crate) note: Option<PathBuf>,
 }
 
+/// Noted in a program's output: whoever expects a hook to start a service would look for it in vain.
+const LEFT_BEHIND: &[u8] = b"cohort: ended what it left running in the background: \
+                             `[service]` in cohort.toml starts a service\n";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
     Exited(Exit),
@@ -174,6 +178,9 @@ async fn finish(
     }
     let mut output = Receiver::from_owned_fd(reader.into()).map_err(watch)?;
     let timed_out = watch_program(child, cgroup, program.limit, &mut output, tail).await;
+    if !timed_out && cgroup.is_some_and(|cgroup| cgroup.has_others(child.watched().pid())) {
+        tail.push(LEFT_BEHIND);
+    }
     let exit = child.reap(cgroup).await.map_err(watch)?;
     if let Some(note) = &program.note {
         crate::orphan::forget(note);

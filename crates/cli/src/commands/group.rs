@@ -8,6 +8,7 @@ use cohort_core::ids::{GroupId, Incarnation, ServerId};
 use cohort_identity::{Peer, Role};
 use cohort_registry::fleet::Fleet;
 use cohort_view::command::{Command, Flag};
+use cohort_view::figures::brief;
 use cohort_view::groups::{self, GroupSummary};
 use cohort_view::hint::Hint;
 use cohort_wire::agent::{GroupStatus, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer};
@@ -174,10 +175,12 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
     let hub = Hub::of(&context)?;
     let index = match steered.status.servers.get(server) {
         Some(known) => {
-            if !force && known.contact_age_ms.is_some_and(|age| age < ALIVE_MS) {
-                let error = format!("{server} is alive: its agent would rejoin at once");
+            if let Some(age) = known.contact_age_ms.filter(|age| !force && *age < ALIVE_MS) {
+                let ago = brief(age);
+                let error = format!("{server} was heard {ago} ago: its agent would rejoin at once");
+                let wait = brief((ALIVE_MS - age).next_multiple_of(1_000));
                 return Err(Failure::new("alive", error)
-                    .hint(format!("stop the agent on {server} first"))
+                    .hint(format!("stop the agent on {server}, and try again {wait} later"))
                     .hint(Hint::add("or, if it cannot be stopped", Flag::Force)));
             }
             let body = Body::RemoveServer { server: server.clone() };
@@ -219,6 +222,9 @@ async fn remove(global: &Global, args: &RemoveArgs) -> Result<Exit, Failure> {
         }
         None => format!("{server} has left {group} before\n"),
     });
+    if index.is_some() {
+        note(&format!("a service that runs on {server} goes on: stop it there, with its guard"));
+    }
     if let Err(failure) = revoked {
         note(&format!("warning: the certificates of {server} are not revoked: {}", failure.error));
         let again = Command::GroupRemoveServer { group: group.clone(), server: server.clone() };

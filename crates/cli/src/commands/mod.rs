@@ -13,6 +13,7 @@ pub(crate) mod hub;
 pub(crate) mod init;
 pub(crate) mod kill;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod mirror;
 pub(crate) mod publish;
 pub(crate) mod release;
@@ -86,6 +87,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Authority(args) => once(authority::run(&global, &args)),
         Command::Context(args) => once(context::run(&global, &args)),
         Command::Completions(args) => Ok(completions::run(&args)),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -1,12 +1,13 @@
-//! `cohort server revoke`, `cohort person revoke`: certificates that count no more, at the hub and
+//! `cohort server`, `cohort person`: who has joined; certificates that count no more, at the hub and
 //! at agents, which pass it on.
 
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cohort_core::ids::AppId;
+use cohort_core::ids::{AppId, GroupId};
 use cohort_identity::{InvalidPeer, Peer, PeerName, Role, TokenState, UnixTime};
 use cohort_registry::fleet::Fleet;
+use cohort_registry::records::ServerRecord;
 use cohort_view::command::Flag;
 use cohort_view::figures::brief;
 use cohort_view::hint::Hint;
@@ -22,17 +23,22 @@ use cohort_wire::revocation::{
 
 use crate::answer::{Answer, Revoked};
 use crate::args::{Direct, Global};
-use crate::commands::context_of;
+use crate::commands::{context_of, no_such_name};
 use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::fleet::{is_direct, know};
+use crate::fleet::{is_direct, know, of_hub};
 use crate::kill_registers::{Places, Verified};
 use crate::output::{Output, look, note};
 use crate::policy_known::KnownPolicy;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
+    /// List the servers that have joined, with their groups and addresses
+    List {
+        /// Only of this group
+        group: Option<GroupId>,
+    },
     /// Revoke a server's certificates: its key was stolen
     Revoke(RevokeServerArgs),
     /// Show every revoked certificate, of servers and people
@@ -51,6 +57,32 @@ pub(crate) enum PersonCommand {
         #[command(flatten)]
         direct: Direct,
     },
+}
+
+/// Lists servers as the hub knows them.
+async fn servers(global: &Global, group: Option<&GroupId>) -> Result<Exit, Failure> {
+    let fleet = of_hub(&context_of(global)?).await?;
+    if let Some(group) = group.filter(|group| !fleet.groups.contains_key(*group)) {
+        return Err(no_such_name(&fleet, group.as_str()));
+    }
+    let wanted = |it: &&ServerRecord| group.is_none_or(|group| it.group == *group);
+    let mut servers: Vec<&ServerRecord> = fleet.servers.iter().filter(wanted).collect();
+    servers.sort_by_key(|it| (&it.group, &it.server));
+    global.output.answer(&Answer::ServerList(&servers), || {
+        let mut rows = table(look(), &["SERVER", "GROUP", "ADDRESS", "LABELS"]);
+        for it in &servers {
+            let labels: Vec<String> =
+                it.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            rows.add_row([
+                cell(&it.server),
+                cell(&it.group),
+                cell(&it.address),
+                cell(labels.join(",")),
+            ]);
+        }
+        render(&rows)
+    });
+    Ok(Exit::Done)
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +134,7 @@ fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
 
 pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
     match command {
+        ServerCommand::List { group } => servers(global, group.as_ref()).await,
         ServerCommand::Revoke(RevokeServerArgs { server, hub, reason, force, direct }) => {
             let role = if *hub { Role::Hub } else { Role::Agent };
             revoke(global, Peer { role, name: server.clone() }, (reason, *force), direct).await
