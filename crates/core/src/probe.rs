@@ -199,6 +199,12 @@ impl Probe {
         match self {
             Probe::Tcp(TcpProbe { port, socket, send, expect }) => {
                 is_somewhere(port.as_ref(), socket.as_deref())?;
+                // Whoever can sign a policy may say nothing to other programs of the server.
+                if send.is_some() && port.is_some() {
+                    return Err("a check that sends goes to the app's own port or socket: leave \
+                                out `port`"
+                        .into());
+                }
                 short("send", send.as_deref())?;
                 short("expect", expect.as_deref())
             }
@@ -222,11 +228,15 @@ impl HttpProbe {
         }
         // Whoever can sign a policy may ask anything on the server, and change nothing but the app.
         if self.method == Method::Post && self.port.is_some() {
-            return Err(
-                "a check with method POST goes to the service's own port or socket: leave \
+            return Err("a check with method POST goes to the app's own port or socket: leave \
                         out `port`"
-                    .into(),
-            );
+                .into());
+        }
+        let is_host = |name: &String| name.eq_ignore_ascii_case("host");
+        if self.port.is_some() && !self.headers.keys().all(is_host) {
+            return Err("a check with headers besides Host goes to the app's own port or socket: \
+                        leave out `port`"
+                .into());
         }
         if self.body.is_some() && self.method != Method::Post {
             return Err("a check with a body needs method = \"POST\"".into());

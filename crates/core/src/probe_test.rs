@@ -16,7 +16,8 @@ fn what_a_server_can_check_is_accepted() {
         r#"{"type": "http", "path": "/", "tls": {}}"#,
         r#"{"type": "http", "path": "/", "tls": {"insecure": true, "server_name": "a.example"}}"#,
         r#"{"type": "http", "path": "/", "expect_json": {"/status": "ok", "/up": true, "/n": 3}}"#,
-        r#"{"type": "http", "path": "/", "headers": {"Host": "example.com"}}"#,
+        r#"{"type": "http", "path": "/", "headers": {"Host": "example.com"}, "port": 8081}"#,
+        r#"{"type": "http", "path": "/", "headers": {"Authorization": "x"}}"#,
     ] {
         assert_eq!(judged(text), Ok(()), "{text}");
     }
@@ -33,12 +34,15 @@ fn what_no_server_can_check_is_refused() {
         r#"{"type": "tcp", "socket": "/run/docker.sock"}"#,
         r#"{"type": "tcp", "socket": "../docker.sock"}"#,
         r#"{"type": "tcp", "expect": ""}"#,
+        r#"{"type": "tcp", "port": 6379, "send": "FLUSHALL\r\n"}"#,
+        r#"{"type": "tcp", "port": "redis", "send": "PING\r\n"}"#,
         r#"{"type": "tcp", "prot": 1}"#,
         r#"{"type": "http", "path": "/{prot}"}"#,
         r#"{"type": "http", "path": "localhost/healthz"}"#,
         r#"{"type": "http", "path": "/", "expect_status": 999}"#,
         r#"{"type": "http", "path": "/", "method": "DELETE"}"#,
         r#"{"type": "http", "path": "/", "method": "POST", "port": 2375}"#,
+        r#"{"type": "http", "path": "/", "headers": {"Authorization": "x"}, "port": 2375}"#,
         r#"{"type": "http", "path": "/", "method": "POST", "port": "docker"}"#,
         r#"{"type": "http", "path": "/", "body": "x"}"#,
         r#"{"type": "http", "path": "/", "method": "HEAD", "expect_body": "x"}"#,

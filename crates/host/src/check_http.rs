@@ -1,5 +1,8 @@
 //! HTTP checks: one request, whose response is read only as far as the check needs.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cohort_base::chain;
@@ -9,8 +12,54 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::check::{ANSWER_BYTES_MAX, CheckFailure, Stream, quoted, until};
+
+/// How much is read of a connection, headers and all, in bytes: a service that never comes to the
+/// point takes no processor from others. 256 KiB: more than any answer that is looked at.
+const READ_BYTES_MAX: usize = 4 * ANSWER_BYTES_MAX;
+
+/// A connection that breaks once so much was read of it.
+struct Bounded {
+    stream: Stream,
+    left: usize,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.left == 0 {
+            return Poll::Ready(Err(io::Error::other("the answer does not end")));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.left = this.left.saturating_sub(buffer.filled().len() - before);
+        read
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
 
 /// Sends the check's request over a connection to `host`, and judges the response. Redirects are
 /// not followed. `limit`: how long it may take.
@@ -35,8 +84,12 @@ pub(crate) async fn look(
     let request = request
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| CheckFailure::CannotCheck(chain(&error)))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(Bounded {
+        stream,
+        left: READ_BYTES_MAX,
+    }))
+    .await
+    .map_err(failure)?;
     let ask = async {
         let response = sender.send_request(request).await.map_err(failure)?;
         judge(response, probe, limit).await
@@ -64,7 +117,7 @@ async fn judge(
     for (name, text) in &probe.expect_header {
         let found = response.headers().get(name).and_then(|value| value.to_str().ok());
         if !found.is_some_and(|value| value.contains(text.as_str())) {
-            let (name, found) = (name.clone(), found.map(str::to_owned));
+            let (name, found) = (name.clone(), found.map(|it| quoted(it.as_bytes())));
             return Err(CheckFailure::WrongHeader { name, found, expected: text.clone() });
         }
     }

@@ -124,6 +124,20 @@ async fn a_body_without_end_is_read_to_the_limit_only() {
 
 /// Slow error pages and streams: the status is the answer.
 #[tokio::test]
+async fn a_service_that_never_comes_to_the_point_is_left() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        while stream.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").await.is_ok() {}
+    });
+    let (mut check, context) = http(port, "");
+    check.timeout = "1h".to_owned().try_into().unwrap();
+    let failure = look(&check, &context).await.unwrap_err();
+    assert!(matches!(failure, CheckFailure::Unreachable(_) | CheckFailure::NotHttp), "{failure}");
+}
+
+#[tokio::test]
 async fn a_wrong_status_is_told_although_its_body_does_not_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

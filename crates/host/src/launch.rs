@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Gid, Uid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -72,6 +73,9 @@ impl Launch {
             // So that it may open /dev/stdout by name.
             let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
             rustix::fs::fchown(&output, Some(uid), Some(gid)).map_err(|it| own(it.into()))?;
+            // An earlier program may have closed it to its own user.
+            let mode = Mode::RUSR | Mode::WUSR;
+            rustix::fs::fchmod(&output, mode).map_err(|it| own(it.into()))?;
         }
         let (mut ours, theirs) = UnixStream::pair().map_err(own)?;
         let mut child = self.spawn(confined, theirs, output).map_err(own)?;

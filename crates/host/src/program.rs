@@ -67,7 +67,7 @@ pub(crate) struct Program<'a> {
     pub(crate) note: Option<PathBuf>,
 }
 
-/// Noted in a program's output: whoever expects a hook to start a service would look for it in vain.
+/// Noted in a program's output, for people who expect a hook to start a service.
 const LEFT_BEHIND: &[u8] = b"cohort: ended what it left running in the background: \
                              `[service]` in cohort.toml starts a service\n";
 

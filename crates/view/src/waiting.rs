@@ -442,8 +442,8 @@ pub fn concerns(on: &WaitingOn, server: &ServerId) -> bool {
 /// policies away is found while somebody may still be waiting for one.
 pub(crate) const AWAY_TOLERATED_MS: u64 = 5 * 60 * 1_000;
 
-/// Whether nothing keeps the group from the release that its channel names, as far as known while the mirrors
-/// have been unreachable for a short time.
+/// Whether nothing keeps the group from the release that its channel names, as far as known while
+/// the mirrors have been unreachable for a short time.
 pub(crate) fn is_healthy(waiting: &WaitingStatus) -> bool {
     match &waiting.on {
         WaitingOn::NewRelease | WaitingOn::Paused { holds: None, .. } => true,

@@ -59,7 +59,16 @@ pub(crate) async fn run(global: &Global, command: &AuditCommand) -> Result<Exit,
             let count = lines.len();
             let answer = Answer::AuditVerify { lines: count, last: end.seq, hash: &end.hash };
             global.output.answer(&answer, || {
-                format!("{count} lines follow from one another; {} is {}\n", end.seq, end.hash)
+                let first = end.seq.saturating_sub(count as u64) + 1;
+                let before = match (first, export) {
+                    (1, _) => "",
+                    (_, None) => "what was before is not here: compare with an export (--export)\n",
+                    (_, Some(_)) => "what was before is not here\n",
+                };
+                format!(
+                    "{count} lines, from {first}, follow from one another; {} is {}\n{before}",
+                    end.seq, end.hash
+                )
             });
         }
     }

@@ -21,6 +21,9 @@ use crate::failure::{Exit, Failure};
 use crate::fleet::of_hub;
 use crate::output::{Output, note};
 
+/// A server keeps at most 4 MiB of a service's output, and less of a hook's.
+const LOG_BYTES_MAX: usize = 16 << 20;
+
 /// Most servers of a group that are asked: more lines than these have, nobody reads.
 const SERVERS_MAX: usize = 50;
 
@@ -142,8 +145,15 @@ impl Reader {
     ) -> Result<(), Failure> {
         let mut before = previous.then(Vec::new);
         let mut is_young = since.is_none();
+        let mut bytes = 0;
         loop {
             let answer = self.ask(&request).await?;
+            bytes += answer.output.iter().map(String::len).sum::<usize>();
+            if bytes > LOG_BYTES_MAX && !follow {
+                let error =
+                    format!("{} sends more than a server keeps: it makes it up", self.server);
+                return Err(Failure::new("endless", error));
+            }
             if answer.gap {
                 note(&format!("{}: lines are missing here", self.server));
             }

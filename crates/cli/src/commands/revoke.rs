@@ -1,5 +1,5 @@
-//! `cohort server`, `cohort person`: who has joined; certificates that count no more, at the hub and
-//! at agents, which pass it on.
+//! `cohort server`, `cohort person`: who has joined; certificates that count no more, at the hub
+//! and at agents, which pass it on.
 
 use std::collections::BTreeMap;
 

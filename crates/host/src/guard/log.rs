@@ -24,6 +24,13 @@ const STARTED: &str = "cohort: started process ";
 
 const READ_BYTES: usize = 16 * 1024;
 
+/// Whose line it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Author {
+    Guard,
+    Service,
+}
+
 /// The output of one service.
 #[derive(Debug)]
 pub(crate) struct ServiceLog {
@@ -84,7 +91,7 @@ impl ServiceLog {
                 Ok(count) => {
                     let bytes = &buffer[..count];
                     self.tail.lock().push(bytes);
-                    self.keep(bytes);
+                    self.keep(bytes, Author::Service);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => return,
@@ -102,12 +109,12 @@ impl ServiceLog {
     /// Notes in the log that a process was started.
     pub(crate) fn started(&self, pid: i32) {
         let begin = if self.file.lock().in_line { "\n" } else { "" };
-        self.keep(format!("{begin}{STARTED}{pid}\n").as_bytes());
+        self.keep(format!("{begin}{STARTED}{pid}\n").as_bytes(), Author::Guard);
     }
 
-    fn keep(&self, bytes: &[u8]) {
+    fn keep(&self, bytes: &[u8], author: Author) {
         let mut file = self.file.lock();
-        if let Err(error) = self.write(&mut file, bytes) {
+        if let Err(error) = self.write(&mut file, bytes, author) {
             // A full disk loses the log, but never stops the service.
             *file = LogFile::default();
             let path = self.log.display();
@@ -115,7 +122,7 @@ impl ServiceLog {
         }
     }
 
-    fn write(&self, file: &mut LogFile, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, file: &mut LogFile, bytes: &[u8], author: Author) -> io::Result<()> {
         if file.open.as_ref().is_some_and(|(_, length)| *length > FILE_BYTES_MAX) {
             fs::rename(&self.log, self.log.with_extension("log.1"))?;
             file.open = None;
@@ -130,7 +137,7 @@ impl ServiceLog {
             file.open = Some((open, length));
         }
         let LogFile { open: Some((open, length)), in_line } = file else { return Ok(()) };
-        let text = stamped(bytes, in_line, &now());
+        let text = stamped(bytes, in_line, &now(), author);
         open.write_all(&text)?;
         *length += text.len() as u64;
         Ok(())
@@ -142,12 +149,17 @@ fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ ").to_string()
 }
 
-/// Puts the time before every line that begins here and is not empty.
-fn stamped(bytes: &[u8], in_line: &mut bool, now: &str) -> Vec<u8> {
+/// Puts the time before every line that begins here and is not empty; and, where a service's line
+/// begins as the guard's own do, or may do so with the next bytes, a space.
+fn stamped(bytes: &[u8], in_line: &mut bool, now: &str, author: Author) -> Vec<u8> {
     let mut text = Vec::with_capacity(bytes.len() + now.len());
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         if !*in_line && line != b"\n" {
             text.extend_from_slice(now.as_bytes());
+            let own = STARTED.as_bytes();
+            if author == Author::Service && (line.starts_with(own) || own.starts_with(line)) {
+                text.push(b' ');
+            }
         }
         text.extend_from_slice(line);
         *in_line = !line.ends_with(b"\n");
@@ -157,16 +169,32 @@ fn stamped(bytes: &[u8], in_line: &mut bool, now: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod log_test {
-    use super::stamped;
+    use super::{Author, STARTED, stamped};
 
     #[test]
     fn every_line_begins_with_the_time_of_its_begin() {
         let mut in_line = false;
         let mut stamp = |bytes: &str, now: &str| {
-            String::from_utf8(stamped(bytes.as_bytes(), &mut in_line, now)).unwrap()
+            String::from_utf8(stamped(bytes.as_bytes(), &mut in_line, now, Author::Service))
+                .unwrap()
         };
         assert_eq!(stamp("one\n\ntw", "1 "), "1 one\n\n1 tw");
         assert_eq!(stamp("o\nthree\n", "2 "), "o\n2 three\n");
         assert_eq!(stamp("\n", "3 "), "\n");
+    }
+
+    #[test]
+    fn no_service_writes_that_it_was_started() {
+        for parts in [vec!["cohort: started process 7\n"], vec!["coh", "ort: started process 7\n"]]
+        {
+            let mut in_line = false;
+            let parts = parts
+                .into_iter()
+                .flat_map(|part| stamped(part.as_bytes(), &mut in_line, "1 ", Author::Service));
+            let text = String::from_utf8(parts.collect()).unwrap();
+            assert_eq!(text, format!("1  {STARTED}7\n"));
+        }
+        let own = stamped(STARTED.as_bytes(), &mut false, "1 ", Author::Guard);
+        assert_eq!(own, format!("1 {STARTED}").into_bytes());
     }
 }

@@ -36,10 +36,8 @@ impl Sockets {
         &mut self,
         wanted: &BTreeMap<String, SocketAddr>,
     ) -> Result<(), (SocketAddr, io::Error)> {
-        // A service may have shut one down.
-        let is_right = |it: &Listening| {
-            wanted.get(&it.name) == Some(&it.at) && it.socket.is_listener().unwrap_or(false)
-        };
+        let is_right =
+            |it: &Listening| wanted.get(&it.name) == Some(&it.at) && is_unspoiled(&it.socket);
         self.0.retain(is_right);
         for (name, at) in wanted {
             if self.0.iter().all(|it| it.name != *name) {
@@ -57,8 +55,9 @@ impl Sockets {
             let taken = process.descriptor(number).map(Socket::from);
             // The service may have put something else there.
             let socket = taken.ok().filter(|socket| {
-                socket.is_listener().unwrap_or(false)
+                is_unspoiled(socket)
                     && local(socket).is_some_and(|it| it.port() == at.port())
+                    && is_of_this_network(socket)
             });
             match socket {
                 Some(socket) => self.0.push(Listening { name: name.clone(), at: *at, socket }),
@@ -67,11 +66,12 @@ impl Sockets {
         }
     }
 
-    /// Copies for a new process. How a socket waits is the same for all copies: the next process
-    /// may expect another way than the last one.
+    /// Copies for a new process. How a socket waits, and how many connections wait in it, is the
+    /// same for all copies: the next process may expect another way than the last one.
     pub(super) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
         let copy = |it: &Listening| {
             it.socket.set_nonblocking(false)?;
+            it.socket.listen(BACKLOG)?;
             it.socket.try_clone().map(OwnedFd::from)
         };
         self.0.iter().map(copy).collect()
@@ -94,6 +94,26 @@ impl Sockets {
     pub(super) fn release(&mut self, ports: &[u16]) {
         self.0.retain(|it| !ports.contains(&it.at.port()));
     }
+}
+
+/// Whether a socket that a service has had still takes every connection. The service may have shut
+/// it down, bound it to one network device, or put a filter before it that cannot be taken off; the
+/// next release would have to bear that.
+fn is_unspoiled(socket: &Socket) -> bool {
+    let has_filter = match socket.detach_filter() {
+        Ok(()) => false,
+        Err(error) => error.raw_os_error() != Some(Errno::NOENT.raw_os_error()),
+    };
+    let is_bound = socket.device().is_ok_and(|device| device.is_some_and(|it| !it.is_empty()));
+    socket.is_listener().unwrap_or(false) && !is_bound && !has_filter
+}
+
+/// Whether a socket is of this process's network namespace: the service may have made one of its
+/// own, in which nobody connects.
+fn is_of_this_network(socket: &Socket) -> bool {
+    let Ok(stat) = rustix::fs::fstat(socket) else { return false };
+    let all = [procfs::net::tcp(), procfs::net::tcp6()];
+    all.into_iter().flatten().flatten().any(|entry| entry.inode == stat.st_ino)
 }
 
 fn local(socket: &Socket) -> Option<SocketAddr> {
@@ -123,4 +143,38 @@ fn bind(at: SocketAddr) -> io::Result<Socket> {
     socket.bind(&at.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_service_did_to_a_socket_does_not_reach_the_next_one() {
+        let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = local(&free).unwrap();
+        drop(free);
+        let wanted = BTreeMap::from([("http".to_owned(), at)]);
+        let mut sockets = Sockets::default();
+        sockets.want(&wanted).unwrap();
+        for spoil in [
+            |socket: &Socket| socket.bind_device(Some(b"lo")),
+            |socket: &Socket| socket.shutdown(std::net::Shutdown::Both),
+        ] {
+            let given = Socket::from(sockets.copies().unwrap().remove(0));
+            spoil(&given).unwrap();
+            drop(given);
+            sockets.want(&wanted).unwrap();
+            let next = Socket::from(sockets.copies().unwrap().remove(0));
+            assert!(is_unspoiled(&next));
+            std::net::TcpStream::connect(at).unwrap();
+        }
+        // One that is as it was stays, with whoever waits in it.
+        let waiting = std::net::TcpStream::connect(at).unwrap();
+        sockets.want(&wanted).unwrap();
+        let given = Socket::from(sockets.copies().unwrap().remove(0));
+        assert!(is_of_this_network(&given));
+        let from = |stream: &std::net::TcpStream| stream.local_addr().unwrap();
+        while given.accept().unwrap().1.as_socket() != Some(from(&waiting)) {}
+    }
 }

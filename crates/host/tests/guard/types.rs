@@ -230,12 +230,22 @@ async fn a_port_that_is_taken_is_named_with_its_holder_and_nothing_starts() {
 async fn a_service_opens_its_output_by_name_as_any_user() {
     let bench = Bench::start().await;
     fs::set_permissions(bench.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let script = "echo to stdout > /dev/stdout; echo to stderr >> /dev/stderr; exec sleep 600";
-    let mut spec = bench.spec("1.1", script);
-    if rustix::process::geteuid().is_root() {
-        command(&mut spec).run_as = Some(cohort_host::RunAs { uid: 65_534, gid: 65_534 });
-    }
-    bench.client.start(&spec).await.unwrap();
+    let start = async |key: &str, script: &str| {
+        let mut spec = bench.spec(key, script);
+        if rustix::process::geteuid().is_root() {
+            command(&mut spec).run_as = Some(cohort_host::RunAs { uid: 65_534, gid: 65_534 });
+        }
+        bench.client.start(&spec).await.unwrap();
+    };
+    // One release closes its output to its own user: the next one has it all the same.
+    start("1.1", "chmod 0 /dev/stdout && echo closed; exec sleep 600").await;
+    until("it is closed", || async {
+        bench.client.status("web").await.unwrap().output == "closed\n"
+    })
+    .await;
+    bench.client.stop("web", Duration::from_secs(5)).await.unwrap();
+    start("1.2", "echo to stdout > /dev/stdout; echo to stderr >> /dev/stderr; exec sleep 600")
+        .await;
     until("both lines", || async {
         bench.client.status("web").await.unwrap().output == "to stdout\nto stderr\n"
     })
