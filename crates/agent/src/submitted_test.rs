@@ -53,6 +53,8 @@ async fn operators_command_only_what_people_may() {
     let hidden =
         || Body::Pause { app: web(), reason: "fine\nhint: run this".to_owned(), for_ms: None };
     assert_eq!(say(&ana, hidden()).await.unwrap_err().status, 400);
+    let endless = || Body::Pause { app: web(), reason: String::new(), for_ms: Some(u64::MAX) };
+    assert_eq!(say(&ana, endless()).await.unwrap_err().status, 400);
     let long = "x".repeat(REQUEST_ID_BYTES_MAX + 1);
     assert_eq!(send(&ana, &ana, &long, pause()).await.unwrap_err().status, 400);
     let Json(answer) = say(&ana, pause()).await.unwrap();

@@ -69,8 +69,7 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{version} is held: {}", words::reason(reason))
         }
         WaitingOn::Paused { by, left_ms, .. } => {
-            let left =
-                left_ms.map(|ms| format!(" (for another {})", brief(ms.next_multiple_of(1000))));
+            let left = left_ms.map(|ms| format!(" (for another {})", left(ms)));
             format!("{}{}", words::paused(by), left.unwrap_or_default())
         }
         WaitingOn::Approval { wave } => format!("wave {wave} is done and needs approval"),
@@ -78,7 +77,7 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{version} takes over once the current step ends on {}", list(servers))
         }
         WaitingOn::RollbackFirst { version, left_ms } => {
-            let left = brief(left_ms.next_multiple_of(1000));
+            let left = left(*left_ms);
             format!("{version} starts after the rollback, or in {left} if that makes no progress")
         }
         WaitingOn::RollbackStuck { servers } => {
@@ -109,7 +108,7 @@ pub fn sentence(on: &WaitingOn) -> String {
         }
         WaitingOn::OtherApp { server } => format!("another app is being changed on {server}"),
         WaitingOn::BakeTime { left_ms } => {
-            format!("baking, {} left", brief(left_ms.next_multiple_of(1000)))
+            format!("baking, {} left", left(*left_ms))
         }
         WaitingOn::ServerUnreachable { server, for_ms } => {
             format!("{server} has been unreachable for {}", brief(*for_ms))
@@ -128,8 +127,7 @@ pub fn sentence(on: &WaitingOn) -> String {
             format!("{server} has not stopped it: {}", words::debt(reason))
         }
         WaitingOn::Debt { server, reason, again_ms } => {
-            let again =
-                again_ms.map(|ms| format!(" (again in {})", brief(ms.next_multiple_of(1000))));
+            let again = again_ms.map(|ms| format!(" (again in {})", left(ms)));
             let reason = words::debt(reason);
             format!(
                 "{server} is to start the last good release again: {reason}{}",
@@ -452,6 +450,11 @@ pub(crate) fn is_healthy(waiting: &WaitingStatus) -> bool {
         }
         _ => false,
     }
+}
+
+/// A time that is left, never told as less; whatever a server says of it.
+fn left(ms: u64) -> String {
+    brief(ms.saturating_add(999) / 1000 * 1000)
 }
 
 /// The first few names, and the number of others.

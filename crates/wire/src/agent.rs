@@ -76,6 +76,10 @@ pub const TRANSFER_LEADER: &str = "/v1/transfer-leader";
 /// `GET`, on the plain port: what the machine lacks to confine releases, for `cohort agent show`.
 pub const LACKING: &str = "/lacking";
 
+/// Longest pause that ends by itself, in milliseconds: a year. One that is longer has a mistyped
+/// end.
+const PAUSE_MS_MAX: u64 = 366 * 24 * 3_600_000;
+
 fn within(what: &str, bytes: usize, max: usize) -> Result<(), ApiError> {
     if bytes > max {
         return Err(ApiError::bad_request(format!("{what} of {bytes} bytes; at most {max}")));
@@ -198,9 +202,14 @@ impl CommandRequest {
         within("a request id", self.request.0.len(), REQUEST_ID_BYTES_MAX)?;
         entry::sentence("the request id", &self.request.0)?;
         match &self.body {
-            Body::Pause { reason, .. } | Body::Abort { reason, .. } => {
+            Body::Pause { reason, for_ms, .. } => {
+                if for_ms.is_some_and(|for_ms| for_ms > PAUSE_MS_MAX) {
+                    let error = "a pause ends within a year, or when it is resumed";
+                    return Err(ApiError::bad_request(error));
+                }
                 entry::sentence("the reason", reason)
             }
+            Body::Abort { reason, .. } => entry::sentence("the reason", reason),
             _ => Ok(()),
         }
     }
