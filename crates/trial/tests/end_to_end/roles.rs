@@ -148,11 +148,12 @@ fn only_those_who_may() -> Result<()> {
     ensure!(status == 200, "an operator cannot read the group's status: {status}");
     // The agent accepts operators' commands, and answers with the state machine's own reason.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pauses = to_group(signed(&operators_own()?, command(pause))?);
-    let call = Call::post(COMMAND, &pauses);
+    let approval = Body::Approve { app: AppId::new("web")? };
+    let approves = to_group(signed(&operators_own()?, command(approval))?);
+    let call = Call::post(COMMAND, &approves);
     let answer: CommandAnswer =
         runtime.block_on(operator.client.call_json(&operator.target, call))?;
-    ensure!(answer.rejection.is_some(), "accepted a pause without a rollout");
+    ensure!(answer.rejection.is_some(), "accepted an approval without a rollout");
 
     // Another group's name, another version, and a body that is too large get distinct errors.
     let mut elsewhere = orders.clone();
