@@ -147,7 +147,10 @@ impl AppTask {
             Effect::Watch { checks: which, first } => {
                 checks.running = Some(self.watch(&which, &first));
             }
-            Effect::Unwatch => checks.running = None,
+            Effect::Unwatch => {
+                checks.running = None;
+                self.shared.check_contexts.lock().remove(&self.app);
+            }
             Effect::Try { checks: which } => {
                 checks.trial = Some(RunningChecks::try_out(&which, self.host.check_context()));
             }
@@ -231,6 +234,7 @@ impl AppTask {
 
     fn watch(&self, checks: &[Check], first: &Health) -> RunningChecks {
         let (context, service) = (self.host.check_context(), self.host.running_service());
+        self.shared.check_contexts.lock().insert(self.app.clone(), context.clone());
         RunningChecks::spawn(checks, context, service, first)
     }
 

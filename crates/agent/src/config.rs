@@ -123,6 +123,9 @@ pub struct AgentConfig {
     /// Where this server's own variables for apps are: `APP.env`.
     #[serde(default = "default_env_dir")]
     pub env_dir: PathBuf,
+    /// Where this server's own files for apps are: a directory `APP` each.
+    #[serde(default = "default_files_dir")]
+    pub files_dir: PathBuf,
     /// While this file exists, nothing new starts on this server.
     #[serde(default = "default_kill_file")]
     pub kill_file: PathBuf,
@@ -230,6 +233,10 @@ fn default_yield_floor() -> ByteRate {
 
 fn default_pressure_dir() -> PathBuf {
     "/proc/pressure".into()
+}
+
+fn default_files_dir() -> PathBuf {
+    PathBuf::from("/etc/cohort/files.d")
 }
 
 fn default_env_dir() -> PathBuf {

@@ -18,10 +18,10 @@ use cohort_server::asking::{ORDERS_VALID_MS, WAIT_MS_MAX};
 use cohort_server::member::{Input, Proposed};
 use cohort_server::transfers::keep_known;
 use cohort_wire::agent::{
-    CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, ContactsAnswer,
-    ContactsRequest, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, LOG, ORDERS, OrdersAnswer,
-    OrdersRequest, POLICIES, PolicyInForce, REPORT, REVOCATIONS, STATUS, SignedSubmission,
-    Submission, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
+    CHECK, CLAIM_MEMBER, COMMAND, CONTACTS, ClaimMemberAnswer, CommandAnswer, ContactsAnswer,
+    ContactsRequest, EVENTS, FORWARD, Forwarded, GroupStatus, JOIN_GROUP, KILL, LOG, ORDERS,
+    OrdersAnswer, OrdersRequest, POLICIES, PolicyInForce, REPORT, REVOCATIONS, STATUS,
+    SignedSubmission, Submission, TRANSFER_LEADER, ToGroup, TransferLeaderAnswer, WAIT,
 };
 use cohort_wire::http::{ApiError, ApiJson, Call, Caller, Certificate, Endpoints, Routes, Who};
 use cohort_wire::kill::{KillAnswer, SignedKill};
@@ -29,7 +29,9 @@ use cohort_wire::revocation::{RevocationsAnswer, RevocationsExchange};
 use serde::de::DeserializeOwned;
 
 use crate::attesting;
+use crate::checking;
 use crate::contacts::monotonic_ms;
+use crate::events;
 use crate::logs;
 use crate::member::View;
 use crate::revoking;
@@ -64,6 +66,8 @@ fn endpoints() -> (Router<Arc<Shared>>, Endpoints) {
         .post(CONTACTS, AGENTS, contacts)
         .get(STATUS, ALL, status)
         .post(LOG, operators, logs::log)
+        .post(EVENTS, ALL, events::events)
+        .post(CHECK, operators, checking::check)
         .get(POLICIES, ALL, policies)
         .get(&format!("{STATUS}/local"), ALL, status_local)
         .get(KILL, ALL, kill_get)

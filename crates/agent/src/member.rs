@@ -184,7 +184,11 @@ impl Shell {
             let (busy, begun) = (!inputs.is_empty(), Instant::now());
             let outputs = self.member.step(monotonic_ms(), &contacts, inputs)?;
             if busy {
-                self.outputs.notes.0.member_step_seconds.observe(begun.elapsed().as_secs_f64());
+                self.outputs
+                    .notes
+                    .metrics
+                    .member_step_seconds
+                    .observe(begun.elapsed().as_secs_f64());
             }
             let stopped = outputs.last() == Some(&Output::Stopped);
             for output in outputs {
@@ -235,9 +239,10 @@ impl Shell {
                 self.outputs.view.send_replace(view);
             }
             Output::Compact { index, state } => self.take_snapshot(index, state),
-            Output::Happened { event, ended, .. } => {
-                self.outputs.notes.happened(&event, ended.as_deref());
+            Output::Happened { index, event, ended } => {
+                self.outputs.notes.happened(index, &event, ended.as_deref());
             }
+            Output::Restored { index } => self.outputs.notes.events.skipped(index),
             Output::Noted(note) => self.outputs.notes.noted(&note),
             Output::Answer { ticket, outcome } => {
                 if let Some(Waiter::Proposed(reply)) = self.waiters.remove(&ticket) {

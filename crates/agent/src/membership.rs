@@ -233,13 +233,18 @@ impl Starter {
             carriers: Carriers { voters: shared.config.voters, standbys: shared.config.standbys },
             ..Placer::default()
         });
+        let raft = member.view().raft;
+        shared.events.begin(raft.applied.0, raft.log.1.0);
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.lock().learn(&self.joined.members);
         let outputs = Outputs {
             send: self.sender(incarnation, &inputs),
             view: view_sender,
-            notes: Notes(Arc::clone(&shared.metrics)),
+            notes: Notes {
+                metrics: Arc::clone(&shared.metrics),
+                events: Arc::clone(&shared.events),
+            },
         };
         let shell = Shell::new(member, Arc::clone(&shared.contacts), outputs);
         let (thread_ends, thread_ended) = watch::channel(false);

@@ -281,6 +281,7 @@ impl Runner {
             run_as: self.user.as_ref().map(|user| user.run_as),
             home: self.user.as_ref().map(|user| user.home.clone()),
             env_file: config.env_dir.join(format!("{app}.env")),
+            files_dir: config.files_dir.join(app.as_str()),
             programs: Arc::clone(&self.programs),
             systemd_units: Arc::new(config.systemd_units.clone()),
             host_programs: Arc::new(config.exec_programs.clone()),

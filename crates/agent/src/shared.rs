@@ -16,7 +16,7 @@ use cohort_core::ids::{
 use cohort_core::machine::{DiskSpace, Machine};
 use cohort_core::orders::{MemberAddress, Source};
 use cohort_distribute::{Downloads, SharedTracker};
-use cohort_host::Lack;
+use cohort_host::{CheckContext, Lack};
 use cohort_identity::{Alpn, Peer, Role};
 use cohort_registry::Registry;
 use cohort_registry::records::ServerRecord;
@@ -40,6 +40,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::complaint::Complaints;
 use crate::config::AgentConfig;
 use crate::contacts::{SharedContacts, monotonic_ms};
+use crate::events::EventLog;
 use crate::killswitch::KillSwitch;
 use crate::member::{Inputs, View};
 use crate::membership::FOLDER as MEMBER_FOLDER;
@@ -137,6 +138,14 @@ pub(crate) struct Shared {
     pub leader: Mutex<Option<Source>>,
     /// Turns to read logs.
     pub log_readers: Semaphore,
+    /// What happened in the group, while this server carries a member.
+    pub events: Arc<EventLog>,
+    /// Turns to wait for that.
+    pub event_readers: Semaphore,
+    /// Turns to try checks.
+    pub checkers: Semaphore,
+    /// What checks need to know, per app of which a release runs here.
+    pub check_contexts: Mutex<BTreeMap<AppId, CheckContext>>,
     /// When the metrics of services were read last.
     pub looked_at_services: tokio::sync::Mutex<Option<Instant>>,
     /// What this machine lacks to confine releases, once that is known.
@@ -312,6 +321,7 @@ impl Shared {
     /// Nothing of the app is left here. What the others want kept; none while one has not said so.
     pub(crate) fn retire(&self, app: &AppId) -> Option<BTreeSet<Digest>> {
         self.readiness.remove(app);
+        self.check_contexts.lock().remove(app);
         self.retired.lock().insert(app.clone());
         self.kept.lock().remove(app);
         let was_last = self.apps_on_disk().is_ok_and(|apps| apps.is_empty());

@@ -42,9 +42,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app_thread::AppThread;
 use crate::budgets::Budgets;
+use crate::checking::AT_ONCE;
 use crate::complaint::Complaints;
 use crate::config::{AgentConfig, Reload};
 use crate::error::AgentError;
+use crate::events::READERS_MAX as EVENT_READERS_MAX;
 use crate::join::{Joined, advertised, check_advertised, join};
 use crate::killswitch::KillSwitch;
 use crate::logs::READERS_MAX;
@@ -263,6 +265,10 @@ pub(crate) async fn open(
         step_changed: Notify::new(),
         leader: Mutex::default(),
         log_readers: Semaphore::new(READERS_MAX),
+        events: Arc::default(),
+        event_readers: Semaphore::new(EVENT_READERS_MAX),
+        checkers: Semaphore::new(AT_ONCE),
+        check_contexts: Mutex::default(),
         looked_at_services: tokio::sync::Mutex::default(),
         lacking: OnceLock::new(),
         kept: Mutex::default(),

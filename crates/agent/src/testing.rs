@@ -179,7 +179,8 @@ impl Lab {
         let member = self.member();
         let (inputs, queue) = Inputs::queue();
         let (sender, view) = watch::channel(Arc::new(member.view()));
-        let notes = Notes(Arc::clone(&shared.metrics));
+        let notes =
+            Notes { metrics: Arc::clone(&shared.metrics), events: Arc::clone(&shared.events) };
         let outputs = Outputs { send: Box::new(|_| {}), view: sender, notes };
         let shell = Shell::new(member, Arc::clone(&shared.contacts), outputs);
         let (ends, ended) = watch::channel(false);

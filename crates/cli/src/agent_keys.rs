@@ -18,7 +18,10 @@ pub(crate) const LAYOUT: Layout = Layout {
         (Kind::List, "hub mirrors yield_to systemd_units"),
         (Kind::Map, "labels"),
         (Kind::NumberMap, "ports"),
-        (Kind::Path, "data_dir env_dir install_dir join_token_file kill_file pressure_dir"),
+        (
+            Kind::Path,
+            "data_dir env_dir files_dir install_dir join_token_file kill_file pressure_dir",
+        ),
         (Kind::PathMap, "exec_programs"),
     ],
     env_prefix: "COHORT_",

@@ -14,13 +14,15 @@ use cohort_view::difference::Change;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::RolloutPlan;
 use cohort_view::report::FleetReport;
+use cohort_view::server::ServerReport;
 use cohort_view::why::Wait;
-use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::agent::{GroupStatus, Happened, TransferLeaderAnswer};
 use cohort_wire::audit::AuditEntry;
 use cohort_wire::hub::{AuthorityStatus, TokenAnswer, TokenListed};
 use cohort_wire::kill::DamagedKill;
 use serde::Serialize;
 
+use crate::commands::check::CheckRow;
 use crate::failure::Failure;
 use crate::layers::Setting;
 use crate::policy_known::KnownPolicy;
@@ -51,7 +53,10 @@ pub(crate) enum Answer<'a> {
     AppRemove { app: &'a AppId, revision: Revision, changed: bool, groups: &'a [GroupId] },
     AppDiff { app: &'a AppId, changes: &'a [Change] },
     AppShow(&'a [KnownPolicy]),
+    // One for each check and server.
+    CheckRun(&'a [CheckRow]),
     Status(&'a FleetReport),
+    StatusServer(ServerReport<'a>),
     Why(&'a [Wait]),
     RolloutPlan(&'a RolloutPlan),
     // Pause, resume, approve, abort, retry and undo, and a restart of services.
@@ -59,6 +64,8 @@ pub(crate) enum Answer<'a> {
     RolloutHistory { group: &'a GroupId, app: &'a AppId, history: &'a [HistoryEntry] },
     // One for each line.
     Log { server: &'a ServerId, app: &'a AppId, line: &'a str },
+    // One for each event.
+    Event { group: &'a GroupId, happened: &'a Happened },
     GroupList(Vec<GroupSummary<'a>>),
     ServerList(&'a [&'a ServerRecord]),
     GroupShow(&'a GroupStatus),
@@ -84,6 +91,30 @@ pub(crate) enum Answer<'a> {
     ContextJoin { dir: &'a Path, you: &'a Peer },
     // On standard error, except with `status --watch`.
     Failure(&'a Failure),
+}
+
+impl Answer<'_> {
+    /// The names of what is listed, as other commands take them; `None` if it is no list.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Answer::Status(report) => report.groups.iter().map(|it| it.group.to_string()).collect(),
+            Answer::GroupList(groups) => groups.iter().map(|it| it.group.to_string()).collect(),
+            Answer::ServerList(servers) => servers.iter().map(|it| it.server.to_string()).collect(),
+            Answer::AppShow(apps) => apps.iter().map(|it| it.app.to_string()).collect(),
+            Answer::ChannelList(channels) => {
+                channels.iter().map(|it| format!("{} {}", it.app, it.channel)).collect()
+            }
+            Answer::ReleaseList(releases) => releases
+                .iter()
+                .map(|it| format!("{} {}", it.manifest.app, it.manifest.version))
+                .collect(),
+            Answer::TokenList(tokens) => tokens.iter().map(|it| it.id.clone()).collect(),
+            _ => return None,
+        };
+        // A release may have several platforms.
+        names.dedup();
+        Some(names)
+    }
 }
 
 #[derive(Debug, Serialize)]

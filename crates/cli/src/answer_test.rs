@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use cohort_artifact::{KeyRole, RoleInRoot};
+use cohort_core::Event;
 use cohort_core::ids::{Digest, Incarnation, Revision, ServerId};
 use cohort_core::policy::Policy;
 use cohort_core::reason::Reason;
@@ -12,8 +13,9 @@ use cohort_view::difference::difference;
 use cohort_view::groups::GroupSummary;
 use cohort_view::plan::{Offered, plan};
 use cohort_view::report::{Asked, FleetReport, Origin, Picture};
+use cohort_view::server::ServerReport;
 use cohort_view::why::waits;
-use cohort_wire::agent::{GroupStatus, TransferLeaderAnswer};
+use cohort_wire::agent::{CheckSeen, GroupStatus, Happened, TransferLeaderAnswer};
 use cohort_wire::audit::AuditEntry;
 use cohort_wire::hub::{AuthorityStatus, TokenAnswer, TokenListed};
 use cohort_wire::kill::{DamagedKill, KillScope};
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Damaged, DeltaAnswer, PublishAnswer, ReleaseAnswer, ReleaseId, Revoked, Spread, Switch,
 };
+use crate::commands::check::CheckRow;
 use crate::failure::Failure;
 use crate::layers::Setting;
 use crate::policy_known::KnownPolicy;
@@ -49,6 +52,9 @@ fn command(answer: &Answer<'_>) -> &'static str {
         Answer::AppDiff { .. } => "app diff",
         Answer::AppShow(_) => "app show",
         Answer::Status(_) => "status",
+        Answer::StatusServer(_) => "server show",
+        Answer::CheckRun(_) => "check run",
+        Answer::Event { .. } => "events",
         Answer::Why(_) => "why",
         Answer::RolloutPlan(_) => "rollout plan",
         Answer::RolloutSteer { .. } => "rollout pause",
@@ -208,6 +214,15 @@ fn every_answer_is_as_its_golden_file_says() {
     let (scope, reason) = (KillScope::Fleet, "the hub: file x.kill is damaged".to_owned());
     let damaged = DamagedKill { scope, epoch: 3, reason };
     let warnings = ["hooks/pre-start is not run".to_owned()];
+    let happened = Happened {
+        index: 42,
+        unix_ms: Some(1_800_000_000_000),
+        event: Event::Steered {
+            app: app.clone(),
+            command: "pause".to_owned(),
+            by: "operator ann".to_owned(),
+        },
+    };
     let answers = [
         Answer::Init { dir, operator: &ann, fingerprint: "ab:cd".to_owned(), hub: &hub },
         Answer::TokenCreate(&token),
@@ -259,12 +274,21 @@ fn every_answer_is_as_its_golden_file_says() {
         },
         Answer::AppDiff { app: &app, changes: &changes },
         Answer::AppShow(&known),
+        Answer::CheckRun(&[CheckRow {
+            server: server.clone(),
+            seen: CheckSeen {
+                check: "http :8080/healthz".to_owned(),
+                failure: Some("connection refused".to_owned()),
+            },
+        }]),
         Answer::Status(&reported),
+        Answer::StatusServer(ServerReport::of(&reported.groups[0], &server)),
         Answer::Why(&waits(&reported)),
         Answer::RolloutPlan(&planned),
         Answer::RolloutSteer { group: &group, app: &app, index: 42 },
         Answer::RolloutHistory { group: &group, app: &app, history: &history },
         Answer::Log { server: &server, app: &app, line: "2027-01-15T08:00:00.000Z ready" },
+        Answer::Event { group: &group, happened: &happened },
         Answer::GroupList(reported.groups.iter().map(GroupSummary::of).collect()),
         Answer::ServerList(&[&joined]),
         Answer::GroupShow(&status()),

@@ -42,7 +42,7 @@ pub(crate) struct Cli {
 }
 
 /// Flags of every command.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
     /// Context directory: your identity and the hub's address [default: the current directory if
     /// it has a context.toml, else ~/.config/cohort]
@@ -50,7 +50,7 @@ pub(crate) struct Global {
     pub(crate) context: Option<PathBuf>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t, hide_possible_values = true)]
-    #[arg(value_name = "text|json", hide_default_value = true)]
+    #[arg(value_name = "text|json|name", hide_default_value = true)]
     pub(crate) output: Output,
     /// Format of log lines on standard error
     #[arg(long, global = true, value_enum, default_value_t, hide_possible_values = true)]
@@ -90,10 +90,15 @@ pub(crate) enum Command {
     /// Manage policies: how an app's releases roll out
     #[command(subcommand)]
     App(commands::app::AppCommand),
-    /// Show the state of every group, or of one in detail
+    /// See what checks say now, before a policy has them
+    #[command(subcommand)]
+    Check(commands::check::CheckCommand),
+    /// Show the state of every group, or of one or a server in detail
     Status(commands::status::StatusArgs),
     /// Explain what a group or server waits for, since when, and how to unblock it
     Why(commands::why::WhyArgs),
+    /// Print what happened in groups, from their logs
+    Events(commands::events::EventsArgs),
     /// Print what a server's service wrote, or its hooks
     Logs(commands::logs::LogsArgs),
     /// Watch and steer a rollout
@@ -108,7 +113,7 @@ pub(crate) enum Command {
     /// Stop everything: the kill switch
     #[command(subcommand)]
     Kill(commands::kill::KillCommand),
-    /// List servers, and revoke their certificates
+    /// List and show servers, and revoke their certificates
     #[command(subcommand)]
     Server(commands::revoke::ServerCommand),
     /// Revoke people's certificates

@@ -204,6 +204,12 @@ impl Known {
         })
     }
 
+    /// Every group and server.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let servers = self.groups.values().flat_map(|group| &group.servers);
+        self.groups.keys().map(GroupId::as_str).chain(servers.map(ServerId::as_str))
+    }
+
     pub(crate) fn group_of(&self, server: &str) -> Option<&GroupId> {
         let has = |group: &KnownGroup| {
             group.servers.contains(server)
@@ -229,7 +235,8 @@ fn save(context: &Context, known: &Known) {
     }
 }
 
-fn load(context: &Context) -> Option<(Known, u64)> {
+/// The hub's last answer that was saved here, and its age in seconds.
+pub(crate) fn load(context: &Context) -> Option<(Known, u64)> {
     let text = fs::read(context.cache_dir().join(CACHE_FILE)).ok()?;
     let file: CacheFile = serde_json::from_slice(&text).ok()?;
     let age_s = UnixTime::now().as_secs().saturating_sub(file.saved_at);

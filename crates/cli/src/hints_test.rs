@@ -121,7 +121,10 @@ fn commands_of(flag: Flag) -> (&'static [&'static str], Option<Flag>) {
         Flag::CacheDir => (&["mirror --origin http://hub:7419/"], Some(Flag::Context)),
         Flag::Context => (&["status", "context join token --name ann"], Some(Flag::Dir)),
         Flag::Dir => (&["init"], Some(Flag::Force)),
-        Flag::Force => (&["group remove-server intel.zone-a web-1"], Some(Flag::HubAddress)),
+        Flag::Force => {
+            let commands = &["group remove-server intel.zone-a web-1", "app apply -f web.toml"];
+            (commands, Some(Flag::HubAddress))
+        }
         Flag::HubAddress => (&["token create --offline hub.toml"], Some(Flag::Keys)),
         Flag::Keys => {
             let commands =

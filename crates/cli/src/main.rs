@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod about;
 mod agent_keys;
 mod answer;
 mod args;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([confine::COMMAND]) {
         std::process::exit(confine::run());
     }
+    commands::completions::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -20,6 +20,8 @@ pub(crate) enum Output {
     Text,
     /// JSON, as documented in `docs/operating.md`.
     Json,
+    /// The names of what is listed, one per line.
+    Name,
 }
 
 impl Output {
@@ -31,6 +33,10 @@ impl Output {
                 print(&(json.expect("answers have string keys") + "\n"));
             }
             Output::Text => print(&text()),
+            Output::Name => match answer.names() {
+                Some(names) => names.iter().for_each(|name| print(&format!("{name}\n"))),
+                None => print(&text()),
+            },
         }
     }
 }
@@ -82,7 +88,9 @@ pub(crate) fn show_failure(failure: &Failure, output: Output) {
         Output::Json => {
             serde_json::to_string(&Answer::Failure(failure)).expect("failures are strings")
         }
-        Output::Text => failure_text(failure, io::stderr().is_terminal() && color_welcome()),
+        Output::Text | Output::Name => {
+            failure_text(failure, io::stderr().is_terminal() && color_welcome())
+        }
     };
     note(text.trim_end());
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cohort_core::policy::Policy;
+use cohort_core::policy::{Check, Policy};
 
 use crate::failure::{Exit, Failure};
 use crate::layers::read_file;
@@ -24,8 +24,8 @@ const UPDATE: KnownKeys<'_> = KnownKeys {
 };
 
 const CHECK: KnownKeys<'_> = KnownKeys {
-    plain: "type port socket path method headers body name send expect expect_status expect_body \
-            expect_header expect_json interval timeout phase",
+    plain: "type port socket path method headers body name service send expect expect_status \
+            expect_body expect_header expect_json interval timeout phase",
     tables: &[("tls", TLS)],
     later: "metric",
 };
@@ -40,7 +40,10 @@ pub(crate) fn read(path: &Path) -> Result<Policy, Failure> {
 pub(crate) fn parse(text: &str, file: &str) -> Result<Policy, Failure> {
     refuse_metric_checks(text, file)?;
     let text = with_paths(text, file)?;
-    let policy: Policy = toml_keys::read(&text, file, KEYS)?;
+    let mut policy: Policy = toml_keys::read(&text, file, KEYS)?;
+    if !names_checks(&text) {
+        policy.checks.push(listens());
+    }
     policy
         .validate()
         .map_err(|error| Failure::new("policy", format!("{file}: {error}")).exit(Exit::Usage))?;
@@ -89,6 +92,21 @@ fn path_of(url: &str) -> Option<String> {
     Some(format!("path = {path}{port}{tls}"))
 }
 
+/// Whether a policy says which checks it has, be it none.
+fn names_checks(text: &str) -> bool {
+    toml::from_str::<toml::Table>(text).is_ok_and(|table| table.contains_key("check"))
+}
+
+/// The check of a policy that names none: the app's own port accepts connections.
+fn listens() -> Check {
+    toml::from_str("type = \"tcp\"").expect("a check of its own port")
+}
+
+/// Whether a policy has no check but the one of policies that name none.
+pub(crate) fn only_listens(policy: &Policy) -> bool {
+    policy.checks == [listens()]
+}
+
 /// Checks on metrics are reserved for a later version.
 fn refuse_metric_checks(text: &str, file: &str) -> Result<(), Failure> {
     let Ok(table) = toml::from_str::<toml::Table>(text) else { return Ok(()) };
@@ -98,7 +116,7 @@ fn refuse_metric_checks(text: &str, file: &str) -> Result<(), Failure> {
     if checks.is_some_and(|checks| checks.iter().any(is_metric)) {
         let error = format!("{file}: checks of type `metric` are not supported yet");
         return Err(Failure::new("not_yet", error)
-            .hint("use `tcp`, `http` or `exec`")
+            .hint("use `tcp`, `http`, `grpc` or `exec`")
             .exit(Exit::Usage));
     }
     Ok(())

@@ -1,4 +1,4 @@
-use cohort_core::policy::{HttpProbe, Prestage, Probe, Size, TlsProbe};
+use cohort_core::policy::{Check, HttpProbe, Prestage, Probe, Size, TlsProbe};
 use cohort_view::hint::Hint;
 
 use super::{CHECK, UPDATE, parse};
@@ -137,4 +137,13 @@ fn a_url_of_the_server_itself_is_a_path_and_another_is_refused() {
     ] {
         assert_eq!(check(url).unwrap_err().exit, Exit::Usage, "{url}");
     }
+}
+
+#[test]
+fn a_policy_that_names_no_check_looks_whether_the_app_listens() {
+    let checks = |rest: &str| parse(&format!("{HEAD}{rest}"), "web.toml").unwrap().checks;
+    let [Check { probe: Probe::Tcp(tcp), .. }] = &checks("")[..] else { panic!("no tcp check") };
+    assert_eq!((tcp.port.as_ref(), tcp.socket.as_ref()), (None, None));
+    assert_eq!(checks("check = []\n"), []);
+    assert_eq!(checks("[[check]]\ntype = \"tcp\"\nport = 9\n").len(), 1);
 }

@@ -258,6 +258,16 @@ fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = cohort(dir.path(), &["completions", shell]);
         assert_eq!(ran.code, 0);
-        assert!(ran.out.contains("rollout") && ran.out.contains("transfer-leader"), "{shell}");
+        assert!(ran.out.contains("COHORT_COMPLETE"), "{shell}");
     }
+    // As the shell's function calls it.
+    let asked = Command::new(env!("CARGO_BIN_EXE_cohort"))
+        .args(["--", "cohort", "group", ""])
+        .env("COHORT_COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", "2")
+        .env("_CLAP_IFS", "\n")
+        .output()
+        .unwrap();
+    let told = String::from_utf8(asked.stdout).unwrap();
+    assert!(told.lines().any(|line| line.trim() == "transfer-leader"), "{told}");
 }

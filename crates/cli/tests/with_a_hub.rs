@@ -222,7 +222,7 @@ fn an_unknown_name_is_refused_and_the_last_answer_serves_while_the_hub_is_unreac
     let dir = tempfile::tempdir().unwrap();
     let hub = hub(dir.path());
     let (code, error) = hub.json("fleet", &["status", "intel.zone-a"]);
-    assert_eq!((code, &error["kind"]), (1, &"no_such_group".into()), "{error}");
+    assert_eq!((code, &error["kind"]), (1, &"no_such_name".into()), "{error}");
     let (code, error) = hub.json("fleet", &["why", "web-1"]);
     assert_eq!((code, &error["kind"]), (1, &"no_such_name".into()), "{error}");
     let mut hub = hub;

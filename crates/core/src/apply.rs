@@ -35,6 +35,10 @@ impl State {
             };
         }
         let mut events = Vec::new();
+        if let Some(app) = command.body.steers() {
+            let (app, by) = (app.clone(), command.actor.clone());
+            events.push(Event::Steered { app, command: command.body.name().to_owned(), by });
+        }
         let outcome = self.dispatch(&command.actor, &command.body, &mut events);
         if let Some(request) = &command.request {
             let answered = Answered { request: request.clone(), refused: outcome.clone().err() };
@@ -160,7 +164,7 @@ impl State {
                 app.servers.insert(server.clone(), here.into());
             }
         }
-        events.push(Event::ServersChanged);
+        events.push(Event::ServerJoined { server: server.clone() });
         Ok(())
     }
 
@@ -182,7 +186,7 @@ impl State {
                 here.unsure = true;
             }
         }
-        events.push(Event::ServersChanged);
+        events.push(Event::ServerMoved { server: server.clone() });
         Ok(())
     }
 
@@ -193,7 +197,7 @@ impl State {
             app.servers.remove(server);
             app.phase.forget(server);
         }
-        events.push(Event::ServersChanged);
+        events.push(Event::ServerRemoved { server: server.clone() });
         Ok(())
     }
 

@@ -142,6 +142,20 @@ pub enum Planned {
 }
 
 impl Body {
+    /// The app that a person steers with this command; `None`: it is the group's own.
+    pub(crate) fn steers(&self) -> Option<&AppId> {
+        match self {
+            Body::Pause { app, .. }
+            | Body::Resume { app }
+            | Body::Approve { app }
+            | Body::Abort { app, .. }
+            | Body::Retry { app }
+            | Body::Undo { app, .. }
+            | Body::Restart { app, .. } => Some(app),
+            _ => None,
+        }
+    }
+
     /// The command's tag as encoded, for logs and metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -215,6 +229,12 @@ pub enum Event {
     ReportIgnored { server: ServerId, sequence: u64 },
     /// A request that was already applied arrived again.
     RequestRepeated { request: RequestId },
-    /// A server joined, left, or changed its address.
-    ServersChanged,
+    /// A server joined the group,
+    ServerJoined { server: ServerId },
+    /// started again, or elsewhere,
+    ServerMoved { server: ServerId },
+    /// or was removed.
+    ServerRemoved { server: ServerId },
+    /// A person steered an app: the name of the command, as in [`Body::name`].
+    Steered { app: AppId, command: String, by: String },
 }

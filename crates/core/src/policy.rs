@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppId, Channel};
 pub use crate::probe::{
-    HttpProbe, Method, PATH_BYTES_MAX, PortAt, Probe, Scalar, TcpProbe, TlsProbe,
+    GrpcProbe, HttpProbe, Method, PATH_BYTES_MAX, PortAt, Probe, Scalar, TcpProbe, TlsProbe,
 };
 use crate::shared::Shared;
 
@@ -168,9 +168,30 @@ impl Check {
         match &self.probe {
             Probe::Tcp(tcp) => tcp.port.as_ref(),
             Probe::Http(http) => http.port.as_ref(),
+            Probe::Grpc(grpc) => grpc.port.as_ref(),
             Probe::Exec { .. } => None,
         }
     }
+}
+
+/// Checks what no type can say about the checks of a policy.
+///
+/// # Errors
+/// With the first thing that is wrong.
+pub fn validate_checks(checks: &[Check]) -> Result<(), String> {
+    if checks.len() > CHECKS_MAX {
+        return Err(format!("{} checks; the limit is {CHECKS_MAX}", checks.len()));
+    }
+    for check in checks {
+        if check.interval.ms < 10 || check.timeout.ms < 10 {
+            return Err("a check's interval and timeout must be at least 10ms".into());
+        }
+        if check.phase.is_empty() {
+            return Err("a check's phase must be `pre-flight`, `running` or both".into());
+        }
+        check.probe.validate()?;
+    }
+    Ok(())
 }
 
 fn default_interval() -> Duration {
@@ -396,9 +417,7 @@ impl Policy {
     /// The first broken rule, with the keys it is about.
     pub fn validate(&self) -> Result<(), String> {
         let update = &self.update;
-        if self.checks.len() > CHECKS_MAX {
-            return Err(format!("{} checks; the limit is {CHECKS_MAX}", self.checks.len()));
-        }
+        validate_checks(&self.checks)?;
         if self.stages.len() > STAGES_MAX {
             return Err(format!("{} stages; the limit is {STAGES_MAX}", self.stages.len()));
         }
@@ -426,15 +445,6 @@ impl Policy {
         // A silent server is lost before its silence is taken for a release that makes no progress.
         if update.progress_deadline < update.unreachable_after {
             return Err("update.progress_deadline is shorter than update.unreachable_after".into());
-        }
-        for check in &self.checks {
-            if check.interval.ms < 10 || check.timeout.ms < 10 {
-                return Err("a check's interval and timeout must be at least 10ms".into());
-            }
-            if check.phase.is_empty() {
-                return Err("a check's phase must be `pre-flight`, `running` or both".into());
-            }
-            check.probe.validate()?;
         }
         Ok(())
     }

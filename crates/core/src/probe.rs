@@ -18,6 +18,8 @@ const ENTRIES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 4096;
 /// Longest certificates of a check's own authority, in bytes: a root and two intermediates.
 const CA_BYTES_MAX: usize = 16 * 1024;
+/// Longest name of a gRPC service, in bytes. At most 127: its length is one byte in the request.
+const SERVICE_BYTES_MAX: usize = 120;
 /// Longest name of a socket, in bytes.
 const SOCKET_BYTES_MAX: usize = 64;
 
@@ -29,6 +31,8 @@ pub enum Probe {
     Tcp(TcpProbe),
     /// A request gets the expected response.
     Http(Box<HttpProbe>),
+    /// The service says `SERVING` by the gRPC health protocol.
+    Grpc(Box<GrpcProbe>),
     /// A program exits with status 0.
     Exec { name: CheckName },
 }
@@ -139,6 +143,24 @@ pub struct HttpProbe {
     pub expect_json: BTreeMap<String, Scalar>,
 }
 
+/// A question by the [gRPC health protocol](https://grpc.io/docs/guides/health-checking/).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcProbe {
+    /// `None`: the app's own port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortAt>,
+    /// Instead of a port: a Unix socket in the app's runtime directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+    /// The full name of the service asked about, such as `shop.v1.Orders`; `None`: the whole
+    /// server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsProbe>,
+}
+
 /// How the service proves who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,8 +231,25 @@ impl Probe {
                 short("expect", expect.as_deref())
             }
             Probe::Http(probe) => probe.validate(),
+            Probe::Grpc(probe) => probe.validate(),
             Probe::Exec { .. } => Ok(()),
         }
+    }
+}
+
+impl GrpcProbe {
+    fn validate(&self) -> Result<(), String> {
+        is_somewhere(self.port.as_ref(), self.socket.as_deref())?;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
+        let is_name = |name: &str| {
+            !name.is_empty() && name.len() <= SERVICE_BYTES_MAX && name.bytes().all(allowed)
+        };
+        if self.service.as_deref().is_some_and(|name| !is_name(name)) {
+            return Err("a check's service is the full name of a gRPC service, such as \
+                        \"shop.v1.Orders\""
+                .into());
+        }
+        self.tls.as_ref().map_or(Ok(()), TlsProbe::validate)
     }
 }
 

@@ -57,6 +57,8 @@ pub struct AppHostConfig {
     pub home: Option<PathBuf>,
     /// Variables of the server's own for the app, if the file is there.
     pub env_file: PathBuf,
+    /// Files of the server's own for the app, if the directory is there.
+    pub files_dir: PathBuf,
     /// How hooks and checks are run.
     pub programs: Arc<Programs>,
     /// The server's units that a release may name.

@@ -13,6 +13,7 @@ use cohort_base::chain;
 use cohort_core::ids::{CheckName, ProgramName, Version};
 use cohort_core::policy::{Check, PortAt, Probe, TcpProbe};
 use cohort_core::report::Blame;
+use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -87,6 +88,10 @@ pub(crate) enum CheckFailure {
         found: String,
         expected: String,
     },
+    /// The service speaks gRPC, and does not say that it serves.
+    NotServing(String),
+    /// It does not speak gRPC.
+    NotGrpc(String),
     /// The service does not speak TLS, or does not prove who it is.
     NotTrusted(String),
     /// The program of an `exec` check failed.
@@ -120,6 +125,8 @@ impl CheckFailure {
             | CheckFailure::WrongValue { .. }
             | CheckFailure::WrongAnswer { .. }
             | CheckFailure::NotTrusted(_)
+            | CheckFailure::NotServing(_)
+            | CheckFailure::NotGrpc(_)
             | CheckFailure::Exited { .. }
             | CheckFailure::Undeclared { .. } => Blame::Release,
         }
@@ -165,6 +172,8 @@ impl fmt::Display for CheckFailure {
             CheckFailure::WrongAnswer { found, expected } => {
                 write!(f, "no `{expected}` in the answer, which starts with `{found}`")
             }
+            CheckFailure::NotServing(what) => write!(f, "{what}, expected SERVING"),
+            CheckFailure::NotGrpc(why) => write!(f, "not a gRPC response: {why}"),
             CheckFailure::NotTrusted(why) => write!(f, "TLS: {why}"),
             CheckFailure::Exited { exit, output } => write!(f, "{exit}: {output}"),
             CheckFailure::Undeclared { name, version } => write!(
@@ -200,6 +209,13 @@ pub(crate) fn check_name(check: &Check, context: &CheckContext) -> String {
                 None => format!("{scheme} {}{path}", at(&http.port)),
             }
         }
+        Probe::Grpc(grpc) => {
+            let of = grpc.service.as_ref().map_or_else(String::new, |name| format!(" {name}"));
+            match &grpc.socket {
+                Some(socket) => format!("grpc {socket}{of}"),
+                None => format!("grpc {}{of}", at(&grpc.port)),
+            }
+        }
         Probe::Exec { name } => format!("exec {name}"),
     }
 }
@@ -218,15 +234,49 @@ pub(crate) async fn look(check: &Check, context: &CheckContext) -> Result<(), Ch
             let look = async {
                 let (stream, host) = at.connect().await?;
                 let stream = match &http.tls {
-                    Some(tls) => crate::check_tls::wrap(stream, tls).await?,
+                    Some(tls) => crate::check_tls::wrap(stream, tls, None).await?,
                     None => stream,
                 };
                 crate::check_http::look(stream, &host, http, limit).await
             };
             within(limit, Box::pin(look)).await
         }
+        Probe::Grpc(grpc) => {
+            let at = context.place(grpc.port.as_ref(), grpc.socket.as_deref())?;
+            let look = async {
+                let (stream, host) = at.connect().await?;
+                let stream = match &grpc.tls {
+                    Some(tls) => crate::check_tls::wrap(stream, tls, Some("h2")).await?,
+                    None => stream,
+                };
+                crate::check_grpc::look(stream, &host, grpc).await
+            };
+            within(limit, Box::pin(look)).await
+        }
         Probe::Exec { name } => crate::check_exec::look(name, limit, context).await,
     }
+}
+
+/// What a check saw once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// The check's kind and its target on this server.
+    pub check: String,
+    /// Why it does not pass; `None` if it does.
+    pub failure: Option<String>,
+}
+
+/// Makes each check once, all at the same time and whatever phases they are for; none takes longer
+/// than `limit`. Nothing follows from what they see.
+pub async fn look_once(checks: &[Check], context: &CheckContext, limit: Duration) -> Vec<Look> {
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let looks = checks.iter().map(async |check| {
+        let mut check = check.clone();
+        check.timeout.ms = check.timeout.ms.min(limit_ms);
+        let failure = look(&check, context).await.err().map(|failure| failure.to_string());
+        Look { check: check_name(&check, context), failure }
+    });
+    join_all(looks).await
 }
 
 /// Runs for most of a check's limit: what was seen by then says more than that time is over.

@@ -21,9 +21,15 @@ use crate::check::{ANSWER_BYTES_MAX, CheckFailure, Stream, quoted, until};
 const READ_BYTES_MAX: usize = 4 * ANSWER_BYTES_MAX;
 
 /// A connection that breaks once so much was read of it.
-struct Bounded {
+pub(crate) struct Bounded {
     stream: Stream,
     left: usize,
+}
+
+impl Bounded {
+    pub(crate) fn new(stream: Stream) -> TokioIo<Self> {
+        TokioIo::new(Bounded { stream, left: READ_BYTES_MAX })
+    }
 }
 
 impl AsyncRead for Bounded {
@@ -84,12 +90,8 @@ pub(crate) async fn look(
     let request = request
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| CheckFailure::CannotCheck(chain(&error)))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(Bounded {
-        stream,
-        left: READ_BYTES_MAX,
-    }))
-    .await
-    .map_err(failure)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(Bounded::new(stream)).await.map_err(failure)?;
     let ask = async {
         let response = sender.send_request(request).await.map_err(failure)?;
         judge(response, probe, limit).await

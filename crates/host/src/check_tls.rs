@@ -16,8 +16,12 @@ use crate::check::{CheckFailure, Stream};
 /// The name that a service's certificate is for, unless the check says another one.
 const NAME: &str = "localhost";
 
-/// Speaks TLS over a connection.
-pub(crate) async fn wrap(stream: Stream, probe: &TlsProbe) -> Result<Stream, CheckFailure> {
+/// Speaks TLS over a connection; `protocol` is what it is for, as ALPN names it.
+pub(crate) async fn wrap(
+    stream: Stream,
+    probe: &TlsProbe,
+    protocol: Option<&str>,
+) -> Result<Stream, CheckFailure> {
     let cannot = |why: String| CheckFailure::CannotCheck(why);
     let name = probe.server_name.as_deref().unwrap_or(NAME);
     let name = ServerName::try_from(name.to_owned()).map_err(|error| cannot(chain(&error)))?;
@@ -25,12 +29,13 @@ pub(crate) async fn wrap(stream: Stream, probe: &TlsProbe) -> Result<Stream, Che
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| cannot(chain(&error)))?;
-    let config = if probe.insecure {
+    let mut config = if probe.insecure {
         let any = Arc::new(AnyCertificate { provider });
         builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth()
     } else {
         builder.with_root_certificates(roots(probe)?).with_no_client_auth()
     };
+    config.alpn_protocols = protocol.iter().map(|name| name.as_bytes().to_vec()).collect();
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     match connected {
         Ok(stream) => Ok(Box::new(stream)),

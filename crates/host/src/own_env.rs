@@ -1,7 +1,7 @@
 //! Variables of this server's own for an app: configuration and secrets that no release has.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -55,12 +55,8 @@ pub(crate) fn read(
     })?;
     let about = file.metadata().on_path("read", path)?;
     let access = |must| Err(OwnEnvError::Access { path: path.to_owned(), must });
-    let owners = [Some(0), Some(own_user()), run_as.map(|run_as| run_as.uid)];
-    if !about.is_file() || !owners.contains(&Some(about.uid())) {
-        return access("chown it");
-    }
-    if about.mode() & 0o027 != 0 {
-        return access("others may neither read nor write it: chmod 600");
+    if let Err(must) = private(&about, run_as) {
+        return access(must);
     }
     let mut text = String::new();
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).on_path("read", path)?;
@@ -68,6 +64,19 @@ pub(crate) fn read(
         return Err(OwnEnvError::TooLong { path: path.to_owned() });
     }
     parse(&text).map_err(|(line, why)| OwnEnvError::Line { path: path.to_owned(), line, why })
+}
+
+/// Checks that a file is one of root or the service's user, and that nobody else may read it; the
+/// error says what it must be.
+pub(crate) fn private(about: &Metadata, run_as: Option<RunAs>) -> Result<(), &'static str> {
+    let owners = [Some(0), Some(own_user()), run_as.map(|run_as| run_as.uid)];
+    if !about.is_file() || !owners.contains(&Some(about.uid())) {
+        return Err("chown it");
+    }
+    match about.mode() & 0o027 {
+        0 => Ok(()),
+        _ => Err("others may neither read nor write it: chmod 600"),
+    }
 }
 
 /// Lines `NAME=value`, as systemd and containers read them: a value may be in quotes, which are not

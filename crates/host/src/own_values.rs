@@ -7,12 +7,13 @@ use cohort_core::ids::{AppId, PortName};
 use cohort_core::policy::PortAt;
 
 /// What stands in commands and variables for what a program also gets as a variable.
-const OF_VARIABLES: [(&str, &str); 5] = [
+const OF_VARIABLES: [(&str, &str); 6] = [
     ("server", "COHORT_SERVER"),
     ("release_dir", "COHORT_RELEASE_DIR"),
     ("state_dir", "COHORT_STATE_DIR"),
     ("cache_dir", "COHORT_CACHE_DIR"),
     ("runtime_dir", "COHORT_RUNTIME_DIR"),
+    ("files_dir", "COHORT_FILES_DIR"),
 ];
 
 /// What stands for the app's own port.

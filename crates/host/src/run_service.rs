@@ -11,13 +11,13 @@ use cohort_core::report::Blame;
 
 use crate::app_host::AppHost;
 use crate::interrupt::{Interrupt, failure};
-use crate::own_env;
 use crate::own_values::names_port;
 use crate::program::base_environment;
 use crate::service::{
     RunService, ServiceCommand, ServiceControl, ServiceError, ServiceSpec, ServiceType,
 };
 use crate::service_file::{STOP_TIMEOUT_DEFAULT, Service, address};
+use crate::{own_env, own_files};
 
 /// A service and the manager that runs it.
 #[derive(Debug)]
@@ -74,6 +74,7 @@ impl AppHost {
         if let RunService::Command(command) = &mut spec.run {
             // Cohort's own stay what they are: the file has none of them.
             command.env.extend(self.own_env()?);
+            self.own_files()?;
         }
         control.start(&spec).await
     }
@@ -82,6 +83,12 @@ impl AppHost {
     pub(crate) fn own_env(&self) -> Result<BTreeMap<String, String>, ServiceError> {
         let read = own_env::read(&self.config.env_file, self.config.run_as);
         read.map_err(|source| ServiceError::Environment { source })
+    }
+
+    /// Checks that nobody else can read the server's own files for the app.
+    pub(crate) fn own_files(&self) -> Result<(), ServiceError> {
+        let checked = own_files::check(&self.config.files_dir, self.config.run_as);
+        checked.map_err(|source| ServiceError::Environment { source })
     }
 
     fn command(&self, release: &Release, service: &Service) -> Result<ServiceCommand, Interrupt> {
@@ -176,6 +183,7 @@ impl AppHost {
         set("COHORT_STATE_DIR", self.releases.state_dir().display().to_string());
         set("COHORT_CACHE_DIR", self.releases.cache_dir().display().to_string());
         set("COHORT_RUNTIME_DIR", self.releases.runtime_dir().display().to_string());
+        set("COHORT_FILES_DIR", config.files_dir.display().to_string());
         variables
     }
 }

@@ -85,6 +85,7 @@ impl AppHost {
         // What cannot run here is detected while the old release still runs.
         self.service_of(release, "prepare")?;
         self.own_env()?;
+        self.own_files()?;
         // The way back does not wait for a program that the server no longer lists.
         if order.purpose != Purpose::Wave {
             return Ok(());
@@ -92,7 +93,7 @@ impl AppHost {
         let context = self.check_context_of(Some(release));
         let named = order.checks.iter().filter_map(|check| match &check.probe {
             Probe::Exec { name } => Some(name),
-            Probe::Tcp(_) | Probe::Http(_) => None,
+            Probe::Tcp(_) | Probe::Http(_) | Probe::Grpc(_) => None,
         });
         for name in named {
             let known = context.check_known(name);

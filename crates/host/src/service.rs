@@ -204,7 +204,7 @@ pub enum ServiceError {
     /// The guard or systemd did not respond.
     #[error("{manager} is unreachable")]
     Unreachable { manager: &'static str, source: Cause },
-    #[error("cannot use this server's own variables for the app")]
+    #[error("cannot use this server's own variables and files for the app")]
     Environment { source: OwnEnvError },
     /// Something else on the server has what the service needs.
     #[error("cannot start the service: {reason}")]

@@ -141,6 +141,7 @@ impl TestServer {
                 gid: rustix::process::getgid().as_raw(),
             }),
             home: None,
+            files_dir: self.folder.path().join("files.d/web"),
             env_file: self.folder.path().join("env.d/web.env"),
             systemd_units: Arc::new(["web.service".to_owned()].into()),
             programs: Programs::new(

@@ -117,6 +117,9 @@ pub enum Output {
     /// Entry `index` was applied and caused this event; with the rollout that it ended, if any, as
     /// recorded in the history.
     Happened { index: u64, event: Event, ended: Option<Box<HistoryEntry>> },
+    /// A snapshot of entry `index` has replaced the state: events of entries before it are not
+    /// told.
+    Restored { index: u64 },
     /// The member's public view has changed.
     View(Arc<View>),
     /// The log has grown long: return this state of entry `index`, [`serialized`], as

@@ -45,7 +45,7 @@ pub fn list(report: &FleetReport, look: Look) -> String {
 /// A line of [`list`] for programs. What only an agent knows is none if none answered.
 #[derive(Debug, Serialize)]
 pub struct GroupSummary<'a> {
-    group: &'a GroupId,
+    pub group: &'a GroupId,
     reachable: bool,
     incarnation: Option<Incarnation>,
     labels: Option<&'a BTreeMap<String, String>>,

@@ -14,12 +14,14 @@
 pub mod command;
 pub mod difference;
 pub mod doing;
+pub mod events;
 pub mod figures;
 pub mod groups;
 pub mod hint;
 pub mod moving;
 pub mod plan;
 pub mod report;
+pub mod server;
 mod silence;
 pub mod status;
 pub mod table;

@@ -3,7 +3,8 @@
 use cohort_core::ids::ServerId;
 use cohort_core::phase::PhaseName;
 use cohort_core::state::ActivationStage;
-use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, TransferStatus};
+use cohort_wire::agent::{AppStatus, GroupStatus, ServerAppStatus, ServerStatus, TransferStatus};
+use comfy_table::Cell;
 
 use crate::command::Command;
 use crate::doing::detail;
@@ -276,31 +277,33 @@ fn servers(app: &AppStatus, status: &GroupStatus, look: Look) -> String {
     let headings = ["SERVER", "MEMBER", "HEARD", "RUNS", "SERVING", "STEP", "NOTE"];
     let mut rows = table(look, &headings);
     for (id, server) in &status.servers {
-        let here = app.servers.get(id);
         let heard = server.contact_age_ms.map_or_else(|| "-".to_owned(), brief);
-        let serving = here.is_some_and(serves);
-        let unknown = server.unknown || here.is_some_and(|here| here.unknown);
-        rows.add_row([
-            cell(id),
-            cell(member_text(id, status)),
-            cell(heard),
-            cell(version(here.and_then(|here| here.running.as_ref()))),
-            toned(
-                look,
-                tone_of(serving),
-                if unknown {
-                    "unknown"
-                } else if serving {
-                    "yes"
-                } else {
-                    "no"
-                },
-            ),
-            cell(here.and_then(step).unwrap_or_else(|| "-".to_owned())),
-            cell(here.map_or_else(|| "has not reported yet".to_owned(), note_text)),
-        ]);
+        let mut row = vec![cell(id), cell(member_text(id, status)), cell(heard)];
+        row.extend(app_here(app.servers.get(id), server, look));
+        rows.add_row(row);
     }
     render(&rows)
+}
+
+/// What an app does on a server: RUNS, SERVING, STEP, NOTE.
+pub(crate) fn app_here(
+    here: Option<&ServerAppStatus>,
+    server: &ServerStatus,
+    look: Look,
+) -> [Cell; 4] {
+    let serving = here.is_some_and(serves);
+    let unknown = server.unknown || here.is_some_and(|here| here.unknown);
+    let word = match (unknown, serving) {
+        (true, _) => "unknown",
+        (false, true) => "yes",
+        (false, false) => "no",
+    };
+    [
+        cell(version(here.and_then(|here| here.running.as_ref()))),
+        toned(look, tone_of(serving), word),
+        cell(here.and_then(step).unwrap_or_else(|| "-".to_owned())),
+        cell(here.map_or_else(|| "has not reported yet".to_owned(), note_text)),
+    ]
 }
 
 /// A server's role in the group's log.

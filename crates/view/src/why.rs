@@ -49,6 +49,21 @@ impl Wait {
         Wait { group, app, server: None, on: None, sentence, hints: None, for_ms: None }
     }
 
+    /// The wait and what unblocks it, as lines of text; `about` is what it is about.
+    pub(crate) fn lines<'a>(&self, about: impl Iterator<Item = &'a str>) -> String {
+        let about: Vec<&str> = about.collect();
+        let colon = if about.is_empty() { "" } else { ": " };
+        // How long a server has been silent is said once, by its own age.
+        let has_age = matches!(self.on, Some(WaitingOn::ServerUnreachable { .. }));
+        let since = match self.for_ms {
+            Some(ms) if ms >= 1000 && !has_age => format!(" (for {})", brief(ms)),
+            Some(_) | None => String::new(),
+        };
+        let hints = self.hints.as_ref().map(|hints| hint::lines(hints, "    "));
+        let about = about.join(", ");
+        format!("  {about}{colon}{}{since}\n{}", self.sentence, hints.unwrap_or_default())
+    }
+
     fn of(group: &GroupId, id: &AppId, app: &AppStatus, waiting: &WaitingStatus) -> Self {
         Wait {
             hints: Some(hints(&waiting.on, group, id, app.state)),
@@ -269,22 +284,8 @@ pub fn text(waits: &[Wait]) -> String {
     for (group, waits) in groups {
         text.push_str(&format!("{group}\n"));
         for wait in waits {
-            let about = match (&wait.server, &wait.app) {
-                (Some(server), Some(app)) => format!("{server}, {app}: "),
-                (Some(server), None) => format!("{server}: "),
-                (None, Some(app)) => format!("{app}: "),
-                (None, None) => String::new(),
-            };
-            // How long a server has been silent is said once, by its own age.
-            let has_age = matches!(wait.on, Some(WaitingOn::ServerUnreachable { .. }));
-            let since = match wait.for_ms {
-                Some(ms) if ms >= 1000 && !has_age => format!(" (for {})", brief(ms)),
-                Some(_) | None => String::new(),
-            };
-            text.push_str(&format!("  {about}{}{since}\n", wait.sentence));
-            if let Some(hints) = &wait.hints {
-                text.push_str(&hint::lines(hints, "    "));
-            }
+            let server = wait.server.iter().map(ServerId::as_str);
+            text.push_str(&wait.lines(server.chain(wait.app.iter().map(AppId::as_str))));
         }
     }
     if text.is_empty() {

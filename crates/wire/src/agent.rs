@@ -29,11 +29,15 @@ use crate::http::ApiError;
 use crate::hub::LABEL_BYTES_MAX;
 use crate::kill::SignedKill;
 
+mod check;
+mod events;
 mod log;
 mod submission;
 mod transfer;
 
+pub use check::{CHECK, CHECK_MS_MAX, CheckAnswer, CheckRequest, CheckSeen};
 pub use cohort_transfer::{Offence, SourceName};
+pub use events::{EVENTS, EVENTS_MAX, EVENTS_WAIT_MS_MAX, EventsAnswer, EventsRequest, Happened};
 pub use log::{
     LOG, LOG_LINES_MAX, LOG_STARTED, LOG_WAIT_MS_MAX, LogAnswer, LogFrom, LogPlace, LogRequest,
 };

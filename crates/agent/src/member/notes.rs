@@ -7,22 +7,27 @@ use cohort_core::Event;
 use cohort_core::state::{Ending, HistoryEntry};
 use cohort_server::member::Note;
 
+use crate::events::EventLog;
 use crate::metrics::{Ended, Metrics};
 
 /// Writes log lines and counts rollouts.
-pub(crate) struct Notes(pub(crate) Arc<Metrics>);
+pub(crate) struct Notes {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: Arc<EventLog>,
+}
 
 impl Notes {
     /// An entry was applied; `ended` is the rollout that ended with it.
-    pub(crate) fn happened(&self, event: &Event, ended: Option<&HistoryEntry>) {
+    pub(crate) fn happened(&self, index: u64, event: &Event, ended: Option<&HistoryEntry>) {
+        self.events.happened(index, event);
         match event {
             Event::PhaseChanged { app, from, to, by } => {
                 tracing::info!(event = events::PHASE, %app, %from, %to, by, "phase changed");
                 if let Some(entry) = ended {
                     let labels = Ended { app: app.to_string(), outcome: outcome(entry.ending) };
-                    self.0.rollouts.get_or_create(&labels).inc();
+                    self.metrics.rollouts.get_or_create(&labels).inc();
                     let seconds = entry.ended.since(entry.started) as f64 / 1000.0;
-                    self.0.rollout_seconds.get_or_create(&labels).observe(seconds);
+                    self.metrics.rollout_seconds.get_or_create(&labels).observe(seconds);
                 }
             }
             Event::Granted { app, server, generation, purpose } => {
@@ -50,7 +55,10 @@ impl Notes {
                 tracing::debug!(%server, sequence, "report ignored");
             }
             Event::RequestRepeated { .. } => {}
-            Event::ServersChanged => tracing::info!("servers changed"),
+            Event::ServerJoined { server } => tracing::info!(%server, "server joined the group"),
+            Event::ServerMoved { server } => tracing::info!(%server, "server started, or moved"),
+            Event::ServerRemoved { server } => tracing::info!(%server, "server removed"),
+            Event::Steered { app, command, by } => tracing::info!(%app, command, by, "steered"),
         }
     }
 

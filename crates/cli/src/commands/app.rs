@@ -7,8 +7,9 @@ use cohort_core::ids::{AppId, GroupId};
 use cohort_core::policy::{Check, Policy};
 use cohort_identity::Identity;
 use cohort_registry::fleet::Fleet;
-use cohort_view::command::Command;
+use cohort_view::command::{Command, Flag};
 use cohort_view::difference::{Change, difference};
+use cohort_view::hint::Hint;
 use cohort_wire::agent::{POLICIES, PolicyInForce};
 use cohort_wire::http::Call;
 use cohort_wire::hub::{
@@ -21,7 +22,7 @@ use serde_json::Value;
 
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
-use crate::commands::context_of;
+use crate::commands::{check, context_of};
 use crate::connect::Hub;
 use crate::failure::{Exit, Failure, OrFail as _};
 use crate::group::Steered;
@@ -64,6 +65,9 @@ pub(crate) struct ApplyArgs {
     /// Sign and write it again, even if it has not changed: after the hub was restored
     #[arg(long)]
     again: bool,
+    /// Apply checks that no server passes now, too
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +102,12 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
     let value = serde_json::to_value(&policy).or_fail("policy")?;
     let checks = |policy: &Value| policy.get("check").cloned();
     let rechecks = known.as_ref().is_some_and(|known| checks(&known.policy) != checks(&value));
+    if rechecks && !args.force {
+        let tried = check::refuse_hopeless(&context.client()?, &fleet, app, &policy.checks).await;
+        tried.map_err(|failure| {
+            failure.hint(Hint::add("to apply them all the same", Flag::Force))
+        })?;
+    }
     let lasts = match fleet.policies.get(app) {
         Some(signed) => lasts(&hub, &identity, signed).await?,
         None => true,
@@ -126,7 +136,12 @@ async fn apply(global: &Global, args: &ApplyArgs) -> Result<Exit, Failure> {
     });
     if policy.checks.is_empty() {
         note(&format!(
-            "the policy of {app} has no [[check]]: a release counts as good while its process lives"
+            "the policy of {app} has no check: a release counts as good while its process lives"
+        ));
+    } else if policy_file::only_listens(&policy) {
+        note(&format!(
+            "the policy of {app} has one check: a release counts as good while it listens at its \
+             port; for one that does not listen: check = []"
         ));
     }
     Ok(Exit::Done)

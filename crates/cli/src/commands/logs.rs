@@ -18,7 +18,7 @@ use crate::args::{Direct, Global};
 use crate::commands::{context_of, no_such_name};
 use crate::connect::{AGENT_DEADLINE, agent_target, ask};
 use crate::failure::{Exit, Failure};
-use crate::fleet::of_hub;
+use crate::fleet::{Known, of_hub};
 use crate::output::{Output, note};
 
 /// A server keeps at most 4 MiB of a service's output, and less of a hook's.
@@ -123,7 +123,7 @@ fn places(fleet: &Fleet, about: &str) -> Result<BTreeMap<ServerId, String>, Fail
     if !group.is_empty() {
         return Ok(group);
     }
-    Err(no_such_name(fleet, about))
+    Err(no_such_name(&Known::of(fleet), about))
 }
 
 struct Reader {

@@ -5,8 +5,10 @@ pub(crate) mod app;
 pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod channel;
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod context;
+pub(crate) mod events;
 pub(crate) mod group;
 pub(crate) mod guard;
 pub(crate) mod hub;
@@ -29,8 +31,6 @@ pub(crate) mod why;
 
 use std::future::Future;
 
-use cohort_core::ids::GroupId;
-use cohort_registry::fleet::Fleet;
 use cohort_view::hint::Hint;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{Cli, Command, Global};
 use crate::failure::{Exit, Failure, OrFail as _};
+use crate::fleet::Known;
 use crate::logging;
 use crate::toml_keys::nearest;
 
@@ -74,8 +75,10 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Repository(args) => once(repository::run(&global, &args)),
         Command::Channel(args) => once(channel::run(&global, &args)),
         Command::App(args) => once(app::run(&global, &args)),
+        Command::Check(args) => once(check::run(&global, &args)),
         Command::Status(args) => once(status::run(&global, &args)),
         Command::Why(args) => once(why::run(&global, &args)),
+        Command::Events(args) => once(events::run(&global, &args)),
         Command::Logs(args) => once(logs::run(&global, &args)),
         Command::Rollout(args) => once(rollout::run(&global, &args)),
         Command::Service(args) => once(service::run(&global, &args)),
@@ -86,7 +89,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Audit(args) => once(audit::run(&global, &args)),
         Command::Authority(args) => once(authority::run(&global, &args)),
         Command::Context(args) => once(context::run(&global, &args)),
-        Command::Completions(args) => Ok(completions::run(&args)),
+        Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
 }
@@ -127,9 +130,8 @@ fn runtime(builder: &mut Builder) -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 /// Nothing in the fleet has that name.
-fn no_such_name(fleet: &Fleet, about: &str) -> Failure {
-    let servers = fleet.servers.iter().map(|it| it.server.as_str());
-    let hint = nearest(about, fleet.groups.keys().map(GroupId::as_str).chain(servers)).map_or_else(
+pub(crate) fn no_such_name(known: &Known, about: &str) -> Failure {
+    let hint = nearest(about, known.names()).map_or_else(
         || cohort_view::command::Command::GroupList.into(),
         |near| Hint::Meant(near.to_owned()),
     );

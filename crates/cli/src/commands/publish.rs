@@ -184,7 +184,7 @@ async fn undeclared(global: &Global, published: &Published) -> Vec<CheckName> {
         Probe::Exec { name } if name.of_host().is_none() => {
             (!published.checks.contains(name.as_str())).then_some(name)
         }
-        Probe::Exec { .. } | Probe::Tcp(_) | Probe::Http(_) => None,
+        Probe::Exec { .. } | Probe::Tcp(_) | Probe::Http(_) | Probe::Grpc(_) => None,
     };
     checks.into_iter().filter_map(missing).collect()
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cohort_core::ids::{AppId, GroupId};
+use cohort_core::ids::{AppId, GroupId, ServerId};
 use cohort_identity::{InvalidPeer, Peer, PeerName, Role, TokenState, UnixTime};
 use cohort_registry::fleet::Fleet;
 use cohort_registry::records::ServerRecord;
@@ -23,11 +23,12 @@ use cohort_wire::revocation::{
 
 use crate::answer::{Answer, Revoked};
 use crate::args::{Direct, Global};
+use crate::commands::status::{self, StatusArgs};
 use crate::commands::{context_of, no_such_name};
 use crate::connect::Hub;
 use crate::context::Context;
 use crate::failure::{Exit, Failure, OrFail as _};
-use crate::fleet::{is_direct, know, of_hub};
+use crate::fleet::{Known, is_direct, know, of_hub};
 use crate::kill_registers::{Places, Verified};
 use crate::output::{Output, look, note};
 use crate::policy_known::KnownPolicy;
@@ -38,6 +39,13 @@ pub(crate) enum ServerCommand {
     List {
         /// Only of this group
         group: Option<GroupId>,
+    },
+    /// Show what a server does and waits for, same as `cohort status SERVER`
+    Show {
+        /// Server name
+        server: ServerId,
+        #[command(flatten)]
+        direct: Direct,
     },
     /// Revoke a server's certificates: its key was stolen
     Revoke(RevokeServerArgs),
@@ -63,7 +71,7 @@ pub(crate) enum PersonCommand {
 async fn servers(global: &Global, group: Option<&GroupId>) -> Result<Exit, Failure> {
     let fleet = of_hub(&context_of(global)?).await?;
     if let Some(group) = group.filter(|group| !fleet.groups.contains_key(*group)) {
-        return Err(no_such_name(&fleet, group.as_str()));
+        return Err(no_such_name(&Known::of(&fleet), group.as_str()));
     }
     let wanted = |it: &&ServerRecord| group.is_none_or(|group| it.group == *group);
     let mut servers: Vec<&ServerRecord> = fleet.servers.iter().filter(wanted).collect();
@@ -135,6 +143,9 @@ fn peer_name(text: &str) -> Result<PeerName, InvalidPeer> {
 pub(crate) async fn server(global: &Global, command: &ServerCommand) -> Result<Exit, Failure> {
     match command {
         ServerCommand::List { group } => servers(global, group.as_ref()).await,
+        ServerCommand::Show { server, direct } => {
+            status::run(global, &StatusArgs::of_server(server, direct)).await
+        }
         ServerCommand::Revoke(RevokeServerArgs { server, hub, reason, force, direct }) => {
             let role = if *hub { Role::Hub } else { Role::Agent };
             revoke(global, Peer { role, name: server.clone() }, (reason, *force), direct).await

@@ -13,7 +13,7 @@ use crate::args::{Direct, Global};
 use crate::commands::rollout::{app_of, command};
 use crate::commands::{context_of, no_such_name};
 use crate::failure::{Exit, Failure};
-use crate::fleet::of_hub;
+use crate::fleet::{Known, of_hub};
 use crate::group::Steered;
 
 #[derive(Debug, Subcommand)]
@@ -71,6 +71,6 @@ fn meant(fleet: &Fleet, about: &str) -> Result<(GroupId, BTreeSet<ServerId>), Fa
     }
     match fleet.groups.keys().find(|group| group.as_str() == about) {
         Some(group) => Ok((group.clone(), BTreeSet::new())),
-        None => Err(no_such_name(fleet, about)),
+        None => Err(no_such_name(&Known::of(fleet), about)),
     }
 }

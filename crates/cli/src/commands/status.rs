@@ -4,13 +4,15 @@ use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use cohort_core::ids::{AppId, GroupId, Version};
+use cohort_core::ids::{AppId, ServerId, Version};
 use cohort_view::command::Command;
 use cohort_view::figures::brief;
-use cohort_view::report::FleetReport;
+use cohort_view::report::{FleetReport, GroupReport};
+use cohort_view::server::ServerReport;
 use cohort_view::status as view;
 use cohort_wire::http::Client;
 
+use crate::about::About;
 use crate::answer::Answer;
 use crate::args::{Direct, Global};
 use crate::commands::context_of;
@@ -20,12 +22,13 @@ use crate::fleet::{self, Groups, Selector};
 use crate::group;
 use crate::output::{Output, look, print, print_json_line, warn};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct StatusArgs {
-    /// Group name [default: every group]
-    group: Option<GroupId>,
+    /// A group or a server [default: every group]
+    #[arg(value_name = "GROUP|SERVER")]
+    about: Option<String>,
     /// Only groups with these labels, such as zone=zone-a,app=web
-    #[arg(long, conflicts_with = "group", value_name = "LABEL=VALUE,…")]
+    #[arg(long, conflicts_with = "about", value_name = "LABEL=VALUE,…")]
     selector: Option<Selector>,
     /// Only groups that are not healthy
     #[arg(long, conflicts_with = "wait")]
@@ -53,10 +56,19 @@ pub(crate) struct StatusArgs {
     direct: Direct,
 }
 
+impl StatusArgs {
+    /// About one server, once.
+    pub(crate) fn of_server(server: &ServerId, direct: &Direct) -> Self {
+        let (about, direct) = (Some(server.to_string()), direct.clone());
+        StatusArgs { about, direct, ..StatusArgs::default() }
+    }
+}
+
 /// The inputs of every look at the fleet.
 struct Look<'a> {
     global: &'a Global,
     args: &'a StatusArgs,
+    about: About,
     context: Context,
     client: Client,
 }
@@ -64,25 +76,29 @@ struct Look<'a> {
 pub(crate) async fn run(global: &Global, args: &StatusArgs) -> Result<Exit, Failure> {
     let context = context_of(global)?;
     let client = context.client()?;
-    let look = Look { global, args, context, client };
+    let about = About::find(&context, &args.direct, args.about.as_deref()).await?;
+    if args.wait.is_some() && about.group.is_some() && about.server.is_some() {
+        return Err(Failure::usage("--wait is for groups, not for one server"));
+    }
+    let look = Look { global, args, about, context, client };
     match args.wait {
         Some(seconds) => look.wait(seconds).await,
         None if args.watch => look.watch().await,
         None => {
             let report = look.report().await?;
             look.show(&report);
-            Ok(if report.healthy { Exit::Done } else { Exit::Unhealthy })
+            let healthy = look.server(&report).map_or(report.healthy, |(_, it)| it.healthy);
+            Ok(if healthy { Exit::Done } else { Exit::Unhealthy })
         }
     }
 }
 
 impl Look<'_> {
     async fn report(&self) -> Result<FleetReport, Failure> {
-        let Look { args, context, client, .. } = self;
-        let groups = match (&args.group, &args.selector) {
-            (Some(group), _) => Groups::One(group),
-            (None, Some(selector)) => Groups::Some(selector),
-            (None, None) => Groups::All,
+        let Look { args, context, client, about, .. } = self;
+        let groups = match &args.selector {
+            Some(selector) => Groups::Some(selector),
+            None => about.groups(),
         };
         let mut report = group::report(context, client, &args.direct, groups).await?;
         if args.unhealthy {
@@ -95,11 +111,31 @@ impl Look<'_> {
         if self.global.output == Output::Text {
             warn(&report.origin);
         }
-        self.global.output.answer(&Answer::Status(report), || self.text(report));
+        self.global.output.answer(&self.answer(report), || self.text(report));
+    }
+
+    /// The server that it is about, in its group's report.
+    fn server<'a>(
+        &'a self,
+        report: &'a FleetReport,
+    ) -> Option<(&'a GroupReport, ServerReport<'a>)> {
+        let [group] = report.groups.as_slice() else { return None };
+        let server = self.about.server_in(&group.group)?;
+        Some((group, ServerReport::of(group, server)))
+    }
+
+    fn answer<'a>(&'a self, report: &'a FleetReport) -> Answer<'a> {
+        match self.server(report) {
+            Some((_, server)) => Answer::StatusServer(server),
+            None => Answer::Status(report),
+        }
     }
 
     fn text(&self, report: &FleetReport) -> String {
-        let one = self.args.group.is_some() || fleet::is_direct(&self.args.direct);
+        if let Some((group, server)) = self.server(report) {
+            return server.text(group, look());
+        }
+        let one = self.about.group.is_some() || fleet::is_direct(&self.args.direct);
         match (one, report.groups.as_slice()) {
             (true, [group]) => view::group(group, look()),
             (_, []) if self.args.unhealthy => "every group is healthy\n".to_owned(),
@@ -116,7 +152,7 @@ impl Look<'_> {
         }
         loop {
             match self.report().await {
-                Ok(report) if json => print_json_line(&Answer::Status(&report)),
+                Ok(report) if json => print_json_line(&self.answer(&report)),
                 Err(failure) if json => print_json_line(&Answer::Failure(&failure)),
                 seen => {
                     let frame = match seen {
@@ -139,7 +175,7 @@ impl Look<'_> {
     }
 
     async fn wait(&self, seconds: u64) -> Result<Exit, Failure> {
-        let StatusArgs { app, version, group, .. } = self.args;
+        let StatusArgs { app, version, .. } = self.args;
         let begun = Instant::now();
         let at_most = Duration::from_secs(seconds);
         let mut last = String::new();
@@ -165,7 +201,7 @@ impl Look<'_> {
                 }
                 let error = format!("not healthy after {}", brief(seconds.saturating_mul(1000)));
                 return Err(Failure::new("timed_out", error)
-                    .hint(Command::Why { group: group.clone() })
+                    .hint(Command::Why { group: self.about.group.clone() })
                     .exit(Exit::TimedOut));
             }
             if self.global.output == Output::Text && self.args.watch {

@@ -75,6 +75,7 @@ impl<S: LogStore> Member<S> {
         self.state = Arc::new(state);
         self.survey = Arc::default();
         self.changed = true;
+        self.outputs.push(Output::Restored { index });
         Ok(())
     }
 

@@ -32,7 +32,6 @@ mod line;
 mod tell;
 
 use line::{Line, ms_of, servers_of, step_of, value_of};
-pub(super) use tell::tell_event;
 
 /// How long `run until=…` waits unless told, in milliseconds of the fleet's clock.
 const UNTIL_MS: u64 = 600_000;

@@ -19,6 +19,7 @@ mod mirror_dies;
 mod power;
 mod remove_app;
 mod roles;
+mod seen;
 mod service_user;
 mod steering;
 mod two_apps;

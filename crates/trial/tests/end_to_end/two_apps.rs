@@ -33,7 +33,8 @@ fn never_have_more_out_than_one_of_them_may() -> Result<()> {
     trial.first_release(&policy(&slow, ""), &web("1.0.0"))?;
     publish_api(&trial, "1.0.0", &ledger)?;
     let file = trial.dir().join("api.toml");
-    fs::write(&file, format!("app = \"{API}\"\nchannel = \"stable\"\n\n[update]\n{slow}"))?;
+    let head = format!("app = \"{API}\"\nchannel = \"stable\"\ncheck = []\n");
+    fs::write(&file, format!("{head}\n[update]\n{slow}"))?;
     trial.run(&["app", "apply", "-f", &file.display().to_string()])?;
     trial.until(GROUP, PATIENCE, |status| api_runs(status, "1.0.0"))?;
     fs::remove_file(&ledger)?;

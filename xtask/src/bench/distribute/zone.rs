@@ -37,10 +37,11 @@ const BEGUN_BYTES: u64 = 1 << 20;
 
 pub(super) const UNIT_BYTES: usize = 64 * 1024;
 
-/// One wave of all servers, without waits: only bytes matter here.
+/// One wave of all servers, without waits or checks: only bytes matter here.
 const POLICY: &str = r#"
 app = "web"
 channel = "stable"
+check = []
 
 [update]
 max_parallel = "100%"

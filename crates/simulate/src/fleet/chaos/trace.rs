@@ -6,7 +6,6 @@ use cohort_core::ids::{GroupId, ServerId};
 
 use super::Chaos;
 use crate::fleet::group::Group;
-use crate::fleet::script::tell_event;
 
 /// What a run prints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,7 +71,9 @@ impl Told {
         let log = &group.log;
         let news = log.events[self.events..].iter();
         let mut lines: Vec<(u64, String)> = news
-            .filter_map(|happened| Some((happened.at_ms, tell_event(&happened.event, true)?)))
+            .filter_map(|happened| {
+                Some((happened.at_ms, cohort_view::events::sentence(&happened.event, true)?))
+            })
             .collect();
         self.events = log.events.len();
         let Some((leader, view)) = group.leader_view() else { return lines };

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use cohort_core::command::Event;
-use cohort_core::ids::{AppId, ServerId};
-use cohort_core::phase::{MilestoneName, Phase, PhaseName};
+use cohort_core::ids::ServerId;
+use cohort_core::phase::Phase;
+use cohort_view::events::{app_of, sentence};
 use cohort_view::words;
 
 use super::{Line, Script, servers_of};
@@ -23,7 +23,7 @@ impl Script {
             for Happened { at_ms, event, wave } in &group.log.events[*told..] {
                 let wave =
                     wave.as_ref().map(|(n, servers)| format!("wave {n}: {}", ranges(servers)));
-                let Some(mut text) = wave.or_else(|| tell_event(event, steps)) else { continue };
+                let Some(mut text) = wave.or_else(|| sentence(event, steps)) else { continue };
                 if apps && let Some(app) = app_of(event) {
                     text = format!("{app}: {text}");
                 }
@@ -236,49 +236,6 @@ impl Script {
                 Some(reason) => writeln!(out, "bad: {}", words::reason(reason)),
             };
         }
-    }
-}
-
-fn app_of(event: &Event) -> Option<&AppId> {
-    match event {
-        Event::PhaseChanged { app, .. }
-        | Event::Granted { app, .. }
-        | Event::Withdrawn { app, .. }
-        | Event::ServerFailed { app, .. }
-        | Event::HookIgnored { app, .. }
-        | Event::ServerLost { app, .. }
-        | Event::ServerLeftOut { app, .. }
-        | Event::AppRemoved { app }
-        | Event::ServerDone { app, .. } => Some(app),
-        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
-    }
-}
-
-/// An event for readers; without `steps`, only what moves a group.
-pub(in crate::fleet) fn tell_event(event: &Event, steps: bool) -> Option<String> {
-    match event {
-        Event::PhaseChanged { from, to, .. } => {
-            let begins = *to == PhaseName::WAVE_ASSIGNED;
-            let inner = matches!(to, PhaseName::Forward(MilestoneName::Wave(_))) && !begins;
-            (steps || !inner).then(|| format!("{from} → {to}"))
-        }
-        Event::Granted { server, generation, purpose, .. } => {
-            let purpose = serde_json::to_value(purpose).expect("plain data");
-            let purpose = purpose.as_str().unwrap_or_default().to_owned();
-            steps.then(|| format!("{server} may change ({purpose}, generation {generation})"))
-        }
-        Event::Withdrawn { server, .. } => steps.then(|| format!("{server} may no longer change")),
-        Event::ServerFailed { server, reason, .. } => Some(format!("{server} failed: {reason}")),
-        Event::HookIgnored { server, reason, .. } => {
-            Some(format!("{server} stopped although a hook failed: {reason}"))
-        }
-        Event::ServerLost { server, silent_ms, .. } => {
-            Some(format!("{server} lost: unreachable for {} s", silent_ms / 1000))
-        }
-        Event::AppRemoved { app } => Some(format!("{app} is gone")),
-        Event::ServerLeftOut { server, .. } => Some(format!("continues without {server}")),
-        Event::ServerDone { server, .. } => steps.then(|| format!("{server} is done")),
-        Event::ReportIgnored { .. } | Event::RequestRepeated { .. } | Event::ServersChanged => None,
     }
 }
 

@@ -399,6 +399,7 @@ impl Carried {
                 self.orders_change |= view.raft.leader.is_none();
                 self.view = view;
             }
+            Output::Restored { .. } => {}
             Output::Happened { index, event, .. } => log.happened(index, &event),
             Output::Answer { ticket, outcome } => match self.answered(ticket) {
                 Waits::Commit(commit) => self.proposed(*commit, outcome, log),

@@ -30,7 +30,7 @@ impl Service {
                 "never" => false,
                 version => self.release.as_ref().is_some_and(|it| it.version.as_str() == version),
             },
-            Probe::Tcp(_) | Probe::Exec { .. } => false,
+            Probe::Tcp(_) | Probe::Grpc(_) | Probe::Exec { .. } => false,
         };
         let reason = if !self.up {
             "the service is not there"
