@@ -41,7 +41,7 @@ enum What {
     Failover,
     /// Whether a flood of connections from one address keeps out anybody else
     Flood,
-    /// Publishing a large directory and its next version: time, memory, and the delta
+    /// Publishing a large directory and its next version: time, memory, and the delta; unpacking it
     Publish(publish::PublishArgs),
     /// Cost of deciding and simulating; entries at rest; time until silence is told and healed
     Truth,
@@ -175,19 +175,25 @@ fn one_group_with(
     agent_toml: &str,
 ) -> Result<Fleet> {
     eprintln!("starting {servers} agents…");
-    let options = FleetOptions {
-        dir,
-        programs: programs.clone(),
-        groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), servers)],
-        mirrors: 1,
-        agent_toml: agent_toml.to_owned(),
-    };
-    let fleet = Fleet::start(options)?;
+    let agent_toml = agent_toml.to_owned();
+    let options = options(programs, dir, servers);
+    let fleet = Fleet::start(FleetOptions { mirrors: 1, agent_toml, ..options })?;
     fleet.until_complete(Duration::from_secs(60))?;
     fleet.publish(&WebRelease::new("1.0.0"), &[PLATFORM])?;
     fleet.apply(POLICY)?;
     fleet.until(GROUP, Duration::from_secs(120), |status| watch::runs(status, "1.0.0"))?;
     Ok(fleet)
+}
+
+/// One group of `servers`, which read the hub's repository.
+fn options(programs: &Programs, dir: PathBuf, servers: usize) -> FleetOptions {
+    FleetOptions {
+        dir,
+        programs: programs.clone(),
+        groups: vec![(PLATFORM.to_owned(), ZONE.to_owned(), servers)],
+        mirrors: 0,
+        agent_toml: String::new(),
+    }
 }
 
 const PLATFORM: &str = "intel";
