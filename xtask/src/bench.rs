@@ -8,6 +8,7 @@ mod failover;
 mod flood;
 mod publish;
 mod rollout;
+mod see;
 mod truth;
 
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ enum What {
     Flood,
     /// Publishing a large directory and its next version: time, memory, and the delta; unpacking it
     Publish(publish::PublishArgs),
+    /// How long people wait for a line of a service, and for the status of 500 groups
+    See,
     /// Cost of deciding and simulating; entries at rest; time until silence is told and healed
     Truth,
     /// Time until every server of a zone has an artifact, and bytes through the downlink
@@ -114,6 +117,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         What::Failover => Box::new(failover::measure),
         What::Flood => Box::new(flood::measure),
         What::Publish(of) => Box::new(|programs, dir| publish::measure(of, programs, &dir)),
+        What::See => Box::new(see::measure),
         What::Truth => Box::new(|programs, dir| Ok(truth::measure(programs, &dir))),
         What::Distribute(of) => return distribute::run(of, args),
     };

@@ -1,4 +1,4 @@
-//! Queries an agent's probe port.
+//! Queries an agent's probe port, and its service.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::Fleet;
 
-/// Timeout of a probe port.
+/// Timeout of either.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 impl Fleet {
@@ -25,6 +25,11 @@ impl Fleet {
     /// An agent's `/readyz`: whether it is ready, and the body.
     pub fn ready(&self, server: &str) -> Result<(bool, String)> {
         get(self.agents()[server].probe, "/readyz")
+    }
+
+    /// A page of a server's service: whether the status is 200, and the body.
+    pub fn page(&self, server: &str, path: &str) -> Result<(bool, String)> {
+        get(self.agents()[server].service, path)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The small web service that the demo deploys: `--port N`; `/`, `/version`, `/healthz`.
+//! The small web service that the demo deploys: `--port N`; `/`, `/version`, `/healthz`, `/say`.
 //!
 //! Its version, text and faults come from `release.toml` in its own release. It prints a line when
 //! it starts to listen and one when it stops, with the boot-time clock, so that tests can tell when
-//! each server was in service.
+//! each server was in service; and one for each request of `/say`.
 
 mod release;
 
@@ -132,6 +132,10 @@ async fn answer(mut stream: TcpStream, site: &Site) -> std::io::Result<()> {
     let (status, body) = match head.split(' ').nth(1).unwrap_or_default() {
         "/" => ("200 OK", format!("{}\n", release.body)),
         "/version" => ("200 OK", format!("{}\n", release.version)),
+        "/say" => {
+            say("asked", site);
+            ("200 OK", String::new())
+        }
         "/healthz" if release.faults.unhealthy(platform) => (
             "500 Internal Server Error",
             format!("release {} is broken on {platform}\n", release.version),
