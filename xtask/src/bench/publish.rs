@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Until the server has fetched and unpacked the release.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The release has no service, so nothing is checked.
-const POLICY: &str = "app = \"web\"\nchannel = \"stable\"\n";
+const POLICY: &str = "app = \"web\"\nchannel = \"stable\"\ncheck = []\n";
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct PublishArgs {
