@@ -35,6 +35,15 @@ pub(crate) fn programs(release: bool) -> Result<Programs> {
     built(release)
 }
 
+/// Builds an example with this profile; returns its program.
+pub(crate) fn example(package: &str, name: &str, profile: &str) -> Result<PathBuf> {
+    eprintln!("building {name} of {package}…");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--profile", profile, "--package", package]);
+    succeed(command.args(["--example", name]))?;
+    Ok(target(profile).join("examples").join(name))
+}
+
 /// The machine's target triple, by the pinned compiler.
 pub(crate) fn host_triple() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());

@@ -11,7 +11,7 @@ use cohort_trial::{Fleet, Programs, watch};
 
 use super::Better::{Higher, Lower};
 use super::{GROUP, Goal, PLATFORM, POLICY, Row, one_group, one_group_with};
-use crate::build::{cargo, succeed, target};
+use crate::build::example;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long entries of a group at rest are counted.
@@ -67,7 +67,8 @@ const PARTS: &[Part] = &[
 
 /// Measures all rows; a failing part is reported, and the others continue.
 pub(crate) fn measure(programs: &Programs, dir: &Path) -> Vec<Row> {
-    let figures = build_figures();
+    // Built as `cargo xtask simulate --release` builds the simulator.
+    let figures = example("cohort-simulate", "figures", "simulate");
     let mut rows = Vec::new();
     for Part { rows: goals, measure } in PARTS {
         let first = goals[0].0;
@@ -90,16 +91,6 @@ pub(crate) fn measure(programs: &Programs, dir: &Path) -> Vec<Row> {
         );
     }
     rows
-}
-
-/// Builds what computes the figures that need no processes, as `cargo xtask simulate --release`
-/// builds the simulator.
-fn build_figures() -> Result<PathBuf> {
-    eprintln!("building the simulator…");
-    let mut command = cargo();
-    command.args(["build", "--quiet", "--profile", "simulate", "--package", "cohort-simulate"]);
-    succeed(command.args(["--example", "figures"]))?;
-    Ok(target("simulate").join("examples/figures"))
 }
 
 /// The figures of these rows.
