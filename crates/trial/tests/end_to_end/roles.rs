@@ -119,7 +119,7 @@ fn only_those_who_may() -> Result<()> {
         agent.refused(&format!("a member forges {what}"), Call::post(FORWARD, &forged))?;
     }
     // What a person signed counts, but from nobody else as if it was said here and now.
-    let stolen = to_group(signed(&operators_own()?, command(pause.clone()))?);
+    let stolen = to_group(signed(&operators_own()?, command(pause))?);
     agent.refused("an agent sends a person's command", Call::post(COMMAND, &stolen))?;
     // Only an operator's signature makes a kill register valid, not an agent's.
     let register = KillRegister {
