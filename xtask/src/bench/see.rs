@@ -15,7 +15,7 @@ use crate::build::example;
 
 const SERVERS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// [`PATIENCE`] for `cohort status --wait`.
+/// [`PATIENCE`] in seconds, for the command line.
 const PATIENCE_S: &str = "120";
 /// Lines that a service writes.
 const LINES: u32 = 50;
@@ -45,12 +45,12 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     ])
 }
 
-/// The longest time from when a service is asked to write a line until `cohort logs --follow` has
+/// The longest time from when a service is asked to write a line until `cohort logs web-1 --follow` has
 /// printed it, in milliseconds.
 fn follow(fleet: &Fleet) -> Result<f64> {
     let server = fleet.agents().keys().next().context("a group has servers")?;
     let mut command = fleet.command(&["logs", server, "--follow"]);
-    let mut logs = command.stdout(Stdio::piped()).spawn().context("cohort logs")?;
+    let mut logs = command.stdout(Stdio::piped()).spawn().context("following a log")?;
     let printed = logs.stdout.take().context("its output is a pipe");
     let waits = printed.and_then(|printed| waits(fleet, server, printed));
     logs.kill()?;
