@@ -45,8 +45,8 @@ pub(crate) fn measure(programs: &Programs, dir: PathBuf) -> Result<Vec<Row>> {
     ])
 }
 
-/// The longest time from when a service is asked to write a line until `cohort logs web-1 --follow` has
-/// printed it, in milliseconds.
+/// The longest time from when a service is asked to write a line until `cohort logs web-1 --follow`
+/// has printed it, in milliseconds.
 fn follow(fleet: &Fleet) -> Result<f64> {
     let server = fleet.agents().keys().next().context("a group has servers")?;
     let mut command = fleet.command(&["logs", server, "--follow"]);
