@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::State as Context;
 use cohort_core::Event;
+use cohort_core::ids::Incarnation;
 use cohort_wire::agent::{EVENTS_MAX, EVENTS_WAIT_MS_MAX, EventsAnswer, EventsRequest, Happened};
 use cohort_wire::http::{ApiError, ApiJson};
 use parking_lot::Mutex;
@@ -30,6 +31,7 @@ pub(crate) struct EventLog {
 #[derive(Debug, Default)]
 struct Kept {
     events: VecDeque<Happened>,
+    incarnation: Incarnation,
     /// Up to here, events may be missing.
     missing: u64,
     /// Entries up to here were applied before this agent started.
@@ -45,8 +47,9 @@ impl Default for EventLog {
 impl EventLog {
     /// A member was opened: it will tell of entries after `applied`, and those up to `last` are not
     /// new.
-    pub(crate) fn begin(&self, applied: u64, last: u64) {
-        *self.kept.lock() = Kept { events: VecDeque::new(), missing: applied, old: last };
+    pub(crate) fn begin(&self, incarnation: Incarnation, applied: u64, last: u64) {
+        let events = VecDeque::new();
+        *self.kept.lock() = Kept { events, incarnation, missing: applied, old: last };
         self.newest.send_replace(applied);
     }
 
@@ -77,9 +80,11 @@ impl EventLog {
         self.newest.send_replace(index);
     }
 
-    /// Events of entries after `after`, or the last ones.
-    fn read(&self, after: Option<u64>) -> EventsAnswer {
+    /// Events of entries after `after`, which is of that incarnation, or the last ones.
+    fn read(&self, of: Option<Incarnation>, after: Option<u64>) -> EventsAnswer {
         let kept = self.kept.lock();
+        let is_other = of.is_some_and(|of| of != kept.incarnation);
+        let after = after.filter(|_| !is_other);
         let from = match after {
             Some(after) => kept.events.partition_point(|it| it.index <= after),
             None => kept.events.len().saturating_sub(EVENTS_MAX),
@@ -92,7 +97,8 @@ impl EventLog {
         }
         let events: Vec<Happened> = kept.events.range(from..to).cloned().collect();
         let end = events.last().map(|it| it.index).or(after).unwrap_or(kept.missing);
-        EventsAnswer { events, gap: after.is_some_and(|after| after < kept.missing), end }
+        let gap = is_other || after.is_some_and(|after| after < kept.missing);
+        EventsAnswer { incarnation: kept.incarnation, events, gap, end }
     }
 }
 
@@ -109,7 +115,7 @@ pub(crate) async fn events(
     let deadline = tokio::time::Instant::now() + wait;
     loop {
         newest.borrow_and_update();
-        let answer = shared.events.read(request.after);
+        let answer = shared.events.read(request.incarnation, request.after);
         if !answer.events.is_empty() || answer.gap {
             return Ok(Json(answer));
         }
@@ -135,28 +141,31 @@ mod events_test {
     #[test]
     fn whoever_follows_sees_every_event_once_and_is_told_of_a_gap() {
         let log = EventLog::default();
-        log.begin(10, 12);
+        log.begin(Incarnation(1), 10, 12);
         for index in [11, 12, 12, 13] {
             log.happened(index, &joined(index));
         }
-        let all = log.read(None);
+        let all = log.read(None, None);
         assert_eq!((indexes(&all), all.gap, all.end), (vec![11, 12, 12, 13], false, 13));
         let dated: Vec<bool> = all.events.iter().map(|it| it.unix_ms.is_some()).collect();
         assert_eq!(dated, [false, false, false, true], "what was applied before has no time");
-        assert_eq!(indexes(&log.read(Some(12))), [13]);
-        assert_eq!(log.read(Some(13)), EventsAnswer { events: vec![], gap: false, end: 13 });
-        assert!(log.read(Some(9)).gap, "a snapshot has replaced entry 10");
+        assert_eq!(indexes(&log.read(None, Some(12))), [13]);
+        let nothing = log.read(Some(Incarnation(1)), Some(13));
+        assert_eq!((nothing.events.len(), nothing.gap, nothing.end), (0, false, 13));
+        let other = log.read(Some(Incarnation(2)), Some(13));
+        assert_eq!((indexes(&other), other.gap), (vec![11, 12, 12, 13], true), "another log");
+        assert!(log.read(None, Some(9)).gap, "a snapshot has replaced entry 10");
         log.happened(
             14,
             &Event::RequestRepeated { request: cohort_core::ids::RequestId("x".into()) },
         );
-        assert_eq!(log.read(Some(13)).events.len(), 0);
+        assert_eq!(log.read(None, Some(13)).events.len(), 0);
     }
 
     #[test]
     fn an_entry_is_never_split_and_old_events_make_room() {
         let log = EventLog::default();
-        log.begin(0, 0);
+        log.begin(Incarnation(1), 0, 0);
         let max = EVENTS_MAX as u64;
         for index in 1..max {
             log.happened(index, &joined(index));
@@ -164,13 +173,13 @@ mod events_test {
         for nth in 0..5 {
             log.happened(max, &joined(nth));
         }
-        assert_eq!(log.read(Some(0)).events.len(), EVENTS_MAX + 4);
+        assert_eq!(log.read(None, Some(0)).events.len(), EVENTS_MAX + 4);
         for index in 0..KEPT_MAX as u64 {
             log.happened(max + 1 + index, &joined(index));
         }
-        let kept = log.read(Some(max - 1));
+        let kept = log.read(None, Some(max - 1));
         assert!(kept.gap);
         assert_eq!(kept.events[0].index, max + 1);
-        assert!(!log.read(Some(max)).gap);
+        assert!(!log.read(None, Some(max)).gap);
     }
 }

@@ -234,7 +234,7 @@ impl Starter {
             ..Placer::default()
         });
         let raft = member.view().raft;
-        shared.events.begin(raft.applied.0, raft.log.1.0);
+        shared.events.begin(incarnation, raft.applied.0, raft.log.1.0);
         let (inputs, queue) = Inputs::queue();
         let (view_sender, view) = watch::channel(Arc::new(member.view()));
         shared.book.lock().learn(&self.joined.members);

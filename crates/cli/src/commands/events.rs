@@ -1,9 +1,9 @@
 //! `cohort events`: what happened in groups, from their logs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use cohort_core::ids::{AppId, GroupId, ServerId};
+use cohort_core::ids::{AppId, GroupId, Incarnation, ServerId};
 use cohort_view::events::{app_of, sentence};
 use cohort_wire::agent::{EVENTS, EVENTS_WAIT_MS_MAX, EventsAnswer, EventsRequest, Happened};
 use cohort_wire::http::{Call, Client, Target};
@@ -82,7 +82,7 @@ pub(crate) async fn run(global: &Global, args: &EventsArgs) -> Result<Exit, Fail
     let mut all: Vec<(&Reader<'_>, Happened)> = Vec::new();
     let mut failed = None;
     for reader in &readers {
-        match reader.ask(args.after, 0).await {
+        match reader.ask(None, args.after, 0).await {
             Ok(answer) => {
                 reader.tell_gap(&answer);
                 all.extend(answer.events.into_iter().map(|it| (reader, it)));
@@ -102,8 +102,13 @@ pub(crate) async fn run(global: &Global, args: &EventsArgs) -> Result<Exit, Fail
 
 impl Reader<'_> {
     /// Asks the group's servers in turn: only those that carry a member can tell.
-    async fn ask(&self, after: Option<u64>, wait_ms: u64) -> Result<EventsAnswer, Failure> {
-        let request = EventsRequest { after, wait_ms };
+    async fn ask(
+        &self,
+        incarnation: Option<Incarnation>,
+        after: Option<u64>,
+        wait_ms: u64,
+    ) -> Result<EventsAnswer, Failure> {
+        let request = EventsRequest { incarnation, after, wait_ms };
         let deadline = AGENT_DEADLINE + Duration::from_millis(wait_ms);
         let mut failure = None;
         for target in &self.targets {
@@ -121,19 +126,25 @@ impl Reader<'_> {
 
     /// Never returns: what is away may come back.
     async fn follow(&self, mut after: Option<u64>) {
-        let mut wait_ms = 0;
+        let (mut incarnation, mut wait_ms) = (None, 0);
         loop {
-            match self.ask(after, wait_ms).await {
+            let asked = Instant::now();
+            let nothing = match self.ask(incarnation, after, wait_ms).await {
                 Ok(answer) => {
                     self.tell_gap(&answer);
                     answer.events.iter().for_each(|happened| self.show(happened));
-                    after = Some(answer.end);
+                    (incarnation, after) = (Some(answer.incarnation), Some(answer.end));
                     wait_ms = EVENTS_WAIT_MS_MAX;
+                    answer.events.is_empty()
                 }
                 Err(failure) => {
                     note(&format!("{}: {}", self.group, failure.error));
-                    tokio::time::sleep(AGAIN_AFTER).await;
+                    true
                 }
+            };
+            // Also one that answers at once with nothing is not asked without a pause.
+            if nothing {
+                tokio::time::sleep(AGAIN_AFTER.saturating_sub(asked.elapsed())).await;
             }
         }
     }

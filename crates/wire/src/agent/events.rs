@@ -1,6 +1,7 @@
 //! What happened in a group, from its log.
 
 use cohort_core::Event;
+use cohort_core::ids::Incarnation;
 use serde::{Deserialize, Serialize};
 
 /// `POST` an [`EventsRequest`], everybody with a certificate: what happened in the group. The
@@ -15,6 +16,8 @@ pub const EVENTS_WAIT_MS_MAX: u64 = 20_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventsRequest {
+    /// The incarnation that `after` is of; `None`: the present one.
+    pub incarnation: Option<Incarnation>,
     /// Only of entries after this index of the log; `None`: the last [`EVENTS_MAX`].
     pub after: Option<u64>,
     /// How long to wait for one if there is none, at most [`EVENTS_WAIT_MS_MAX`].
@@ -25,6 +28,8 @@ pub struct EventsRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventsAnswer {
+    /// The incarnation of the group whose log this is: another one numbers its entries anew.
+    pub incarnation: Incarnation,
     /// Oldest first. Those of one entry are never in two answers.
     pub events: Vec<Happened>,
     /// Some that were asked for are no longer known here.
