@@ -39,6 +39,11 @@ pub enum PackError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{} is {kind}, not a tar archive: `{unpacks}`, and publish that directory",
+        path.display()
+    )]
+    OtherArchive { path: PathBuf, kind: &'static str, unpacks: &'static str },
     /// Something that no host would unpack.
     #[error("{}: {reason}", path.display())]
     Entry { path: PathBuf, reason: String },
@@ -213,8 +218,11 @@ impl Read for Exact<'_> {
 /// # Errors
 /// If it is damaged, contains something not allowed in an artifact, or exceeds a limit.
 pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
-    let damaged = |source| PackError::NotATarball { path: path.to_owned(), source };
+    let damaged = |source| damaged(path, source);
     let mut file = File::open(path).on_path("read", path)?;
+    if let Some((kind, unpacks)) = other_archive(&mut file).on_path("read", path)? {
+        return Err(PackError::OtherArchive { path: path.to_owned(), kind, unpacks });
+    }
     let format = format_of(&mut file).on_path("read", path)?;
     let reader = unpacking(format, file).map_err(damaged)?;
     // The limit, plus headers and padding.
@@ -242,9 +250,43 @@ pub fn inspect_tarball(path: &Path) -> Result<Inspection, PackError> {
     Ok(Inspection { format, unpacked_bytes, entries, package_file, contents })
 }
 
+/// What the library says of a header that is none quotes it: any bytes of any file.
+fn damaged(path: &Path, source: io::Error) -> PackError {
+    let source = match source.get_ref() {
+        Some(said) => io::Error::new(source.kind(), first_words(&said.to_string())),
+        None => source,
+    };
+    PackError::NotATarball { path: path.to_owned(), source }
+}
+
+/// A message up to what it quotes.
+fn first_words(message: &str) -> String {
+    message.split(':').next().unwrap_or_default().trim().to_owned()
+}
+
+/// Archives that people publish for what they are elsewhere: by their first bytes, what they are
+/// and what unpacks them.
+const OTHER_ARCHIVES: &[(&[u8], &str, &str)] = &[
+    (b"PK\x03\x04", "a zip archive (as every wheel is)", "unzip FILE -d dist"),
+    (b"!<arch>\ndebian-binary", "a Debian package", "dpkg-deb -x FILE dist"),
+    (b"\xed\xab\xee\xdb", "an RPM package", "rpm2archive FILE, unpack its tarball into dist"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x FILE -odist"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "mkdir dist; tar -xJf FILE -C dist"),
+    (b"BZh", "compressed with bzip2", "mkdir dist; tar -xjf FILE -C dist"),
+];
+
+/// Another kind of archive than a host unpacks. Rewinds the file.
+fn other_archive(file: &mut File) -> io::Result<Option<(&'static str, &'static str)>> {
+    let mut head = Vec::new();
+    Read::by_ref(file).take(32).read_to_end(&mut head)?;
+    file.rewind()?;
+    let found = OTHER_ARCHIVES.iter().find(|(magic, ..)| head.starts_with(magic));
+    Ok(found.map(|(_, kind, unpacks)| (*kind, *unpacks)))
+}
+
 fn refusal(path: &Path, refused: Refused) -> PackError {
     match refused {
-        Refused::Unreadable(source) => PackError::NotATarball { path: path.to_owned(), source },
+        Refused::Unreadable(source) => damaged(path, source),
         Refused::Entry { entry, source } => {
             PackError::Entry { path: entry.into(), reason: source.to_string() }
         }

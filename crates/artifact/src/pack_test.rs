@@ -177,3 +177,21 @@ fn what_a_file_loses_is_told_from_a_directory_and_from_a_tarball() {
     let expected = [("su", Lost::SetId), ("web", Lost::Capabilities)];
     assert_eq!(lost.lost(), expected.map(|(path, lost)| (PathBuf::from(path), lost)));
 }
+
+#[test]
+fn other_archives_are_named_and_no_content_is_quoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let inspect = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        inspect_tarball(&path).unwrap_err()
+    };
+    for magic in
+        [&b"PK\x03\x04rest"[..], b"!<arch>\ndebian-binary   0", b"\xed\xab\xee\xdb\x03\x00"]
+    {
+        assert!(matches!(inspect(magic), PackError::OtherArchive { .. }), "{magic:?}");
+    }
+    let text = inspect("a secret line\n".repeat(100).as_bytes());
+    let said = cohort_base::chain(&text);
+    assert!(matches!(text, PackError::NotATarball { .. }) && !said.contains("secret"), "{said}");
+}
