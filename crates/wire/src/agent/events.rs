@@ -28,7 +28,7 @@ pub struct EventsRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventsAnswer {
-    /// The incarnation of the group whose log this is: another one numbers its entries anew.
+    /// The incarnation of the group whose log this is: another one counts from its own start.
     pub incarnation: Incarnation,
     /// Oldest first. Those of one entry are never in two answers.
     pub events: Vec<Happened>,
