@@ -3,13 +3,17 @@
 //!
 //! [gRPC health protocol]: https://grpc.io/docs/guides/health-checking/
 
+use std::sync::Arc;
+
 use cohort_base::chain;
 use cohort_core::policy::GrpcProbe;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderMap;
+use hyper::rt::Executor;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 use crate::check::{ANSWER_BYTES_MAX, CheckFailure, Stream, quoted};
 use crate::check_http::Bounded;
@@ -34,8 +38,10 @@ pub(crate) async fn look(
         .body(Full::new(question(probe.service.as_deref())))
         .map_err(|error| CheckFailure::CannotCheck(chain(&error)))?;
     let not_grpc = |error: hyper::Error| CheckFailure::NotGrpc(chain(&error));
+    let tasks = Tasks::default();
+    let _over = EndOf(tasks.clone());
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), Bounded::new(stream))
+        hyper::client::conn::http2::handshake(tasks, Bounded::new(stream))
             .await
             .map_err(not_grpc)?;
     let ask = async {
@@ -47,6 +53,35 @@ pub(crate) async fn look(
         biased;
         result = &mut ask => result,
         _ended = connection => ask.await,
+    }
+}
+
+/// What was spawned for a connection; `None` once the check is over.
+#[derive(Debug, Clone)]
+struct Tasks(Arc<Mutex<Option<Vec<AbortHandle>>>>);
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Tasks(Arc::new(Mutex::new(Some(Vec::new()))))
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        if let Some(tasks) = &mut *self.0.lock() {
+            tasks.push(tokio::spawn(task).abort_handle());
+        }
+    }
+}
+
+/// Ends the tasks when it is dropped: a connection whose other end reads nothing would wait in one
+/// of them for ever.
+struct EndOf(Tasks);
+
+impl Drop for EndOf {
+    fn drop(&mut self) {
+        let tasks = self.0.0.lock().take();
+        tasks.into_iter().flatten().for_each(|task| task.abort());
     }
 }
 

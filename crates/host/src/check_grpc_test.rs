@@ -72,6 +72,21 @@ async fn what_speaks_no_grpc_is_told_so() {
     drop(other);
 }
 
+#[tokio::test]
+async fn nothing_is_left_of_a_check_whose_service_reads_nothing() {
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    let (ours, theirs) = tokio::io::duplex(16);
+    let probe = GrpcProbe::default();
+    let asked = look(Box::new(ours), "127.0.0.1:80", &probe);
+    assert!(tokio::time::timeout(Duration::from_millis(200), asked).await.is_err());
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(alive(), before);
+    drop(theirs);
+}
+
 #[test]
 fn malformed_answers_are_none() {
     assert_eq!(status_of(&[0, 0, 0, 0, 2, 8, 1]), Some(1));
