@@ -41,6 +41,16 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Writes one of many results, as it comes: as JSON, an object in one line.
+    pub(crate) fn line(self, answer: &Answer<'_>, text: impl FnOnce() -> String) {
+        match self {
+            Output::Json => print_json_line(answer),
+            Output::Text | Output::Name => print(&text()),
+        }
+    }
+}
+
 /// What standard output can show.
 pub(crate) fn look() -> Look {
     if !io::stdout().is_terminal() {

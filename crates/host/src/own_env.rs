@@ -29,7 +29,7 @@ pub enum OwnEnvError {
         #[source]
         source: Box<UntrustedFolder>,
     },
-    #[error("{} must be a file of root or of the service's user: {must}", path.display())]
+    #[error("{}: {must}", path.display())]
     Access { path: PathBuf, must: &'static str },
     #[error("{} has more than {FILE_BYTES_MAX} bytes", path.display())]
     TooLong { path: PathBuf },
@@ -71,11 +71,11 @@ pub(crate) fn read(
 pub(crate) fn private(about: &Metadata, run_as: Option<RunAs>) -> Result<(), &'static str> {
     let owners = [Some(0), Some(own_user()), run_as.map(|run_as| run_as.uid)];
     if !about.is_file() || !owners.contains(&Some(about.uid())) {
-        return Err("chown it");
+        return Err("it has to be a file of root or of the service's user: chown it");
     }
     match about.mode() & 0o027 {
         0 => Ok(()),
-        _ => Err("others may neither read nor write it: chmod 600"),
+        _ => Err("others must neither read nor write it: chmod 600"),
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn check(folder: &Path, run_as: Option<RunAs>) -> Result<(), OwnEnvEr
     for above in place.ancestors() {
         let about = fs::metadata(above).on_path("inspect", above)?;
         if !may(&about, run_as, 0o1) {
-            return access(above, "its service's user has to get through: chmod o+x");
+            return access(above, "the service's user has to get through: chmod o+x");
         }
     }
     for entry in entries {

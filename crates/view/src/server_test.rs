@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use cohort_core::reason::DebtReason;
+use cohort_core::waiting::WaitingOn;
 use cohort_wire::agent::GroupStatus;
 
 use super::ServerReport;
 use crate::report::report_test::NOW_S;
 use crate::report::{Asked, FleetReport, Origin, Picture};
-use crate::sample::{app, rolling, server, settled};
+use crate::sample::{app, rolling, server, settled, waiting};
 use crate::table::Look;
 
 fn report(status: GroupStatus) -> FleetReport {
@@ -26,6 +28,16 @@ fn a_server_is_healthy_if_it_serves_and_nothing_of_it_waits() {
     for name in ["web-1", "web-2", "web-3"] {
         assert!(ServerReport::of(&rests.groups[0], &server(name)).healthy, "{name}");
     }
+    // What another server owes is not its own.
+    let mut owes = settled();
+    let app = owes.apps.get_mut(&app()).unwrap();
+    app.servers.get_mut(&server("web-2")).unwrap().debt = Some(DebtReason::Joined);
+    let reason = DebtReason::Joined;
+    let debt = WaitingOn::Debt { server: server("web-2"), reason, again_ms: None };
+    app.waiting = vec![waiting(debt, 1_000)];
+    let owes = report(owes);
+    assert!(ServerReport::of(&owes.groups[0], &server("web-1")).healthy);
+    assert!(!ServerReport::of(&owes.groups[0], &server("web-2")).healthy);
     let moving = report(rolling());
     let (it, stranger) = (server("web-2"), server("web-9"));
     let busy = ServerReport::of(&moving.groups[0], &it);

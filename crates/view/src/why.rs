@@ -296,8 +296,9 @@ pub fn text(waits: &[Wait]) -> String {
     text
 }
 
-/// The waits of one server: its own state, then those that name it. If none do, it is waiting for
-/// its turn, and therefore for everything that its group is waiting for.
+/// The waits of one server: its own state, then those that name it. If none do, and it does not run
+/// what it should, it is waiting for its turn, and therefore for everything that its group is
+/// waiting for.
 #[must_use]
 pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
     let group = &status.group;
@@ -315,7 +316,12 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
         };
         let own = own_sentence(app.servers.get(server), app) + &heard;
         waits.push(mine(Wait::state(group, Some(id), own)));
-        let its_turn = !app.waiting.iter().any(|waiting| concerns(&waiting.on, server));
+        // One that runs what it should, and changes nothing, waits for no turn.
+        let rests = app.servers.get(server).is_some_and(|here| {
+            let runs = here.running.as_ref().is_some_and(|it| Some(it) == wanted(app));
+            runs && here.activation.is_none() && here.debt.is_none()
+        });
+        let its_turn = !rests && !app.waiting.iter().any(|waiting| concerns(&waiting.on, server));
         let shown = app
             .waiting
             .iter()

@@ -162,7 +162,7 @@ impl Reader<'_> {
         }
         let Some(text) = sentence(&happened.event, true) else { return };
         let group = &self.group;
-        self.output.answer(&Answer::Event { group, happened }, || {
+        self.output.line(&Answer::Event { group, happened }, || {
             let at = happened.unix_ms.and_then(|ms| i64::try_from(ms).ok());
             let at = at.and_then(|ms| Timestamp::from_millisecond(ms).ok());
             let at = at.map_or_else(

@@ -200,7 +200,7 @@ impl Reader {
 
     fn show(&self, app: &AppId, line: &str) {
         let server = &self.server;
-        self.output.answer(&Answer::Log { server, app, line }, || match self.many {
+        self.output.line(&Answer::Log { server, app, line }, || match self.many {
             true => format!("{server}: {line}\n"),
             false => format!("{line}\n"),
         });

@@ -66,7 +66,8 @@ fn happened(trial: &Trial, server: &str) -> Result<BTreeMap<u64, Vec<Value>>> {
     let address = trial.agents()[server].address.to_string();
     let args = ["events", GROUP, "--agent", &address, "--name", server, "-o", "json"];
     let mut events: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
-    for mut line in json(&trial.run(&args)?)? {
+    for line in trial.run(&args)?.lines() {
+        let mut line: Value = serde_json::from_str(line).context("an object per line")?;
         let happened = line["happened"].as_object_mut().context("an event")?;
         // Each member has a clock of its own.
         happened.remove("unix_ms");
