@@ -316,17 +316,18 @@ pub fn server_waits(status: &GroupStatus, server: &ServerId) -> Vec<Wait> {
         };
         let own = own_sentence(app.servers.get(server), app) + &heard;
         waits.push(mine(Wait::state(group, Some(id), own)));
-        // One that runs what it should, and changes nothing, waits for no turn.
+        // One that runs what it should, and changes nothing, does not wait for what others owe.
         let rests = app.servers.get(server).is_some_and(|here| {
             let runs = here.running.as_ref().is_some_and(|it| Some(it) == wanted(app));
             runs && here.activation.is_none() && here.debt.is_none()
         });
-        let its_turn = !rests && !app.waiting.iter().any(|waiting| concerns(&waiting.on, server));
-        let shown = app
-            .waiting
-            .iter()
-            .filter(|waiting| !is_up_to_date(waiting))
-            .filter(|waiting| its_turn || concerns(&waiting.on, server));
+        let of_others =
+            |on: &WaitingOn| rests && status.servers.keys().any(|other| concerns(on, other));
+        let its_turn = !app.waiting.iter().any(|waiting| concerns(&waiting.on, server));
+        let shown =
+            app.waiting.iter().filter(|waiting| !is_up_to_date(waiting)).filter(|waiting| {
+                concerns(&waiting.on, server) || (its_turn && !of_others(&waiting.on))
+            });
         waits.extend(shown.map(|waiting| mine(Wait::of(group, id, app, waiting))));
         let here = app.servers.get(server);
         waits.extend(here.and_then(|here| ignored_hook(status, id, server, here)));
